@@ -1,0 +1,1 @@
+"""Wire contracts: generated protobuf code, topic catalogue, definition model, CloudEvents codec."""

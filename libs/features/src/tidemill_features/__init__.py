@@ -1,0 +1,1 @@
+"""The feature engine: expressions, rings, point-in-time reads. Pure."""

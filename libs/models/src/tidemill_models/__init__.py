@@ -1,0 +1,1 @@
+"""Learners, evaluation and signed model bundles."""

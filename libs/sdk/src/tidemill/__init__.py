@@ -1,0 +1,1 @@
+"""Tidemill for its users: definition API, clients, command line, local stack, demo."""

@@ -1,0 +1,1 @@
+"""Everything of the feature service that touches the world."""

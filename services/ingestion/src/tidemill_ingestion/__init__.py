@@ -1,0 +1,1 @@
+"""Events in: gRPC and HTTP CloudEvents, validated per stream, durable in Kafka."""

@@ -1,0 +1,1 @@
+"""Everything of the ingestion service that touches the world."""

@@ -1,0 +1,1 @@
+"""Labels joined to predictions, metrics, drift, incidents and the retraining policy."""

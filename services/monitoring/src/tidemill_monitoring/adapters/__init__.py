@@ -1,0 +1,1 @@
+"""Everything of the monitoring service that touches the world."""

@@ -1,0 +1,1 @@
+"""Definitions, versions, aliases, deployments and their history; the rollout controller."""

@@ -1,0 +1,1 @@
+"""Everything of the registry service that touches the world."""

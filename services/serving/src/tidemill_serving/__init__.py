@@ -1,0 +1,1 @@
+"""Predictions over gRPC from signed bundles and fresh features."""

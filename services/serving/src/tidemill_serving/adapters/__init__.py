@@ -1,0 +1,1 @@
+"""Everything of the serving service that touches the world."""

@@ -1,0 +1,1 @@
+"""Retrain requests to evaluated, signed, registered model versions."""

@@ -1,0 +1,1 @@
+"""Everything of the training service that touches the world."""
