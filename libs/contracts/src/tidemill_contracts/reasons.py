@@ -1,0 +1,35 @@
+"""Named reasons for what is refused: the same in HTTP, gRPC, the dead-letter header and the metric label."""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why an event, record, request or row was refused; the value is the wire name."""
+
+    UNKNOWN_STREAM = "unknown_stream"
+    UNKNOWN_PIPELINE = "unknown_pipeline"
+    UNKNOWN_VIEW = "unknown_view"
+    UNKNOWN_ENTITY = "unknown_entity"
+    UNKNOWN_VERSION = "unknown_version"
+    UNKNOWN_FIELD = "unknown_field"
+    MISSING_FIELD = "missing_field"
+    WRONG_TYPE = "wrong_type"
+    NULL_KEY = "null_key"
+    NON_FINITE = "non_finite"
+    OUT_OF_RANGE = "out_of_range"
+    NAIVE_TIMESTAMP = "naive_timestamp"
+    TOO_FAR_IN_FUTURE = "too_far_in_future"
+    TOO_LATE = "too_late"
+    OVERSIZED = "oversized"
+    DUPLICATE = "duplicate"
+    BAD_UTF8 = "bad_utf8"
+    UNDECODABLE = "undecodable"
+    EMPTY = "empty"
+    MISSING_ACTOR = "missing_actor"
+    CONFLICT = "conflict"
+    UNSUPPORTED = "unsupported"
+    NO_MODEL = "no_model"
+    OVERLOADED = "overloaded"
+    UNAVAILABLE = "unavailable"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    HANDLER = "handler"
