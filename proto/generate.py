@@ -1,4 +1,4 @@
-"""Generate the contracts library: protobuf code and topic catalogue; `--check` fails when the committed copy is stale."""
+"""Generate the contracts library: protobuf code, topic catalogue; `--check` fails when the committed copy is stale."""
 
 import argparse
 import filecmp
