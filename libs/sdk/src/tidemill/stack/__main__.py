@@ -1,0 +1,67 @@
+"""The supervisor's process: `python -m tidemill.stack HOME`, with what was asked for in HOME/spec.json."""
+
+import argparse
+import asyncio
+import fcntl
+import random
+import sys
+from pathlib import Path
+
+from tidemill.stack import control
+from tidemill.stack.plan import Layout, port_names
+from tidemill.stack.ports import choose
+from tidemill.stack.servers import endpoints_of, passwords, server_programs, service_programs
+from tidemill.stack.spec import StackError, StackSpec
+from tidemill.stack.state import read_state
+from tidemill.stack.supervisor import Prepared, Supervisor
+
+
+def prepare(layout: Layout) -> Prepared:
+    """Do what needs no running server: passwords, ports, downloads, formats, keys."""
+    spec = StackSpec.from_json(layout.spec_file.read_text())
+    earlier = read_state(layout.state_file)
+    secret = passwords(layout)
+    names = port_names(spec.services, spec.external.given())
+    ports = choose(names, {} if earlier is None else earlier.ports, random.SystemRandom())
+    endpoints = endpoints_of(spec, ports, secret)
+    servers = server_programs(spec, layout, ports, secret)
+    services = service_programs(spec, layout, endpoints)
+    return Prepared(
+        spec=spec,
+        layout=layout,
+        ports=ports,
+        endpoints=endpoints,
+        tiers=(servers, services),
+        control=str(control.socket_path(layout.home)),
+    )
+
+
+async def supervise(prepared: Prepared, *, foreground: bool, lifeline: bool) -> int:
+    return await Supervisor(prepared, foreground=foreground).run(lifeline=lifeline)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("home", type=Path)
+    parser.add_argument("--foreground", action="store_true", help="print every process's output here too")
+    parser.add_argument("--lifeline", action="store_true", help="stop when standard input ends")
+    arguments = parser.parse_args()
+    layout = Layout(arguments.home)
+    layout.home.mkdir(parents=True, exist_ok=True)
+    with open(layout.lock_file, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.stderr.write(f"a stack already runs in {layout.home}\n")
+            return 1
+        try:
+            control.remove_stale(control.socket_path(layout.home))
+            prepared = prepare(layout)
+        except StackError as error:
+            sys.stderr.write(f"{error}\n")
+            return 1
+        return asyncio.run(supervise(prepared, foreground=arguments.foreground, lifeline=arguments.lifeline))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

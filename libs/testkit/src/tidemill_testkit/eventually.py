@@ -1,0 +1,79 @@
+"""Wait for a claim to become true, with a deadline, in place of sleeping."""
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+FIRST_PAUSE_S = 0.005
+LONGEST_PAUSE_S = 0.25
+
+
+class NeverTrueError(AssertionError):
+    """The claim was still false at the deadline."""
+
+
+def _message(claim: str, deadline_s: float, last: object, error: Exception | None) -> str:
+    seen = f"last error: {error!r}" if error is not None else f"last value: {last!r}"
+    return f"not within {deadline_s:g} s: {claim or 'the predicate'}; {seen}"
+
+
+def eventually(
+    predicate: Callable[[], T],
+    deadline_s: float = 10.0,
+    *,
+    claim: str = "",
+    tolerate: tuple[type[Exception], ...] = (AssertionError,),
+) -> T:
+    """Return the first true value of `predicate`; it blocks the thread, so use `aeventually` in a coroutine.
+
+    An exception of the `tolerate` kinds counts as "not yet". Raises: NeverTrueError with what was seen last.
+    """
+    ends = time.monotonic() + deadline_s
+    pause = FIRST_PAUSE_S
+    while True:
+        last: object = None
+        error: Exception | None = None
+        try:
+            value = predicate()
+            if value:
+                return value
+            last = value
+        except tolerate as caught:
+            error = caught
+        if time.monotonic() >= ends:
+            raise NeverTrueError(_message(claim, deadline_s, last, error)) from error
+        time.sleep(min(pause, max(0.0, ends - time.monotonic())))
+        pause = min(pause * 1.5, LONGEST_PAUSE_S)
+
+
+async def aeventually(
+    predicate: Callable[[], T | Awaitable[T]],
+    deadline_s: float = 10.0,
+    *,
+    claim: str = "",
+    tolerate: tuple[type[Exception], ...] = (AssertionError,),
+) -> T:
+    """Return the first true value of `predicate`, a function or a coroutine function, without blocking the loop.
+
+    An exception of the `tolerate` kinds counts as "not yet". Raises: NeverTrueError with what was seen last.
+    """
+    ends = time.monotonic() + deadline_s
+    pause = FIRST_PAUSE_S
+    while True:
+        last: object = None
+        error: Exception | None = None
+        try:
+            given = predicate()
+            value = await given if inspect.isawaitable(given) else given
+            if value:
+                return value
+            last = value
+        except tolerate as caught:
+            error = caught
+        if time.monotonic() >= ends:
+            raise NeverTrueError(_message(claim, deadline_s, last, error)) from error
+        await asyncio.sleep(min(pause, max(0.0, ends - time.monotonic())))
+        pause = min(pause * 1.5, LONGEST_PAUSE_S)

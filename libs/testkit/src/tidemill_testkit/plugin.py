@@ -1,0 +1,81 @@
+"""Pytest fixtures that give a test its own corner of the real Kafka, PostgreSQL and Redis.
+
+The servers are started once per session in a temporary folder; with TIDEMILL_TEST_HOME naming a running stack's
+folder (or its state.json) that stack is used and left running.
+"""
+
+import asyncio
+import importlib
+import os
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+HOME_VARIABLE = "TIDEMILL_TEST_HOME"
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Addresses of the servers that tests share; take names of your own inside them."""
+
+    kafka: str
+    redis: str
+    postgres_dsn: str
+
+
+def _stack(home: Path, name: str) -> Any:
+    # The stack is loaded only when a test asks for servers: this plugin is imported in every pytest run.
+    return importlib.import_module("tidemill.stack").Stack(name, home)
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """The real servers, one set per session."""
+    given = os.environ.get(HOME_VARIABLE)
+    if given:
+        home = Path(given).parent if given.endswith(".json") else Path(given)
+        yield _of(_stack(home, "given").endpoints)
+        return
+    stack = _stack(tmp_path_factory.mktemp("stack"), "test")
+    try:
+        yield _of(stack.start(only="servers"))
+    finally:
+        stack.stop()
+
+
+def _of(endpoints: Any) -> Servers:
+    return Servers(kafka=endpoints.kafka, redis=endpoints.redis, postgres_dsn=endpoints.postgres_dsn)
+
+
+@pytest.fixture
+def topic_prefix() -> str:
+    """A prefix for topics and groups that no other test has."""
+    return f"test-{secrets.token_hex(4)}."
+
+
+@pytest.fixture
+def redis_namespace() -> str:
+    """A prefix for Redis keys that no other test has."""
+    return f"test-{secrets.token_hex(4)}"
+
+
+@pytest_asyncio.fixture
+async def database(servers: Servers) -> AsyncIterator[str]:
+    """The DSN of an empty PostgreSQL database, dropped after the test."""
+    name = f"test_{secrets.token_hex(6)}"
+    admin = await asyncpg.connect(servers.postgres_dsn)
+    try:
+        await admin.execute(f'CREATE DATABASE "{name}"')
+        yield urlunsplit(urlsplit(servers.postgres_dsn)._replace(path=f"/{name}"))
+        # FORCE, since a test that was killed on purpose may have left its sessions behind.
+        async with asyncio.timeout(30):
+            await admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    finally:
+        await admin.close()

@@ -1,0 +1,28 @@
+"""The fixtures give each test a real corner of its own."""
+
+import asyncpg
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from tidemill_testkit.plugin import Servers
+
+
+@pytest.mark.servers
+async def test_a_topic_under_the_test_prefix_takes_a_record(servers: Servers, topic_prefix: str) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=servers.kafka)
+    await admin.start()
+    await admin.create_topics([NewTopic(topic_prefix + "numbers", 1, 1)])
+    async with AIOKafkaProducer(bootstrap_servers=servers.kafka, enable_idempotence=True) as producer:
+        record = await producer.send_and_wait(topic_prefix + "numbers", b"one")
+    await admin.delete_topics([topic_prefix + "numbers"])
+    await admin.close()
+    assert record.offset == 0
+
+
+@pytest.mark.servers
+async def test_each_test_gets_an_empty_database(database: str) -> None:
+    connection = await asyncpg.connect(database)
+    tables = await connection.fetchval("select count(*) from pg_tables where schemaname = 'public'")
+    await connection.close()
+    assert tables == 0
