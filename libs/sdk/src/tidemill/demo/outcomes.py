@@ -1,0 +1,109 @@
+"""What became of the predictions: outcomes read back from their topic, as columns."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from aiokafka import AIOKafkaConsumer
+from aiokafka.structs import ConsumerRecord
+from numpy.typing import NDArray
+from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
+from tidemill_contracts.serving.v1 import records_pb2 as serving
+
+STEP_RECORDS = 5_000
+READ_TIMEOUT_MS = 10_000
+
+
+async def read_topic(client: dict[str, Any], topic: str) -> AsyncIterator[ConsumerRecord]:
+    """Yield every record that the (physical) topic holds at the time of the call, partition by partition in order."""
+    consumer = AIOKafkaConsumer(topic, **client, enable_auto_commit=False, auto_offset_reset="earliest")
+    await consumer.start()
+    try:
+        ends = await consumer.end_offsets(consumer.assignment())
+        starts = await consumer.beginning_offsets(ends)
+        left = {place for place, end in ends.items() if end > starts[place]}
+        while left:
+            batches = await consumer.getmany(timeout_ms=READ_TIMEOUT_MS, max_records=STEP_RECORDS)
+            for place, records in batches.items():
+                for record in records:
+                    if record.offset < ends[place]:
+                        yield record
+            for place in list(left):
+                if await consumer.position(place) >= ends[place]:
+                    left.discard(place)
+    finally:
+        await consumer.stop()
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Labelled predictions, one row each, ordered by (as_of, prediction id)."""
+
+    as_of_us: NDArray[np.int64]
+    label: NDArray[np.float64]
+    # Probability of the version that answered, and of the fixed first model.
+    adaptive: NDArray[np.float64]
+    static: NDArray[np.float64]
+
+
+@dataclass
+class Latest:
+    """Keeps, per prediction id, the outcome with the highest revision."""
+
+    static_version: int
+
+    def __post_init__(self) -> None:
+        self._kept: dict[str, tuple[int, int, int, float, float, float]] = {}
+
+    def add(self, value: bytes) -> None:
+        """Take in one record of the outcomes topic."""
+        outcome = monitoring.OutcomeRecord.FromString(value)
+        known = self._kept.get(outcome.prediction_id)
+        if known is not None and known[0] >= outcome.revision:
+            return
+        prediction = outcome.prediction
+        static = next(
+            (score.probability for score in prediction.scores if score.model_version == self.static_version),
+            float("nan"),
+        )
+        self._kept[outcome.prediction_id] = (
+            outcome.revision,
+            outcome.state,
+            prediction.as_of_us,
+            outcome.label,
+            prediction.probability,
+            static,
+        )
+
+    def scored(self) -> Scored:
+        """Return the labelled ones as columns."""
+        rows = sorted(
+            (as_of, name, label, adaptive, static)
+            for name, (_, state, as_of, label, adaptive, static) in self._kept.items()
+            if state != monitoring.OUTCOME_STATE_NEVER
+        )
+        return Scored(
+            as_of_us=np.array([row[0] for row in rows], np.int64),
+            label=np.array([row[2] for row in rows], np.float64),
+            adaptive=np.array([row[3] for row in rows], np.float64),
+            static=np.array([row[4] for row in rows], np.float64),
+        )
+
+
+async def logged_predictions(client: dict[str, Any], prefix: str) -> tuple[int, int]:
+    """Return how many predictions are logged, and how many distinct prediction ids they carry."""
+    ids: set[str] = set()
+    records = 0
+    async for record in read_topic(client, f"{prefix}serving.predictions.v1"):
+        ids.add(serving.PredictionRecord.FromString(record.value).prediction_id)
+        records += 1
+    return records, len(ids)
+
+
+async def latest_outcomes(client: dict[str, Any], prefix: str, static_version: int) -> Latest:
+    """Read the outcomes topic to its end."""
+    latest = Latest(static_version)
+    async for record in read_topic(client, f"{prefix}monitoring.outcomes.v1"):
+        latest.add(record.value)
+    return latest
