@@ -3,7 +3,6 @@
 import time
 
 import pytest
-
 from tidemill_testkit.eventually import NeverTrueError, aeventually, eventually
 
 

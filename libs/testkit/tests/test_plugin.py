@@ -1,10 +1,11 @@
 """The fixtures give each test a real corner of its own."""
 
-import asyncpg
+from importlib import import_module
+from importlib.util import find_spec
+
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-
 from tidemill_testkit.plugin import Servers
 
 
@@ -21,8 +22,9 @@ async def test_a_topic_under_the_test_prefix_takes_a_record(servers: Servers, to
 
 
 @pytest.mark.servers
+@pytest.mark.skipif(find_spec("asyncpg") is None, reason="the testkit alone brings no PostgreSQL driver")
 async def test_each_test_gets_an_empty_database(database: str) -> None:
-    connection = await asyncpg.connect(database)
+    connection = await import_module("asyncpg").connect(database)
     tables = await connection.fetchval("select count(*) from pg_tables where schemaname = 'public'")
     await connection.close()
     assert tables == 0
