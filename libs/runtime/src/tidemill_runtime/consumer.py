@@ -1,0 +1,102 @@
+"""Opening an aiokafka consumer while Kafka may be away, and committing in the background."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+
+from tidemill_runtime.retries import delays
+from tidemill_runtime.settings import KafkaSettings
+
+log = structlog.get_logger(__name__)
+
+
+async def sleep_unless(stopping: asyncio.Event, seconds: float) -> None:
+    """Wait, but no longer than until `stopping` is set."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stopping.wait(), seconds)
+
+
+async def connect(
+    kafka: KafkaSettings,
+    options: Mapping[str, Any],
+    stopping: asyncio.Event,
+    fault: Callable[[str], None],
+    *,
+    topics: Sequence[str] = (),
+) -> Any:
+    """Return a started consumer, trying until Kafka answers; None where `stopping` was set first."""
+    for delay_s in delays(0.2):
+        if stopping.is_set():
+            break
+        consumer = AIOKafkaConsumer(*topics, **kafka.client_kwargs(), **options)
+        try:
+            await consumer.start()
+        except (KafkaError, OSError) as error:
+            fault(f"Kafka: {error!r}")
+            log.warning("consumer_waits_for_kafka", error=str(error))
+            await close(consumer)
+            await sleep_unless(stopping, delay_s)
+        else:
+            return consumer
+    return None
+
+
+async def close(consumer: Any, timeout_s: float = 5.0) -> None:
+    """Stop a consumer; with Kafka away this is given up after a while, since leaving the group is a courtesy."""
+    stopping = asyncio.ensure_future(consumer.stop())
+    done, _ = await asyncio.wait({stopping}, timeout=timeout_s)
+    if not done:
+        stopping.cancel()
+        log.warning("consumer_abandoned")
+    elif (error := stopping.exception()) is not None:
+        log.warning("consumer_stop_failed", error=repr(error))
+
+
+class Committer:
+    """Commits the newest durable offsets, at most once per interval, off the path of the batches."""
+
+    def __init__(self, consumer: Any, every_ms: int) -> None:
+        self._consumer = consumer
+        self._every_s = every_ms / 1000
+        self._offsets: dict[TopicPartition, int] = {}
+        self._wanted = asyncio.Event()
+        self._one = asyncio.Lock()
+
+    def durable(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Take note of offsets before which everything is durable."""
+        self._offsets.update(offsets)
+        self._wanted.set()
+
+    def forget(self) -> None:
+        """Drop what is not committed: the partitions are no longer ours."""
+        self._offsets.clear()
+
+    async def run(self) -> None:
+        """Commit until cancelled."""
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            if not await self.commit():
+                self._wanted.set()
+            await asyncio.sleep(self._every_s)
+
+    async def commit(self) -> bool:
+        """Commit now; False where it should be tried again. What stays uncommitted is only applied once more."""
+        async with self._one:
+            offsets, self._offsets = self._offsets, {}
+            if not offsets:
+                return True
+            try:
+                await self._consumer.commit(offsets)
+            except (CommitFailedError, IllegalStateError) as error:
+                log.info("commit_of_lost_partitions", error=repr(error))
+            except KafkaError as error:
+                log.warning("commit_failed", error=repr(error))
+                self._offsets = offsets | self._offsets
+                return False
+            return True

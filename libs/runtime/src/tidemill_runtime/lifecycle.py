@@ -1,0 +1,170 @@
+"""How a service lives: open in order, run, and on SIGTERM close in reverse with a deadline.
+
+A service is one async context manager. What it opens last closes first, so that intake (servers, consumers) stops
+before what it writes to (producers, pools). Everything that works in the background is a `Component` under `running`.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
+
+import structlog
+from pydantic import ValidationError
+
+from tidemill_runtime.errors import Stalled
+from tidemill_runtime.health import Health
+from tidemill_runtime.logs import configure_logs
+from tidemill_runtime.settings import ServiceSettings, redacted, unknown_variables
+
+# Each way to end has its own code, so that a supervisor's log tells them apart.
+EXIT_CLEAN = 0
+EXIT_FATAL = 70
+EXIT_STALLED = 71
+EXIT_DRAIN_OVERDUE = 72
+EXIT_SETTINGS = 78
+
+log = structlog.get_logger(__name__)
+
+
+class Component(Protocol):
+    """Something that works in the background between being opened and closed."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    async def run(self) -> None:
+        """Work until `stop` was called and what was taken in is finished; raise to end the service."""
+
+    def stop(self) -> None:
+        """Take in nothing more; idempotent, safe before `run`."""
+
+
+C = TypeVar("C", bound=Component)
+S = TypeVar("S", bound=ServiceSettings)
+OpenService = Callable[[S, Health], AbstractAsyncContextManager[None]]
+
+
+@asynccontextmanager
+async def running(component: C) -> AsyncIterator[C]:
+    """Open the component, run it beside the body, stop and drain it on the way out.
+
+    A failure of `run` cancels the body and is raised from here inside an exception group.
+    """
+    async with component, asyncio.TaskGroup() as tasks:
+        tasks.create_task(component.run(), name=type(component).__name__)
+        try:
+            yield component
+        finally:
+            component.stop()
+
+
+class _Stop:
+    """The first SIGTERM or SIGINT asks for an orderly stop; later ones change nothing."""
+
+    def __init__(self, task: asyncio.Task[Any], drain_s: float) -> None:
+        self._task = task
+        self._drain_s = drain_s
+        self._timer: asyncio.TimerHandle | None = None
+        self.opened = False
+        self.asked = asyncio.Event()
+
+    def install(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.ask)
+
+    def ask(self) -> None:
+        """Stop; before the service is open this cancels the opening."""
+        if self.asked.is_set():
+            return
+        self.asked.set()
+        log.info("stopping", deadline_s=self._drain_s)
+        self.bound()
+        if not self.opened:
+            self._task.cancel()
+
+    def bound(self) -> None:
+        """From now on the process ends within the deadline, whatever hangs."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._drain_s, self._overdue)
+
+    def release(self) -> None:
+        """Everything is closed: take the deadline and the signal handlers away."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _overdue(self) -> None:
+        # Uncommitted work is redelivered, so leaving now loses nothing; waiting on would hang a rollout.
+        log.critical("drain_overdue", deadline_s=self._drain_s)
+        sys.stderr.flush()
+        os._exit(EXIT_DRAIN_OVERDUE)
+
+
+async def run(open_service: OpenService[S], settings: S) -> int:
+    """Run one service until SIGTERM, SIGINT or a fatal error, and return the process's exit code."""
+    health = Health()
+    task = asyncio.current_task()
+    assert task is not None
+    stop = _Stop(task, settings.drain_s)
+    stop.install()
+    try:
+        async with open_service(settings, health):
+            stop.opened = True
+            health.opened = True
+            log.info("ready")
+            try:
+                await stop.asked.wait()
+            finally:
+                health.opened = False
+                stop.bound()
+    except asyncio.CancelledError:
+        if not stop.asked.is_set():
+            raise
+    except Exception as error:
+        health.opened = False
+        code = exit_code(error)
+        log.critical("crashed", exit_code=code, error=str(error), exc_info=error)
+        return code
+    finally:
+        stop.release()
+    log.info("stopped")
+    return EXIT_CLEAN
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the code that says how the service died."""
+    leaves = list(_leaves(error))
+    return EXIT_STALLED if any(isinstance(leaf, Stalled) for leaf in leaves) else EXIT_FATAL
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]
+
+
+def main(open_service: OpenService[S], settings_class: type[S]) -> None:
+    """Read the settings, run the service and exit: the whole of a service's `__main__`."""
+    try:
+        settings = settings_class()
+    except ValidationError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(EXIT_SETTINGS)
+    configure_logs(settings.log_level, settings.log_format)
+    service = settings.model_config.get("env_prefix", "").removeprefix("TIDEMILL_").strip("_").lower()
+    structlog.contextvars.bind_contextvars(service=service)
+    for sentence in unknown_variables(settings_class, os.environ):
+        log.warning("unknown_variable", detail=sentence)
+    log.info("settings", settings=redacted(settings))
+    sys.exit(asyncio.run(run(open_service, settings)))

@@ -1,0 +1,79 @@
+"""How far a reader has come, per partition, and waiting for it without polling."""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Partition(NamedTuple):
+    """One partition of a topic; `topic` is the logical name, without the prefix."""
+
+    topic: str
+    number: int
+
+
+# The next offset of each partition: what lies before it counts.
+Offsets = Mapping[Partition, int]
+
+
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    wanted: dict[Partition, int]
+    done: asyncio.Future[None]
+
+
+class Positions:
+    """The next offset to apply of every partition read; `reached` resolves when all wanted ones are applied."""
+
+    def __init__(self, topics: Iterable[str] = ()) -> None:
+        self._topics = frozenset(topics)
+        self._next: dict[Partition, int] = {}
+        self._waiters: list[_Waiter] = []
+
+    @property
+    def next(self) -> Offsets:
+        """The next offset of each partition held now."""
+        return self._next
+
+    def follow(self, topics: Iterable[str]) -> None:
+        """Replace the topics that count; positions wanted in other topics are ignored."""
+        self._topics = frozenset(topics)
+        self._wake()
+
+    def reset(self, offsets: Offsets) -> None:
+        """Replace all positions, after an assignment; they may lie before the old ones."""
+        self._next = dict(offsets)
+        self._wake()
+
+    def advance(self, offsets: Offsets) -> None:
+        """Say that everything before these offsets is applied."""
+        self._next.update(offsets)
+        if self._waiters:
+            self._wake()
+
+    async def reached(self, offsets: Offsets) -> None:
+        """Return once everything before `offsets` is applied; topics that are not read do not count.
+
+        A partition held by another worker is never reached here: bound the wait with a deadline.
+        """
+        if self._covers(offsets):
+            return
+        waiter = _Waiter(dict(offsets), asyncio.get_running_loop().create_future())
+        self._waiters.append(waiter)
+        try:
+            await waiter.done
+        finally:
+            self._waiters.remove(waiter)
+
+    def _covers(self, wanted: Offsets) -> bool:
+        return all(
+            self._next.get(partition, -1) >= offset
+            for partition, offset in wanted.items()
+            if partition.topic in self._topics
+        )
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done.done() and self._covers(waiter.wanted):
+                waiter.done.set_result(None)

@@ -1,0 +1,225 @@
+"""The one way a service writes to Kafka: idempotent, acknowledged by all, bounded, aware of what it wrote."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+from aiokafka import AIOKafkaProducer
+from aiokafka import errors as kafka_errors
+from tidemill_contracts.reasons import Reason
+
+from tidemill_runtime import metrics
+from tidemill_runtime.errors import Fatal, Overloaded, Poison, Retryable, TidemillError
+from tidemill_runtime.positions import Partition
+from tidemill_runtime.retries import delays
+from tidemill_runtime.settings import KafkaSettings
+
+log = structlog.get_logger(__name__)
+
+# After these the producer's sequence is broken: only a new producer, hence a new process, is right again.
+_BROKEN = (
+    kafka_errors.OutOfOrderSequenceNumber,
+    kafka_errors.InvalidProducerEpoch,
+    kafka_errors.ProducerFenced,
+    kafka_errors.UnsupportedVersionError,
+)
+_FORBIDDEN = (kafka_errors.TopicAuthorizationFailedError, kafka_errors.ClusterAuthorizationFailedError)
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A record to write; `topic` is the logical name; without a partition the key decides."""
+
+    topic: str
+    value: bytes | None
+    key: bytes | None = None
+    headers: Sequence[tuple[str, bytes]] = ()
+    partition: int | None = None
+    timestamp_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where an acknowledged record lies."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+# A record given to the client: its acknowledgement to come, or why it was not taken.
+Handed = asyncio.Future[Any] | TidemillError
+
+
+def translate(error: Exception) -> TidemillError:
+    """Return a Kafka client error as an instruction to the runtime."""
+    if isinstance(error, TidemillError):
+        return error
+    if isinstance(error, kafka_errors.MessageSizeTooLargeError):
+        return Poison(Reason.OVERSIZED, str(error), fix="send smaller records or raise max_request_bytes")
+    if isinstance(error, _BROKEN + _FORBIDDEN):
+        return Fatal(f"Kafka refuses this producer: {error!r}")
+    return Retryable(f"Kafka did not acknowledge: {error!r}")
+
+
+class Producer:
+    """An aiokafka producer that connects in the background, so that a service opens while Kafka is away.
+
+    `max_in_flight` bounds the records not yet acknowledged: one more raises `Overloaded`. `ack_timeout_s` bounds the
+    wait for an acknowledgement; a record given up on may still arrive, so consumers must be idempotent by identity.
+    """
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        *,
+        max_in_flight: int = 100_000,
+        ack_timeout_s: float = 30.0,
+        max_request_bytes: int = 4 * 1024 * 1024,
+        linger_ms: int = 0,
+    ) -> None:
+        self._kafka = kafka
+        self._options: dict[str, Any] = {
+            "enable_idempotence": True,
+            "acks": "all",
+            "linger_ms": linger_ms,
+            "max_request_size": max_request_bytes,
+            "metadata_max_age_ms": 30_000,
+        }
+        self._max_in_flight = max_in_flight
+        self._ack_timeout_s = ack_timeout_s
+        self._in_flight = 0
+        self._written: dict[Partition, int] = {}
+        self._client: Any = None
+        self._connected = asyncio.Event()
+        self._connecting: asyncio.Task[None] | None = None
+        self._fault: str | None = "Kafka: not connected yet"
+
+    @property
+    def written(self) -> dict[Partition, int]:
+        """The end offsets of everything acknowledged since the start."""
+        return dict(self._written)
+
+    def fault(self) -> str | None:
+        """Return what is wrong, for readiness."""
+        return self._fault
+
+    async def __aenter__(self) -> Self:
+        self._connecting = asyncio.create_task(self._connect(), name="producer-connect")
+        # A broker that is there answers in milliseconds: then nobody sees an unconnected producer.
+        await asyncio.wait({self._connecting}, timeout=5)
+        if self._connecting.done():
+            await self._connecting
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._connecting is not None
+        self._connecting.cancel()
+        await asyncio.wait({self._connecting})
+        if self._client is None:
+            return
+        # With Kafka away, stop() would wait for acknowledgements without end.
+        stopping = asyncio.create_task(self._client.stop())
+        done, _ = await asyncio.wait({stopping}, timeout=self._ack_timeout_s / 3)
+        if not done:
+            log.error("producer_abandoned", in_flight=self._in_flight)
+            stopping.cancel()
+
+    async def _connect(self) -> None:
+        for delay_s in delays(0.2):
+            client = AIOKafkaProducer(**self._kafka.client_kwargs(), **self._options)
+            try:
+                await client.start()
+            except (kafka_errors.KafkaError, OSError) as error:
+                self._fault = f"Kafka: {error!r}"
+                log.warning("producer_waits_for_kafka", error=str(error))
+                with suppress(kafka_errors.KafkaError):
+                    await client.stop()
+                await asyncio.sleep(delay_s)
+                continue
+            self._client, self._fault = client, None
+            self._connected.set()
+            return
+
+    async def send(self, record: Outgoing) -> Placed:
+        """Write one record and return where it lies. Raises `Retryable`, `Overloaded`, `Poison` or `Fatal`."""
+        return (await self.send_all([record]))[0]
+
+    async def send_all(self, records: Sequence[Outgoing]) -> list[Placed]:
+        """Write records in order, all at once in flight; raises the first failure after all have ended."""
+        outcomes = await self.send_each(records)
+        placed = [outcome for outcome in outcomes if isinstance(outcome, Placed)]
+        for outcome in outcomes:
+            if isinstance(outcome, TidemillError):
+                raise outcome
+        return placed
+
+    async def send_each(self, records: Sequence[Outgoing]) -> list[Placed | TidemillError]:
+        """Write records in order and return, for each, where it lies or why it was not acknowledged.
+
+        Raises `Overloaded`, with nothing taken in, where they would pass the bound of records in flight.
+        """
+        if self._in_flight + len(records) > self._max_in_flight and self._in_flight:
+            raise Overloaded(f"{self._in_flight} records wait for Kafka", retry_after_s=0.5)
+        self._in_flight += len(records)
+        try:
+            futures: list[Handed] = []
+            try:
+                async with asyncio.timeout(self._ack_timeout_s):
+                    await self._connected.wait()
+                    for record in records:
+                        # One after another: the order of hand-over is the order in the log.
+                        futures.append(await self._hand_over(record))  # noqa: PERF401 -- kept when it times out
+                    pending = [future for future in futures if isinstance(future, asyncio.Future)]
+                    if pending:
+                        await asyncio.wait(pending)
+            except TimeoutError:
+                self._fault = f"Kafka: no acknowledgement for {self._ack_timeout_s:.0f} s"
+            return [self._outcome(record, future) for record, future in self._paired(records, futures)]
+        finally:
+            self._in_flight -= len(records)
+
+    def _paired(
+        self, records: Sequence[Outgoing], futures: Sequence[Handed]
+    ) -> Iterable[tuple[Outgoing, Handed | None]]:
+        absent = [None] * (len(records) - len(futures))
+        return zip(records, [*futures, *absent], strict=True)
+
+    async def _hand_over(self, record: Outgoing) -> Handed:
+        try:
+            future: asyncio.Future[Any] = await self._client.send(
+                self._kafka.physical(record.topic),
+                value=record.value,
+                key=record.key,
+                headers=record.headers or None,
+                partition=record.partition,
+                timestamp_ms=record.timestamp_ms,
+            )
+        except kafka_errors.KafkaError as error:
+            return translate(error)
+        return future
+
+    def _outcome(self, record: Outgoing, future: Handed | None) -> Placed | TidemillError:
+        if isinstance(future, TidemillError):
+            failure: TidemillError = future
+        elif future is None or not future.done():
+            failure = Retryable(f"Kafka did not acknowledge within {self._ack_timeout_s:.0f} s; it may still arrive")
+        elif (error := future.exception()) is not None:
+            failure = translate(error) if isinstance(error, Exception) else Retryable(repr(error))
+        else:
+            return self._placed(record.topic, future.result())
+        metrics.produce_failures.labels(record.topic).inc()
+        return failure
+
+    def _placed(self, topic: str, metadata: Any) -> Placed:
+        partition = Partition(topic, metadata.partition)
+        self._written[partition] = max(self._written.get(partition, 0), metadata.offset + 1)
+        self._fault = None
+        metrics.produced.labels(topic).inc()
+        return Placed(topic, metadata.partition, metadata.offset)

@@ -1,0 +1,240 @@
+"""Settings that every service shares: frozen groups, read once, printed redacted.
+
+One environment prefix per service; `__` separates group and field: `TIDEMILL_FEATURE_KAFKA__BOOTSTRAP`.
+"""
+
+import difflib
+import ssl
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from tidemill_contracts.topics import DEFAULT_PREFIX
+
+MEBIBYTE = 1024 * 1024
+
+
+class Group(BaseModel):
+    """A frozen group of settings; an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _secret(value: SecretStr | None) -> str | None:
+    return None if value is None else value.get_secret_value()
+
+
+def _client_tls(ca: str | None, cert: str | None, key: str | None, *, verify_host: bool = True) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=ca)
+    context.check_hostname = verify_host
+    if cert:
+        context.load_cert_chain(cert, key)
+    return context
+
+
+class KafkaSettings(Group):
+    """Where Kafka is and how to log in."""
+
+    bootstrap: str = Field(default="127.0.0.1:9092", description="host:port of one or more brokers, comma separated")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
+    ssl_cafile: str | None = Field(default=None, description="CA of the brokers; the system's store where absent")
+    ssl_certfile: str | None = Field(default=None, description="client certificate, for mutual TLS")
+    ssl_keyfile: str | None = None
+    topic_prefix: str = Field(default=DEFAULT_PREFIX, description="put before every logical topic name")
+
+    @model_validator(mode="after")
+    def _sasl_is_complete(self) -> "KafkaSettings":
+        if self.security_protocol.startswith("SASL") and not (self.sasl_username and self.sasl_password):
+            raise ValueError(f"{self.security_protocol} needs sasl_username and sasl_password")
+        return self
+
+    def client_kwargs(self) -> dict[str, Any]:
+        """Return the keyword arguments that every aiokafka client takes."""
+        kwargs: dict[str, Any] = {"bootstrap_servers": self.bootstrap, "security_protocol": self.security_protocol}
+        if self.security_protocol.startswith("SASL"):
+            kwargs["sasl_mechanism"] = self.sasl_mechanism
+            kwargs["sasl_plain_username"] = self.sasl_username
+            kwargs["sasl_plain_password"] = _secret(self.sasl_password)
+        if self.security_protocol.endswith("SSL"):
+            kwargs["ssl_context"] = self.tls()
+        return kwargs
+
+    def tls(self) -> ssl.SSLContext:
+        """Return the TLS context of the brokers."""
+        return _client_tls(self.ssl_cafile, self.ssl_certfile, self.ssl_keyfile)
+
+    def physical(self, logical: str) -> str:
+        """Return the name on the broker."""
+        return self.topic_prefix + logical
+
+    def logical(self, physical: str) -> str:
+        """Return the name in the catalogue."""
+        return physical.removeprefix(self.topic_prefix)
+
+
+class RedisSettings(Group):
+    """Where Redis is: `redis://host:port/db`, `rediss://…` for TLS, or `unix:///path`."""
+
+    url: str = "redis://127.0.0.1:6379/0"
+    username: str | None = None
+    password: SecretStr | None = None
+    ssl_ca_file: str | None = None
+    ssl_cert_file: str | None = None
+    ssl_key_file: str | None = None
+    max_connections: Annotated[int, Field(gt=0)] = 32
+    timeout_s: Annotated[float, Field(gt=0)] = 5.0
+
+    def client_kwargs(self) -> dict[str, Any]:
+        """Return the keyword arguments of `redis.asyncio.Redis.from_url`, the address included."""
+        kwargs: dict[str, Any] = {
+            "url": self.url,
+            "max_connections": self.max_connections,
+            "socket_timeout": self.timeout_s,
+            "socket_connect_timeout": self.timeout_s,
+        }
+        if self.username:
+            kwargs["username"] = self.username
+        if self.password:
+            kwargs["password"] = _secret(self.password)
+        if self.url.startswith("rediss:"):
+            files = {
+                "ssl_ca_certs": self.ssl_ca_file,
+                "ssl_certfile": self.ssl_cert_file,
+                "ssl_keyfile": self.ssl_key_file,
+            }
+            kwargs.update((name, path) for name, path in files.items() if path)
+        return kwargs
+
+
+class PostgresSettings(Group):
+    """Where PostgreSQL is: a DSN, or its parts; `host` may be the folder of a Unix socket."""
+
+    dsn: SecretStr | None = None
+    host: str = "127.0.0.1"
+    port: int = 5432
+    user: str = "postgres"
+    password: SecretStr | None = None
+    database: str = "tidemill"
+    sslmode: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] = "prefer"
+    ssl_ca_file: str | None = None
+    ssl_cert_file: str | None = None
+    ssl_key_file: str | None = None
+    max_connections: Annotated[int, Field(gt=0)] = 10
+    timeout_s: Annotated[float, Field(gt=0)] = 30.0
+
+    def url(self, scheme: str = "postgresql") -> str:
+        """Return the address with its secrets; for a library that takes only a URL, give its scheme.
+
+        >>> PostgresSettings(user="u", database="d").url("postgresql+psycopg2")
+        'postgresql+psycopg2://u@127.0.0.1:5432/d?sslmode=prefer'
+        """
+        if self.dsn:
+            return scheme + "://" + self.dsn.get_secret_value().partition("://")[2]
+        password = _secret(self.password)
+        login = quote(self.user, safe="") + (f":{quote(password, safe='')}" if password else "")
+        files = {"sslrootcert": self.ssl_ca_file, "sslcert": self.ssl_cert_file, "sslkey": self.ssl_key_file}
+        query = "".join(f"&{name}={quote(path, safe='')}" for name, path in files.items() if path)
+        tail = f"/{quote(self.database, safe='')}?sslmode={self.sslmode}{query}"
+        if self.host.startswith("/"):
+            return f"{scheme}://{login}@{tail}&host={quote(self.host, safe='')}&port={self.port}"
+        return f"{scheme}://{login}@{self.host}:{self.port}{tail}"
+
+    def pool_kwargs(self) -> dict[str, Any]:
+        """Return the keyword arguments of `asyncpg.create_pool`."""
+        return {
+            "dsn": self.url(),
+            "min_size": 1,
+            "max_size": self.max_connections,
+            "command_timeout": self.timeout_s,
+        }
+
+
+class GrpcSettings(Group):
+    """Where the gRPC server listens, and the TLS of its server and of channels to peers."""
+
+    listen: str = Field(default="127.0.0.1:0", description="host:port; port 0 takes a free one")
+    tls_cert: str | None = Field(default=None, description="certificate chain (PEM); TLS is on where it is given")
+    tls_key: str | None = None
+    tls_ca: str | None = Field(default=None, description="CA that signs peers; with tls_cert, clients must show one")
+    peer_tls: bool = Field(default=False, description="channels to peers use TLS, checked against tls_ca")
+    max_message_bytes: Annotated[int, Field(gt=0)] = 64 * MEBIBYTE
+    max_in_flight: Annotated[int, Field(gt=0)] = 256
+    default_deadline_s: Annotated[float, Field(gt=0)] = 60.0
+
+    @model_validator(mode="after")
+    def _certificate_has_key(self) -> "GrpcSettings":
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ValueError("tls_cert and tls_key are given together")
+        return self
+
+
+class HttpSettings(Group):
+    """Where HTTP listens: /live, /ready, /metrics and the service's own routes."""
+
+    listen: str = Field(default="127.0.0.1:0", description="host:port; port 0 takes a free one")
+    tls_cert: str | None = None
+    tls_key: str | None = None
+
+
+class ServiceSettings(BaseSettings):
+    """The base of every service's settings; a subclass sets `env_prefix` and adds its groups."""
+
+    model_config = SettingsConfigDict(frozen=True, env_nested_delimiter="__", extra="forbid")
+
+    kafka: KafkaSettings = KafkaSettings()
+    grpc: GrpcSettings = GrpcSettings()
+    http: HttpSettings = HttpSettings()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "pretty"] = Field(default="auto", description="auto: pretty on a terminal")
+    drain_s: Annotated[float, Field(gt=0, le=600)] = Field(default=20.0, description="longest orderly stop")
+    stall_s: Annotated[float, Field(gt=0)] = Field(
+        default=45.0, description="lag without progress before the process exits"
+    )
+    test_hop_delay_ms: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        default=0, description="tests only: random delay in every hop"
+    )
+    test_seed: int = Field(default=0, description="tests only: seed of the hop delays")
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port.
+
+    >>> split_address("[::1]:80")
+    ('::1', 80)
+
+    Raises `ValueError` where there is no port.
+    """
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdigit():
+        raise ValueError(f"{address!r} is no address: write host:port")
+    return host.strip("[]"), int(port)
+
+
+def redacted(settings: BaseSettings) -> dict[str, Any]:
+    """Return the settings for printing: secrets are stars."""
+    return settings.model_dump(mode="json")
+
+
+def unknown_variables(settings: type[BaseSettings], environ: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each variable that carries the service's prefix and names no setting."""
+    prefix = settings.model_config.get("env_prefix", "").upper()
+    known = {prefix + name.upper() for name in _names(settings.model_fields)}
+    given = (name.upper() for name in environ if name.upper().startswith(prefix)) if prefix else ()
+    return [_sentence(name, known) for name in sorted(set(given) - known)]
+
+
+def _names(fields: Mapping[str, Any]) -> Iterable[str]:
+    for name, info in fields.items():
+        yield name
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from (f"{name}__{inner}" for inner in _names(info.annotation.model_fields))
+
+
+def _sentence(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"{name} names no setting" + (f"; did you mean {near[0]}?" if near else "")

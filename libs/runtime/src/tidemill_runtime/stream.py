@@ -1,0 +1,418 @@
+"""The batch stream runner: a thin loop on aiokafka that commits only what is applied and durable.
+
+    getmany → step (pure) → dead letters → apply → flush → positions advance → commit (in the background)
+
+After an assignment the pipeline restores and says where to read from; on a revocation the batch in work is finished,
+flushed and committed. `_epoch` numbers assignments: what was begun under an older one is dropped and read again.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from random import Random
+from time import monotonic, perf_counter, time_ns
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import structlog
+from aiokafka import TopicPartition
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.errors import IllegalStateError, KafkaError
+
+from tidemill_runtime import metrics
+from tidemill_runtime.batches import Assignment, Batch, Pipeline, Record, Refused, Restored, StreamOptions
+from tidemill_runtime.consumer import Committer, close, connect, sleep_unless
+from tidemill_runtime.dead_letters import DeadLetters
+from tidemill_runtime.errors import Fatal, Retryable, Stalled, StateLost
+from tidemill_runtime.health import Health
+from tidemill_runtime.positions import Offsets, Partition, Positions
+from tidemill_runtime.retries import delays
+from tidemill_runtime.settings import KafkaSettings
+from tidemill_runtime.watchdog import Sighting, StallDetector
+
+S = TypeVar("S")
+E = TypeVar("E")
+R = TypeVar("R")
+
+# How long one wait for records lasts; a stop is noticed after at most this.
+_POLL_MS = 200
+_PROBES_PER_STALL = 5
+
+log = structlog.get_logger(__name__)
+
+
+class _Abandoned(Exception):  # noqa: N818 -- control flow, not an error: the batch in work will be read again
+    """While an attempt was repeated the service was stopped or the partitions were taken away."""
+
+
+class _Listener:
+    """Passes group events on; registered with aiokafka's abstract class, which has no types to inherit."""
+
+    def __init__(self, revoked: Callable[[], Awaitable[None]], assigned: Callable[[], None]) -> None:
+        self._revoked = revoked
+        self._assigned = assigned
+
+    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        await self._revoked()
+
+    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        self._assigned()
+
+
+ConsumerRebalanceListener.register(_Listener)
+
+
+class StreamRunner(Generic[S, E]):
+    """Runs one `Pipeline` on the partitions that its consumer group gives it; a `Component` for `running`.
+
+    Kafka being away is waited out, visible in readiness. `Retryable` from the pipeline is retried for `retry_limit_s`
+    with the consumer paused, `StateLost` restores; any other error ends the service.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline[S, E],
+        kafka: KafkaSettings,
+        options: StreamOptions,
+        *,
+        topics: Iterable[str] = (),
+        dead_letters: DeadLetters | None = None,
+        health: Health | None = None,
+    ) -> None:
+        self._pipeline = pipeline
+        self._kafka = kafka
+        self._options = options
+        self._dead_letters = dead_letters
+        self._topics = tuple(sorted(set(topics)))
+        self._topics_changed = asyncio.Event()
+        self._taken = Positions(self._topics)
+        # Durable positions; `reached` is what a barrier waits on.
+        self.positions = Positions(self._topics)
+        self._random = Random(options.seed)
+        self._lock = asyncio.Lock()
+        self._stopping = asyncio.Event()
+        self._consumer: Any = None
+        self._committer: Committer | None = None
+        self._held: Restored[S] | None = None
+        self._epoch = 0
+        self._flushed_s = monotonic()
+        self._fault: str | None = "not connected yet"
+        self._excused = False
+        if health is not None:
+            health.require_ready(f"stream:{options.group}", self.fault)
+
+    def fault(self) -> str | None:
+        """Return what is wrong, for readiness."""
+        return self._fault
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take in nothing more; `run` finishes the batch in work, flushes, commits and returns."""
+        self._stopping.set()
+        self._topics_changed.set()
+
+    async def run(self) -> None:
+        """Consume until `stop`. Raises `Fatal`, `Stalled`, or what the pipeline raised."""
+        self._consumer = await connect(self._kafka, self._options.consumer_kwargs(), self._stopping, self._set_fault)
+        if self._consumer is None:
+            return
+        self._committer = Committer(self._consumer, self._options.commit_every_ms)
+        self._topics_changed.set()
+        loop = asyncio.create_task(self._loop(), name="stream")
+        tasks = {
+            loop,
+            asyncio.create_task(self._committer.run(), name="committer"),
+            asyncio.create_task(self._watch(), name="watchdog"),
+        }
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            await self._finish()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            await close(self._consumer)
+
+    def subscribe(self, topics: Iterable[str]) -> None:
+        """Replace the logical topics to read; the group rebalances when they differ."""
+        wanted = tuple(sorted(set(topics)))
+        if wanted == self._topics:
+            return
+        self._topics = wanted
+        self._taken.follow(wanted)
+        self.positions.follow(wanted)
+        self._topics_changed.set()
+
+    async def reached(self, offsets: Offsets) -> None:
+        """Return once everything before `offsets` is applied and durable; flushes rather than wait for the interval."""
+        if self._options.flush_every_ms:
+            await self._taken.reached(offsets)
+            await self.flush()
+        await self.positions.reached(offsets)
+
+    async def flush(self) -> None:
+        """Make what was applied durable now, without waiting for the interval."""
+        async with self._lock:
+            await self._flush()
+
+    def lag(self) -> dict[Partition, int]:
+        """Return the records known to be in the log and not yet durable."""
+        held = self.positions.next
+        marks = {partition: self._consumer.highwater(self._physical(partition)) for partition in held}
+        return {partition: max(0, mark - held[partition]) for partition, mark in marks.items() if mark is not None}
+
+    async def _loop(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                if self._topics_changed.is_set():
+                    await self._resubscribe()
+                await self._cycle()
+            except _Abandoned:
+                self._drop_state()
+            except StateLost as error:
+                log.warning("state_lost", group=self._options.group, error=str(error))
+                self._drop_state()
+                await sleep_unless(self._stopping, 0.1)
+            except (KafkaError, OSError) as error:
+                self._set_fault(f"Kafka: {error!r}")
+                await sleep_unless(self._stopping, 0.5)
+
+    async def _resubscribe(self) -> None:
+        self._topics_changed.clear()
+        while not self._topics and not self._stopping.is_set():
+            self._fault = None
+            await self._on_revoked()
+            self._consumer.unsubscribe()
+            await self._topics_changed.wait()
+            self._topics_changed.clear()
+        if self._topics:
+            names = [self._kafka.physical(topic) for topic in self._topics]
+            self._consumer.subscribe(names, listener=_Listener(self._on_revoked, self._on_assigned))
+
+    async def _cycle(self) -> None:
+        if self._held is None and self._consumer.assignment():
+            await self._restore()
+        epoch = self._epoch
+        fetched = await self._consumer.getmany(timeout_ms=self._poll_ms(), max_records=self._options.max_records)
+        async with self._lock:
+            if epoch != self._epoch:
+                self._read_again(fetched)
+            elif fetched and self._held is not None:
+                await self._process(fetched, self._held.state)
+            elif self._flush_due():
+                await self._retried(self._flush)
+
+    async def _process(self, fetched: Mapping[TopicPartition, Sequence[Record]], state: S) -> None:
+        began = perf_counter()
+        group = self._options.group
+        batch = Batch({self._partition(place): records for place, records in fetched.items()})
+        if self._options.hop_delay_ms:
+            await asyncio.sleep(self._random.random() * self._options.hop_delay_ms / 1000)
+        await self._count_gaps(batch)
+        step = self._pipeline.step(state, batch, time_ns() // 1000)
+        if self._dead_letters is not None or step.refused:
+            await self._retried(lambda: self._refuse(step.refused, batch.count))
+        await self._retried(lambda: self._pipeline.apply(step.effects))
+        self._held = Restored(step.state)
+        self._taken.advance(batch.next_offsets)
+        if self._flush_due():
+            await self._retried(self._flush)
+        for partition, records in batch.partitions.items():
+            metrics.stream_records.labels(group, partition.topic).inc(len(records))
+        metrics.stream_batch_seconds.labels(group).observe(perf_counter() - began)
+
+    async def _refuse(self, refused: Sequence[Refused], count: int) -> None:
+        if self._dead_letters is not None:
+            await self._dead_letters.send(refused, count)
+            return
+        record, poison = refused[0]
+        raise Fatal(
+            f"{record.topic}[{record.partition}] offset {record.offset} is refused ({poison.reason}) "
+            "and this consumer has no dead-letter topic"
+        )
+
+    async def _flush(self) -> None:
+        if self._held is None:
+            return
+        await self._pipeline.flush()
+        self._flushed_s = monotonic()
+        moved = {p: offset for p, offset in self._taken.next.items() if self.positions.next.get(p) != offset}
+        if moved:
+            assert self._committer is not None
+            self.positions.advance(moved)
+            self._committer.durable({self._physical(p): offset for p, offset in moved.items()})
+
+    def _flush_due(self) -> bool:
+        return (monotonic() - self._flushed_s) * 1000 >= self._options.flush_every_ms
+
+    async def _retried(self, attempt: Callable[[], Awaitable[R]]) -> R:
+        """Repeat while it raises `Retryable`; the consumer is paused meanwhile, so nothing piles up."""
+        epoch, began_s = self._epoch, monotonic()
+        for delay_s in delays():
+            try:
+                result = await attempt()
+            except StateLost:
+                raise
+            except Retryable as error:
+                waited_s = monotonic() - began_s
+                if waited_s > self._options.retry_limit_s:
+                    raise Fatal(f"gave up after {waited_s:.0f} s: {error}") from error
+                metrics.stream_retries.labels(self._options.group).inc()
+                self._set_fault(f"retrying: {error}")
+                self._excused = True
+                await self._pause(max(delay_s, error.retry_after_s or 0))
+                if self._stopping.is_set() or epoch != self._epoch:
+                    raise _Abandoned from error
+            else:
+                if self._excused:
+                    self._excused, self._fault = False, None
+                    self._resume()
+                return result
+        raise AssertionError("delays never end")
+
+    async def _pause(self, seconds: float) -> None:
+        assigned = self._consumer.assignment()
+        self._consumer.pause(*assigned)
+        await sleep_unless(self._stopping, seconds)
+        # An empty poll says that the consumer lives; without it the group would expel the worker.
+        await self._consumer.getmany(timeout_ms=0)
+
+    def _resume(self) -> None:
+        self._consumer.resume(*self._consumer.assignment())
+
+    async def _restore(self) -> None:
+        epoch, self._excused = self._epoch, True
+        places = sorted(self._consumer.assignment())
+        begin = await self._consumer.beginning_offsets(places)
+        end = await self._consumer.end_offsets(places)
+        start: dict[Partition, int] = {}
+        for place in places:
+            start[self._partition(place)] = self._start(place, await self._consumer.committed(place), begin, end)
+        assignment = Assignment(
+            start, {self._partition(p): o for p, o in begin.items()}, {self._partition(p): o for p, o in end.items()}
+        )
+        restored = await self._retried(lambda: self._pipeline.restore(assignment))
+        if epoch != self._epoch:
+            raise _Abandoned
+        for partition, offset in restored.offsets.items():
+            if partition in start:
+                start[partition] = self._start(self._physical(partition), offset, begin, end)
+        try:
+            for partition, offset in start.items():
+                self._consumer.seek(self._physical(partition), offset)
+        except IllegalStateError as error:
+            raise _Abandoned from error
+        self._resume()
+        self._taken.reset(start)
+        self.positions.reset(start)
+        self._held, self._fault, self._excused = restored, None, False
+        log.info("restored", group=self._options.group, partitions=len(start))
+
+    def _start(
+        self, place: TopicPartition, wanted: int | None, begin: Mapping[Any, int], end: Mapping[Any, int]
+    ) -> int:
+        """Return where to read from, within what the log still holds."""
+        if wanted is None:
+            return begin[place]
+        if wanted > end[place]:
+            raise Fatal(
+                f"{place.topic}[{place.partition}] ends at {end[place]}, before the offset {wanted} that was applied: "
+                "the topic was re-created or truncated; reset the group's offsets and its state together"
+            )
+        if wanted < begin[place]:
+            self._count_lost(self._partition(place), begin[place] - wanted)
+        return max(wanted, begin[place])
+
+    def _count_lost(self, partition: Partition, count: int) -> None:
+        log.error("records_lost_to_retention", topic=partition.topic, partition=partition.number, count=count)
+        metrics.stream_lost.labels(self._options.group, partition.topic).inc(count)
+
+    async def _count_gaps(self, batch: Batch) -> None:
+        for partition, records in batch.partitions.items():
+            expected, first = self._taken.next[partition], records[0].offset
+            if first == expected:
+                continue
+            # Compaction leaves gaps too; only what lies before the log's beginning was lost.
+            place = self._physical(partition)
+            begin = (await self._consumer.beginning_offsets([place]))[place]
+            if begin > expected:
+                self._count_lost(partition, min(begin, first) - expected)
+
+    def _read_again(self, fetched: Iterable[TopicPartition]) -> None:
+        if self._held is None:
+            # The coming restore seeks every partition.
+            return
+        for place in fetched:
+            if (offset := self._taken.next.get(self._partition(place))) is not None:
+                self._consumer.seek(place, offset)
+
+    async def _on_revoked(self) -> None:
+        """Finish, flush and commit what is held; given up in time for the group not to expel the worker."""
+        try:
+            async with asyncio.timeout(self._options.session_ms / 1000), self._lock:
+                await self._finish()
+        except (TimeoutError, Retryable) as error:
+            log.warning("revoked_before_flushed", group=self._options.group, error=repr(error))
+        finally:
+            self._drop_state()
+            if self._committer is not None:
+                self._committer.forget()
+
+    def _on_assigned(self) -> None:
+        self._drop_state()
+        log.info("assigned", group=self._options.group, partitions=len(self._consumer.assignment()))
+
+    def _drop_state(self) -> None:
+        self._epoch += 1
+        self._held = None
+        self._set_fault("restoring")
+
+    async def _finish(self) -> None:
+        if self._held is not None:
+            await self._flush()
+        if self._committer is not None:
+            await self._committer.commit()
+
+    async def _watch(self) -> None:
+        detector = StallDetector(self._options.stall_s)
+        while True:
+            await asyncio.sleep(self._options.stall_s / _PROBES_PER_STALL)
+            fault = detector.observe(await self._sight(), monotonic())
+            if fault is not None:
+                self._set_fault(fault)
+                raise Stalled(f"{self._options.group}: {fault}")
+
+    async def _sight(self) -> Sighting:
+        places = list(self._consumer.assignment())
+        held = self.positions.next
+        applied = sum(held.values())
+        try:
+            # Asked of the broker, since a consumer that receives nothing knows of no lag.
+            ends = await self._consumer.end_offsets(places) if places else {}
+        except (KafkaError, IllegalStateError):
+            return Sighting(assigned=True, lag=None, applied=applied)
+        lags = {p: max(0, end - held.get(self._partition(p), 0)) for p, end in ends.items()}
+        for place, lag in lags.items():
+            metrics.stream_lag.labels(self._options.group, self._kafka.logical(place.topic)).set(lag)
+        return Sighting(bool(places), sum(lags.values()), applied, excused=self._excused)
+
+    def _poll_ms(self) -> int:
+        every_ms = self._options.flush_every_ms
+        return min(_POLL_MS, every_ms) if every_ms else _POLL_MS
+
+    def _set_fault(self, fault: str) -> None:
+        self._fault = fault
+
+    def _partition(self, place: TopicPartition) -> Partition:
+        return Partition(self._kafka.logical(place.topic), place.partition)
+
+    def _physical(self, partition: Partition) -> TopicPartition:
+        return TopicPartition(self._kafka.physical(partition.topic), partition.number)
