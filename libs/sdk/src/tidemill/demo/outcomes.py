@@ -1,6 +1,9 @@
 """What became of the predictions: outcomes read back from their topic, as columns."""
 
-from collections.abc import AsyncIterator
+import hashlib
+import heapq
+import math
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +12,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import ConsumerRecord
 from numpy.typing import NDArray
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
+from tidemill_contracts.registry.v1 import records_pb2 as registry
 from tidemill_contracts.serving.v1 import records_pb2 as serving
 
 STEP_RECORDS = 5_000
@@ -91,14 +95,48 @@ class Latest:
         )
 
 
-async def logged_predictions(client: dict[str, Any], prefix: str) -> tuple[int, int]:
-    """Return how many predictions are logged, and how many distinct prediction ids they carry."""
-    ids: set[str] = set()
+@dataclass
+class Logged:
+    """How many predictions are logged, under how many ids, and a sample of them that depends on the ids alone."""
+
+    records: int
+    distinct: int
+    sample: list[serving.PredictionRecord]
+
+
+async def logged_predictions(client: dict[str, Any], prefix: str, sample: int) -> Logged:
+    """Read the predictions topic to its end."""
+    seen: set[str] = set()
+    kept: list[tuple[bytes, str]] = []
+    values: dict[str, bytes] = {}
     records = 0
     async for record in read_topic(client, f"{prefix}serving.predictions.v1"):
-        ids.add(serving.PredictionRecord.FromString(record.value).prediction_id)
         records += 1
-    return records, len(ids)
+        name = serving.PredictionRecord.FromString(record.value).prediction_id
+        if name in seen:
+            continue
+        # The sample: the ids whose digests are smallest; the heap keeps the largest of them on top.
+        seen.add(name)
+        inverted = bytes(255 - byte for byte in hashlib.sha256(name.encode()).digest()[:8])
+        values[name] = record.value
+        heapq.heappush(kept, (inverted, name))
+        if len(kept) > sample:
+            del values[heapq.heappop(kept)[1]]
+    chosen = [serving.PredictionRecord.FromString(values[name]) for name in sorted(values)]
+    return Logged(records, len(seen), chosen)
+
+
+def named_features(prediction: serving.PredictionRecord, columns: Sequence[registry.FeatureColumn]) -> dict[str, Any]:
+    """Return the features that a prediction used, by name; None for null."""
+    numbers, categories = iter(prediction.features.numbers), iter(prediction.features.categories)
+    features: dict[str, Any] = {}
+    for column in columns:
+        if column.category:
+            features[column.name] = next(categories) or None
+        else:
+            number = next(numbers)
+            features[column.name] = None if math.isnan(number) else number
+    return features
 
 
 async def latest_outcomes(client: dict[str, Any], prefix: str, static_version: int) -> Latest:

@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,12 @@ from tidemill_contracts.monitoring.v1.monitoring_pb2_grpc import MonitoringServi
 from tidemill_contracts.registry.v1 import records_pb2 as records
 from tidemill_contracts.registry.v1 import registry_pb2 as registry
 from tidemill_contracts.registry.v1.registry_pb2_grpc import RegistryServiceStub
+from tidemill_contracts.serving.v1 import records_pb2 as serving
 
 from tidemill.demo.chart import draw
 from tidemill.demo.flights import DAY_US, HOUR_US, SCHEDULED, Year, data_folder
 from tidemill.demo.memory import PeakMemory
-from tidemill.demo.outcomes import latest_outcomes, logged_predictions
+from tidemill.demo.outcomes import latest_outcomes, logged_predictions, named_features
 from tidemill.demo.replay import Replay
 from tidemill.demo.report import evidence_chain, scores, weekly
 from tidemill.demo.view import LiveView
@@ -34,9 +36,9 @@ from tidemill.stack.endpoints import Endpoints
 
 ACTOR = (("x-tidemill-actor", "demo"),)
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-# The first model learns from this many days; the demo then only watches.
-FIRST_MODEL_DAYS = 28
 STATIC_VERSION = 1
+# Predictions whose features are written out, so that anyone can check them against the data.
+SAMPLE = 1_000
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Options:
     out: Path
     # 366 because the last flights of the year leave on 1 January, UTC.
     days: int = 366
+    # The first model learns from this many days; the demo then only watches.
+    first_model_days: int = 28
     # Shuffle the days with this seed: a year without drift.
     twin_seed: int | None = None
     break_challenger: bool = False
@@ -79,6 +83,7 @@ class Demo:
         self.registry = RegistryServiceStub(self.channels["registry"])
         self.monitoring = MonitoringServiceStub(self.channels["monitoring"])
         self.replay = Replay(self.pipeline, self.channels)
+        self.sample: list[serving.PredictionRecord] = []
 
     def apply(self) -> None:
         """Register the definition and wait until every service follows it."""
@@ -107,13 +112,16 @@ class Demo:
         )
         self.replay.settle(self.replay.wait(("registry", "outbox"), [], time_us), time_us)
 
-    def live(self, year: Year, view: LiveView) -> None:
-        """Run through the year hour by hour, and on until every wait for a label is over."""
+    def live(self, year: Year, first_model_us: int, view: LiveView, each_hour: Callable[[int], None]) -> None:
+        """Run through the year hour by hour, and on until every wait for a label is over.
+
+        `each_hour` is called with every hour's end before it is lived: tests break things there.
+        """
         wait_us = self.definition.pipelines[0].label.wait_ms * 1_000
-        first_model_us = year.first_us + FIRST_MODEL_DAYS * DAY_US
         end_us = (year.last_us // HOUR_US + 1) * HOUR_US + wait_us
         history = Watch(self, view)
         for time_us in range(year.first_us, end_us + HOUR_US, HOUR_US):
+            each_hour(time_us)
             events = year.until(time_us)
             asked = [event for event in events if event.stream == SCHEDULED] if time_us > first_model_us else []
             self.replay.hour(events, asked, time_us)
@@ -147,7 +155,8 @@ class Demo:
         client: dict[str, Any] = {"bootstrap_servers": self.endpoints.kafka}
         prefix = self.endpoints.topic_prefix
         scored = asyncio.run(latest_outcomes(client, prefix, STATIC_VERSION)).scored()
-        logged, distinct = asyncio.run(logged_predictions(client, prefix))
+        logged = asyncio.run(logged_predictions(client, prefix, SAMPLE))
+        self.sample = logged.sample
         joined = self.monitoring.GetJoinStats(
             monitoring.GetJoinStatsRequest(pipeline=self.pipeline), timeout=30
         )
@@ -156,9 +165,9 @@ class Demo:
         return {
             "events": dict(sorted(tally.events.items())),
             "refused": dict(sorted(tally.refused.items())),
-            "predictions": distinct,
+            "predictions": logged.distinct,
             "predictions_asked": tally.predictions,
-            "predictions_logged": logged,
+            "predictions_logged": logged.records,
             "failed_predictions": sum(tally.failed_predictions.values()),
             "labels": {"joined": joined.joined, "pending": joined.pending, "never": joined.never},
             "incidents": incidents,
@@ -184,6 +193,21 @@ class Demo:
             "peak_rss_mb": {name: round(peak) for name, peak in sorted(peak_mb.items())},
             "retries": dict(sorted(tally.retries.items())),
         }
+
+
+    def sampled(self) -> list[dict[str, Any]]:
+        """Return the sampled predictions with their features by name."""
+        versions = self.registry.ListVersions(registry.ListVersionsRequest(pipeline=self.pipeline), timeout=30).versions
+        columns = {version.version: version.features for version in versions}
+        return [
+            {
+                "prediction_id": prediction.prediction_id,
+                "flight_id": prediction.join_key,
+                "as_of_us": prediction.as_of_us,
+                "features": named_features(prediction, columns[prediction.model_version]),
+            }
+            for prediction in self.sample
+        ]
 
 
 def _cause(change: dict[str, Any], runs: list[registry.Run]) -> str:
@@ -217,7 +241,16 @@ def _name(message: Message) -> str:
     return f"deployment/{getattr(message, 'revision', 0)}"
 
 
-def run(options: Options, compiled: definition.Definition, console: Console) -> dict[str, Any]:
+def undisturbed(stack: Stack, time_us: int) -> None:
+    """Leave the stack alone."""
+
+
+def run(
+    options: Options,
+    compiled: definition.Definition,
+    console: Console,
+    each_hour: Callable[[Stack, int], None] = undisturbed,
+) -> dict[str, Any]:
     """Run the whole demo and return its report, which is also written to `report.json`."""
     options.out.mkdir(parents=True, exist_ok=True)
     home = options.out / "stack"
@@ -236,8 +269,10 @@ def run(options: Options, compiled: definition.Definition, console: Console) -> 
         began = time.monotonic()
         memory = cleanup.enter_context(PeakMemory(lambda: pids(stack)))
         with LiveView(console, total=len(year)) as view:
-            demo.live(year, view)
+            first_model_us = year.first_us + options.first_model_days * DAY_US
+            demo.live(year, first_model_us, view, lambda time_us: each_hour(stack, time_us))
         report = demo.report(time.monotonic() - began, memory.peak_mb)
+        (options.out / "sample.json").write_text(json.dumps(demo.sampled(), indent=1))
     (options.out / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     if report["weeks"]:
         draw(report, options.out / "chart.png")
