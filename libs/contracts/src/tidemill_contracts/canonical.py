@@ -5,7 +5,7 @@ import json
 from typing import Any, TypeVar
 
 import rfc8785
-from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from google.protobuf.message import Message
 
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
@@ -26,10 +26,16 @@ def to_json(message: Message) -> bytes:
 def from_json(raw: bytes, message: M) -> M:
     """Fill `message` from JSON; fields that this version does not know are ignored.
 
-    Raises `ValueError` (`json_format.ParseError` among them) where the bytes are not such a message.
+    Raises `ValueError` where the bytes are not such a message.
     """
-    ParseDict(json.loads(raw), message, ignore_unknown_fields=True)
-    return message
+    try:
+        content = json.loads(raw)
+        if not isinstance(content, dict):
+            raise ValueError(f"a JSON object is expected, not {type(content).__name__}")
+        return ParseDict(content, message, ignore_unknown_fields=True)
+    # protobuf's own error is no ValueError, and nesting without end is a RecursionError.
+    except (ParseError, RecursionError) as error:
+        raise ValueError(f"no {message.DESCRIPTOR.name}: {error}") from error
 
 
 def digest(raw: bytes) -> str:
