@@ -1,0 +1,243 @@
+"""The gRPC server of a service: TLS, health, reflection, deadlines, bounds, errors with reasons, metrics."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from tidemill_contracts.reasons import Reason
+
+from tidemill_runtime import metrics
+from tidemill_runtime.errors import Fatal, Overloaded, Retryable, TidemillError
+from tidemill_runtime.health import Health
+from tidemill_runtime.rpc_errors import DETAILS_KEY, reason_of, to_status
+from tidemill_runtime.settings import GrpcSettings, split_address
+
+_UNBOUNDED = ("/grpc.health.", "/grpc.reflection.", "/tidemill.progress.")
+_HEALTH = "grpc.health.v1.Health"
+_WATCH_EVERY_S = 1.0
+_STOP_GRACE_S = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class DeadlinePassedError(Retryable):
+    """The call's deadline passed before the answer was there."""
+
+    reason = Reason.DEADLINE_EXCEEDED
+
+
+class Guard(grpc.aio.ServerInterceptor):
+    """Stands before every call: bound, deadline, test delay, metrics, and errors turned into rich statuses."""
+
+    def __init__(self, settings: GrpcSettings, *, hop_delay_ms: int = 0, seed: int = 0) -> None:
+        self._settings = settings
+        self._hop_delay_ms = hop_delay_ms
+        self._random = Random(seed)
+        self._in_flight = 0
+        self.fatal: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap the method's handler."""
+        handler: Any = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or method.startswith(_UNBOUNDED[:2]):
+            return handler
+        if handler.response_streaming:
+            return self._streaming(handler, method)
+        return self._single(handler, method)
+
+    def _single(self, handler: Any, method: str) -> grpc.RpcMethodHandler[Any, Any]:
+        inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
+        kind = (
+            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+        )
+
+        async def answer(request: Any, context: Any) -> Any:
+            async with self._guarded(method, context):
+                return await inner(request, context)
+
+        return kind(answer, handler.request_deserializer, handler.response_serializer)
+
+    def _streaming(self, handler: Any, method: str) -> grpc.RpcMethodHandler[Any, Any]:
+        inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
+        kind = (
+            grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+        )
+
+        async def answer(request: Any, context: Any) -> AsyncIterator[Any]:
+            async with self._guarded(method, context):
+                async for response in inner(request, context):
+                    yield response
+
+        return kind(answer, handler.request_deserializer, handler.response_serializer)
+
+    @asynccontextmanager
+    async def _guarded(self, method: str, context: Any) -> AsyncIterator[None]:
+        began, code = perf_counter(), grpc.StatusCode.OK
+        bounded = not method.startswith(_UNBOUNDED)
+        self._in_flight += bounded
+        metrics.rpc_in_flight.inc()
+        try:
+            async with asyncio.timeout(self._remaining_s(context)):
+                if bounded and self._in_flight > self._settings.max_in_flight:
+                    raise Overloaded(f"{self._settings.max_in_flight} calls are being answered", retry_after_s=0.1)
+                if self._hop_delay_ms:
+                    await asyncio.sleep(self._random.random() * self._hop_delay_ms / 1000)
+                yield
+        except (grpc.aio.AbortError, asyncio.CancelledError):
+            code = grpc.StatusCode.CANCELLED
+            raise
+        except TimeoutError:
+            code = grpc.StatusCode.DEADLINE_EXCEEDED
+            await self._abort(method, context, DeadlinePassedError("the deadline passed before the answer was ready"))
+        except TidemillError as error:
+            code = to_status(error)[0]
+            if isinstance(error, Fatal) and not self.fatal.done():
+                self.fatal.set_exception(error)
+            await self._abort(method, context, error)
+        except Exception as error:
+            code = grpc.StatusCode.INTERNAL
+            log.exception("rpc_failed", method=method)
+            await self._abort(method, context, Fatal(str(error)))
+        finally:
+            self._in_flight -= bounded
+            metrics.rpc_in_flight.dec()
+            metrics.rpc_seconds.labels(method, code.name).observe(perf_counter() - began)
+
+    def _remaining_s(self, context: Any) -> float:
+        remaining_s: float | None = context.time_remaining()
+        return self._settings.default_deadline_s if remaining_s is None else remaining_s
+
+    async def _abort(self, method: str, context: Any, error: TidemillError) -> None:
+        code, status = to_status(error)
+        metrics.rpc_refused.labels(method, reason_of(error)).inc()
+        await context.abort(code, status.message, ((DETAILS_KEY, status.SerializeToString()),))
+
+
+class _HealthServicer:
+    """Readiness under the empty name and each service's name; liveness under `liveness`."""
+
+    def __init__(self, health: Health, services: list[str]) -> None:
+        self._health = health
+        self._services = services
+
+    def _status(self, name: str) -> "health_pb2.HealthCheckResponse.ServingStatus.ValueType":
+        if name and name != "liveness" and name not in self._services:
+            return health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        faults = self._health.live() if name == "liveness" else self._health.ready()
+        return health_pb2.HealthCheckResponse.NOT_SERVING if faults else health_pb2.HealthCheckResponse.SERVING
+
+    async def Check(self, request: Any, context: Any) -> health_pb2.HealthCheckResponse:  # noqa: N802 -- the wire's name
+        status = self._status(request.service)
+        if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {request.service!r} here")
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def List(self, request: Any, context: Any) -> health_pb2.HealthListResponse:  # noqa: N802 -- the wire's name
+        names = ["", "liveness", *self._services]
+        statuses = {name: health_pb2.HealthCheckResponse(status=self._status(name)) for name in names}
+        return health_pb2.HealthListResponse(statuses=statuses)
+
+    async def Watch(  # noqa: N802 -- the wire's name
+        self, request: Any, context: Any
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        last = None
+        while True:
+            status = self._status(request.service)
+            if status != last:
+                last = status
+                yield health_pb2.HealthCheckResponse(status=status)
+            await asyncio.sleep(_WATCH_EVERY_S)
+
+
+class _Registrar:
+    """Takes what generated `add_…_to_server` functions register, and keeps the services' names."""
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
+        self.names: list[str] = []
+
+    def add_generic_rpc_handlers(self, handlers: Any) -> None:
+        self.names += [handler.service_name() for handler in handlers]
+        self._server.add_generic_rpc_handlers(handlers)
+
+    def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
+        """The aio server takes them from the generic handlers."""
+
+
+class GrpcServer:
+    """Serves what was added; a `Component` for `running`, opened after everything that its methods use."""
+
+    def __init__(self, settings: GrpcSettings, health: Health, *, hop_delay_ms: int = 0, seed: int = 0) -> None:
+        self._settings = settings
+        self._health = health
+        self._guard = Guard(settings, hop_delay_ms=hop_delay_ms, seed=seed)
+        size = settings.max_message_bytes
+        self._server = grpc.aio.server(
+            interceptors=[self._guard],
+            options=[
+                ("grpc.max_receive_message_length", size),
+                ("grpc.max_send_message_length", size),
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        self._registrar = _Registrar(self._server)
+        self._stopping = asyncio.Event()
+        self.port = 0
+
+    def add(self, add_to_server: Callable[[Any, Any], None], servicer: object) -> Self:
+        """Register a servicer with its generated `add_…_to_server`; returns the server, so that calls chain."""
+        add_to_server(servicer, self._registrar)
+        return self
+
+    async def __aenter__(self) -> Self:
+        names = list(self._registrar.names)
+        health_pb2_grpc.add_HealthServicer_to_server(_HealthServicer(self._health, names), self._server)
+        reflection.enable_server_reflection([*names, _HEALTH, reflection.SERVICE_NAME], self._server)
+        host, _ = split_address(self._settings.listen)
+        self.port = self._bind(self._settings.listen)
+        await self._server.start()
+        log.info("grpc_listening", address=f"{host}:{self.port}", services=names)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._server.stop(_STOP_GRACE_S)
+
+    async def run(self) -> None:
+        """Serve until `stop`; calls being answered get a grace. Raises what a method called fatal."""
+        stopping: asyncio.Future[Any] = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({stopping, self._guard.fatal}, return_when=asyncio.FIRST_COMPLETED)
+            if self._guard.fatal.done():
+                self._guard.fatal.result()
+        finally:
+            stopping.cancel()
+            self._guard.fatal.cancel()
+
+    def stop(self) -> None:
+        """Take no more calls."""
+        self._stopping.set()
+
+    def _bind(self, address: str) -> int:
+        if self._settings.tls_cert is None or self._settings.tls_key is None:
+            return self._server.add_insecure_port(address)
+        pair = (Path(self._settings.tls_key).read_bytes(), Path(self._settings.tls_cert).read_bytes())
+        ca = Path(self._settings.tls_ca).read_bytes() if self._settings.tls_ca else None
+        return self._server.add_secure_port(
+            address, grpc.ssl_server_credentials([pair], ca, require_client_auth=ca is not None)
+        )

@@ -1,0 +1,108 @@
+"""Errors as gRPC answers and back: `google.rpc.Status` with details that name the reason, the field and the fix."""
+
+from collections.abc import Iterable
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.rpc import error_details_pb2 as details
+from google.rpc import status_pb2
+from tidemill_contracts.reasons import Reason
+
+from tidemill_runtime.errors import Overloaded, Poison, Retryable, TidemillError
+
+DOMAIN = "tidemill"
+DETAILS_KEY = "grpc-status-details-bin"
+
+_CODES = {
+    Reason.UNKNOWN_STREAM: grpc.StatusCode.NOT_FOUND,
+    Reason.UNKNOWN_PIPELINE: grpc.StatusCode.NOT_FOUND,
+    Reason.UNKNOWN_VIEW: grpc.StatusCode.NOT_FOUND,
+    Reason.UNKNOWN_ENTITY: grpc.StatusCode.NOT_FOUND,
+    Reason.UNKNOWN_VERSION: grpc.StatusCode.NOT_FOUND,
+    Reason.DUPLICATE: grpc.StatusCode.ALREADY_EXISTS,
+    Reason.CONFLICT: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.NO_MODEL: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.UNSUPPORTED: grpc.StatusCode.UNIMPLEMENTED,
+    Reason.OVERLOADED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    Reason.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Reason.HANDLER: grpc.StatusCode.INTERNAL,
+}
+
+
+def code_of(reason: Reason) -> grpc.StatusCode:
+    """Return the status code of a reason; what is wrong in the request itself is INVALID_ARGUMENT."""
+    return _CODES.get(reason, grpc.StatusCode.INVALID_ARGUMENT)
+
+
+def reason_of(error: TidemillError) -> Reason:
+    """Return the named reason of an error; what is not meant for callers is `handler`."""
+    return error.reason if isinstance(error, Poison | Retryable) else Reason.HANDLER
+
+
+def to_status(error: TidemillError) -> tuple[grpc.StatusCode, status_pb2.Status]:
+    """Return the code and the rich status of an error."""
+    reason = reason_of(error)
+    code = code_of(reason)
+    message = "the service failed; its log says why" if reason is Reason.HANDLER else _text(error)
+    status = status_pb2.Status(code=code.value[0], message=message)
+    metadata = {"fix": error.fix} if isinstance(error, Poison) and error.fix else {}
+    _pack(status, details.ErrorInfo(reason=reason.value.upper(), domain=DOMAIN, metadata=metadata))
+    if isinstance(error, Poison) and error.field:
+        violation = details.BadRequest.FieldViolation(field=error.field, description=_text(error))
+        _pack(status, details.BadRequest(field_violations=[violation]))
+    if isinstance(error, Retryable):
+        retry = details.RetryInfo()
+        retry.retry_delay.FromMilliseconds(int((error.retry_after_s or 0.1) * 1000))
+        _pack(status, retry)
+    return code, status
+
+
+def from_rpc(error: grpc.aio.AioRpcError) -> TidemillError:
+    """Return a failed call as an instruction to the caller's runtime; the peer's reason and field are kept."""
+    status = status_pb2.Status()
+    for key, value in error.trailing_metadata() or ():
+        if key == DETAILS_KEY and isinstance(value, bytes):
+            status.ParseFromString(value)
+    info = details.ErrorInfo()
+    bad = details.BadRequest()
+    for detail in status.details:
+        detail.Unpack(info)
+        detail.Unpack(bad)
+    message = error.details() or error.code().name
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _known(info.reason) is Reason.OVERLOADED:
+        return Overloaded(message, retry_after_s=_retry_after_s(status.details))
+    if error.code() in _RETRYABLE:
+        return Retryable(message, retry_after_s=_retry_after_s(status.details))
+    field = bad.field_violations[0].field if bad.field_violations else ""
+    return Poison(_known(info.reason) or Reason.HANDLER, message, field=field, fix=info.metadata.get("fix", ""))
+
+
+_RETRYABLE = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+}
+
+
+def _known(name: str) -> Reason | None:
+    return Reason(name.lower()) if name.lower() in set(Reason) else None
+
+
+def _retry_after_s(found: Iterable[AnyMessage]) -> float | None:
+    retry = details.RetryInfo()
+    return next((retry.retry_delay.ToMilliseconds() / 1000 for detail in found if detail.Unpack(retry)), None)
+
+
+def _text(error: TidemillError) -> str:
+    fix = error.fix if isinstance(error, Poison) else ""
+    return f"{error}; {fix}" if fix else str(error)
+
+
+def _pack(status: status_pb2.Status, detail: object) -> None:
+    packed = AnyMessage()
+    packed.Pack(detail)  # type: ignore[arg-type]
+    status.details.append(packed)
