@@ -31,7 +31,7 @@ def from_json(raw: bytes, message: M) -> M:
     try:
         content = json.loads(raw)
         if not isinstance(content, dict):
-            raise ValueError(f"a JSON object is expected, not {type(content).__name__}")
+            raise ParseError(f"a JSON object is expected, not {type(content).__name__}")
         return ParseDict(content, message, ignore_unknown_fields=True)
     # protobuf's own error is no ValueError, and nesting without end is a RecursionError.
     except (ParseError, RecursionError) as error:
