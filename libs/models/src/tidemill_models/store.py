@@ -6,6 +6,7 @@ A bundle is published whole or not at all, and never changed: its place is named
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Mapping
@@ -75,11 +76,11 @@ class LocalFolder:
             raise BundleRefusedError(f"{name} is missing") from None
         except OSError as error:
             raise BundleRefusedError(f"{name} is no regular file ({error.strerror})") from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise BundleRefusedError(f"{name} is no regular file")
         with os.fdopen(descriptor, "rb") as file:
-            try:
-                raw = file.read(max_bytes + 1)
-            except IsADirectoryError:
-                raise BundleRefusedError(f"{name} is no regular file") from None
+            raw = file.read(max_bytes + 1)
         if len(raw) > max_bytes:
             raise BundleRefusedError(f"{name} is larger than {max_bytes} bytes")
         return raw
