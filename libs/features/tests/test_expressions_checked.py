@@ -1,0 +1,149 @@
+"""What is wrong with an expression is said at check time, with the place in its text."""
+
+import pytest
+from sqlglot import parser, tokens
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_features.expressions import ExpressionError, compile_expression, schema_of
+
+SCHEMA = schema_of(
+    [
+        definition.Field(name="dep_delay_minutes", type=definition.FIELD_TYPE_FLOAT64, nullable=True),
+        definition.Field(name="carrier", type=definition.FIELD_TYPE_STRING),
+        definition.Field(name="seats", type=definition.FIELD_TYPE_INT64),
+        definition.Field(name="departs_at", type=definition.FIELD_TYPE_TIMESTAMP),
+        definition.Field(name="cancelled", type=definition.FIELD_TYPE_BOOL),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "offset"),
+    [
+        ("1 + dep_dealy_minutes", "no field 'dep_dealy_minutes'; did you mean 'dep_delay_minutes'?", 4),
+        ("Carrier = 'UA'", "no field 'Carrier'; did you mean 'carrier'?", 0),
+        ("zzz > 1", "no field 'zzz'; it has cancelled, carrier, dep_delay_minutes, departs_at, seats", 0),
+        ('carrier = "UA"', "no field 'UA'; a string takes single quotes", 10),
+        ("seats > 'x'", "cannot compare int64 and string together", 0),
+        ("seats + carrier", "a number is wanted, not string", 8),
+        ("seats + cancelled", "a number is wanted, not bool; write CAST(… AS BIGINT)", 8),
+        ("cancelled AND seats", "a condition is wanted, not int64", 14),
+        ("NOT carrier", "a condition is wanted, not string", 4),
+        ("hour(seats)", "HOUR takes a timestamp, not int64", 5),
+        ("departs_at - departs_at", "a number is wanted, not timestamp", 0),
+        ("cancelled > TRUE", "booleans have no order; compare them with = or <>", 0),
+        ("seats = NULL", "a comparison with NULL is always NULL; write IS NULL", 0),
+        ("carrier || seats", "a string is wanted, not int64; write CAST(… AS VARCHAR)", 11),
+        ("seats > rand()", "RAND is not deterministic: a replay would give other values", 8),
+        ("departs_at < now()", "NOW is not deterministic: a replay would give other values", 13),
+        ("departs_at < current_timestamp", "CURRENT_TIMESTAMP is not deterministic", None),
+        ("SUM(seats)", "SUM is an aggregate; aggregate with tm.count, tm.sum, tm.mean, …", 0),
+        ("seats IN (SELECT 1)", "IN takes a list of values, as in x IN ('a', 'b')", 0),
+        ("huor(departs_at)", "no function HUOR; did you mean HOUR?", 0),
+        ("SQRT(seats)", "no function SQRT", 0),
+        ("EXP(seats)", "no function EXP", 0),
+        ("t.seats", "write the field's bare name, not 't.seats'", 0),
+        ("seats IS TRUE", "IS tests for NULL only; write x = TRUE", 0),
+        ("ROUND(seats, 2)", "ROUND takes one argument", 0),
+        ("dep_delay_minutes DIV 2", "DIV divides integers, not float64; use /", 0),
+        ("CAST(carrier AS DOUBLE)", "cannot cast string to DOUBLE", 5),
+        ("CAST(seats AS DATE)", "cannot cast to DATE; there are DOUBLE, BIGINT and VARCHAR", 5),
+        ("TIMESTAMP '2013-06-04'", "not an instant", 10),
+        ("seats > 9223372036854775808", "9223372036854775808 is beyond int64", 8),
+        ("seats > 1e400", "1e400 is beyond float64", 8),
+        ("NULL", "the expression is always NULL", None),
+        ("COALESCE(NULL, NULL)", "the expression is always NULL", None),
+        ("", "exactly one expression is wanted", None),
+        ("seats; seats", "exactly one expression is wanted", None),
+        ("seats >", "not an SQL expression: something is missing after '>'", 6),
+        ("(seats", "not an SQL expression: ')' is missing after 'seats'", 1),
+        ("seats seats", "not an SQL expression: 'seats' is not expected here", 6),
+        ("SELECT seats", "not an SQL expression: 'SELECT' is not expected here", 0),
+        ("carrier = 'UA", "not an SQL expression: a quote or bracket is not closed", None),
+        ("carrier LIKE 'U%'", "Like is not part of the expression language", 0),
+        ("seats ^ 2", "BitwiseXor is not part of the expression language", 0),
+    ],
+)
+def test_a_bad_expression_is_refused_with_the_place_and_the_fix(text: str, message: str, offset: int | None) -> None:
+    with pytest.raises(ExpressionError) as caught:
+        compile_expression(text, SCHEMA)
+    assert caught.value.message.startswith(message)
+    assert caught.value.offset == offset
+
+
+def test_the_caret_stands_under_the_fault_in_its_own_line() -> None:
+    with pytest.raises(ExpressionError) as caught:
+        compile_expression("seats > 1\n  AND seets < 3", SCHEMA)
+    assert caught.value.pointer() == "  AND seets < 3\n      ^"
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("dep_delay_minutes > 15", "dep_delay_minutes>15.0", '("dep_delay_minutes") > 15 -- late'),
+        ("seats BETWEEN 1 AND 3", "seats >= 1 AND seats <= 3"),
+        ("carrier IN ('AA', 'UA')", "(carrier = 'AA') OR carrier = 'UA'"),
+        ("DAY_OF_WEEK(departs_at)", "dow(departs_at)"),
+        ("carrier || 'x'", "concat(carrier, 'x')"),
+        ("seats != 1", "seats <> 1"),
+        ("NULLIF(seats, 0)", "CASE WHEN seats = 0 THEN NULL ELSE seats END"),
+        ("(cancelled AND seats > 1) AND seats < 3", "cancelled AND (seats > 1 AND seats < 3)"),
+    ],
+)
+def test_equal_expressions_have_one_canonical_text(texts: tuple[str, ...]) -> None:
+    assert len({compile_expression(text, SCHEMA).canonical for text in texts}) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["1 - (2 - seats)", "1 - 2 - seats", "-(-5)", "- -seats", "(1 + seats) * 2", "NOT (NOT cancelled)"]
+)
+def test_brackets_that_matter_stay(text: str) -> None:
+    expression = compile_expression(text, SCHEMA)
+    assert compile_expression(expression.canonical, SCHEMA).evaluate_row({"seats": 4, "cancelled": True}) == (
+        expression.evaluate_row({"seats": 4, "cancelled": True})
+    )
+
+
+def test_a_field_may_bear_any_name_that_sql_uses_itself() -> None:
+    words = {*tokens.Tokenizer.KEYWORDS, *parser.Parser.FUNCTIONS, "div", "position", "substring", "extract"}
+    names = sorted(word.lower() for word in words if word.isidentifier())
+    schema = schema_of(definition.Field(name=name, type=definition.FIELD_TYPE_INT64) for name in names)
+    shapes = (
+        "{}",
+        "1 - {} + {}",
+        "{} > 1 AND NOT {} IS NULL",
+        "CASE WHEN {} > 1 THEN {} ELSE {} END",
+        "-{} % 2 DIV {}",
+        "ABS({})",
+    )
+    for name in names:
+        for shape in shapes:
+            quoted = '"' + name + '"'
+            expression = compile_expression(shape.replace("{}", quoted), schema)
+            again = compile_expression(expression.canonical, schema)
+            assert again.columns == (name,), expression.canonical
+
+
+def test_brackets_and_shorthands_cannot_make_a_small_text_a_large_tree() -> None:
+    text = "seats"
+    for _ in range(12):
+        text = f"CASE WHEN {text} BETWEEN 1 AND 2 THEN 1 ELSE 2 END"
+    with pytest.raises(ExpressionError, match="too large"):
+        compile_expression(text, SCHEMA)
+    with pytest.raises(ExpressionError, match="too deeply"):
+        compile_expression("(" * 2000 + "seats" + ")" * 2000, SCHEMA)
+    with pytest.raises(ExpressionError, match="too large"):
+        compile_expression(" + ".join(["seats"] * 500), SCHEMA)
+    with pytest.raises(ExpressionError, match="at most 4096"):
+        compile_expression("seats" + " " * 5000, SCHEMA)
+
+
+def test_a_long_chain_of_conditions_is_fine() -> None:
+    text = " OR ".join(f"seats = {n}" for n in range(150))
+    assert compile_expression(text, SCHEMA).evaluate_row({"seats": 149}) is True
+
+
+def test_the_compiled_expression_tells_its_type_nullability_and_columns() -> None:
+    expression = compile_expression("dep_delay_minutes > seats", SCHEMA)
+    assert (expression.type, expression.nullable) == (definition.FIELD_TYPE_BOOL, True)
+    assert expression.columns == ("dep_delay_minutes", "seats")
+    assert compile_expression("carrier", SCHEMA).nullable is False
