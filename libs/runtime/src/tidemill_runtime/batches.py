@@ -152,9 +152,8 @@ class StreamOptions:
     seed: int = 0
 
     def consumer_kwargs(self) -> dict[str, Any]:
-        """Return the keyword arguments of the aiokafka consumer."""
+        """Return the keyword arguments of the aiokafka consumer, the group aside."""
         return {
-            "group_id": self.group,
             "enable_auto_commit": False,
             "auto_offset_reset": "earliest",
             "fetch_max_wait_ms": self.fetch_wait_ms,

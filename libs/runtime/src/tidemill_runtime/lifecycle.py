@@ -8,6 +8,7 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
@@ -27,6 +28,8 @@ EXIT_FATAL = 70
 EXIT_STALLED = 71
 EXIT_DRAIN_OVERDUE = 72
 EXIT_SETTINGS = 78
+
+_STUCK_S = 2.0
 
 log = structlog.get_logger(__name__)
 
@@ -167,4 +170,19 @@ def main(open_service: OpenService[S], settings_class: type[S]) -> None:
     for sentence in unknown_variables(settings_class, os.environ):
         log.warning("unknown_variable", detail=sentence)
     log.info("settings", settings=redacted(settings))
-    sys.exit(asyncio.run(run(open_service, settings)))
+    sys.exit(asyncio.run(_to_the_end(open_service, settings)))
+
+
+async def _to_the_end(open_service: OpenService[S], settings: S) -> int:
+    """Run, then leave even where a library's task swallows cancellation or its thread would keep the process."""
+    code = await run(open_service, settings)
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    stuck = (await asyncio.wait(tasks, timeout=_STUCK_S))[1] if tasks else set()
+    threads = [thread.name for thread in threading.enumerate() if not thread.daemon]
+    if stuck or threads != [threading.main_thread().name]:
+        log.warning("left_behind", tasks=[str(task.get_name()) for task in stuck], threads=threads)
+        sys.stderr.flush()
+        os._exit(code)
+    return code

@@ -209,6 +209,8 @@ class StreamRunner(Generic[S, E]):
                 await self._process(fetched, self._held.state)
             elif self._flush_due():
                 await self._retried(self._flush)
+        # A full buffer is handed over without suspending once; others must get their turn between batches.
+        await asyncio.sleep(0)
 
     async def _process(self, fetched: Mapping[TopicPartition, Sequence[Record]], state: S) -> None:
         began = perf_counter()

@@ -1,0 +1,383 @@
+"""The one checked way to embed Faust: control-plane agents and timers, nothing skipped, nothing left hanging.
+
+Settings and pattern are those that held under broker kills, worker kills and random exceptions. An event is
+acknowledged and committed after its decision; decisions are idempotent, since a crash in between repeats them. Only
+this module imports Faust, so that a service without agents does not pay for it (extra `faust`).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import Any, Self
+
+import faust
+import mode
+import structlog
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+from faust.types import TP
+
+from tidemill_runtime.batches import Record, Refused
+from tidemill_runtime.consumer import sleep_unless
+from tidemill_runtime.dead_letters import DeadLetters
+from tidemill_runtime.errors import Fatal, Poison, Retryable, Stalled
+from tidemill_runtime.health import Health
+from tidemill_runtime.positions import Offsets, Partition, Positions
+from tidemill_runtime.retries import delays
+from tidemill_runtime.settings import KafkaSettings
+from tidemill_runtime.watchdog import Sighting, StallDetector
+
+_STOP_LIMIT_S = 10.0
+_MAX_REBUILDS = 20
+_LOOKS_PER_STALL = 5
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class FaustRecord:
+    """One record as an agent gets it; the same shape as in a batch."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """Decides each record of some logical topics, one at a time.
+
+    `decide` writes (topic, partition, offset) under a unique key in the transaction of its effect, since it may be
+    called again. `Retryable` repeats it, `Poison` dead-letters the record, anything else ends the service.
+    """
+
+    name: str
+    topics: Sequence[str]
+    decide: Callable[[Record], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Timer:
+    """Calls `fire` at an interval, on every replica: claim a slot in PostgreSQL where once is meant."""
+
+    name: str
+    every_s: float
+    fire: Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class FaustOptions:
+    """Bounds of one Faust app; `datadir` must be writable."""
+
+    group: str
+    datadir: Path
+    retry_limit_s: float = 300.0
+    stall_s: float = 45.0
+
+
+class FaustApp:
+    """Runs agents and timers in a Faust app that is rebuilt when Kafka broke it; a `Component` for `running`."""
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        options: FaustOptions,
+        agents: Sequence[Agent],
+        *,
+        timers: Sequence[Timer] = (),
+        dead_letters: DeadLetters | None = None,
+        health: Health | None = None,
+    ) -> None:
+        self._kafka = kafka
+        self._options = options
+        self._agents = agents
+        self._timers = timers
+        self._dead_letters = dead_letters
+        self._topics = sorted({topic for agent in agents for topic in agent.topics})
+        self.positions = Positions(self._topics)
+        self._stopping = asyncio.Event()
+        self._reassigned = asyncio.Event()
+        self._failure: Exception | None = None
+        self._ended = asyncio.Event()
+        self._fault: str | None = "not connected yet"
+        self._retrying = 0
+        self._decided = 0
+        if health is not None:
+            health.require_ready(f"faust:{options.group}", self.fault)
+
+    def fault(self) -> str | None:
+        """Return what is wrong, for readiness."""
+        return self._fault
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take in nothing more; a decision in work is finished or made again by the next process."""
+        self._stopping.set()
+        self._ended.set()
+
+    async def reached(self, offsets: Offsets) -> None:
+        """Return once everything before `offsets` is decided."""
+        await self.positions.reached(offsets)
+
+    async def run(self) -> None:
+        """Run until `stop`. Raises what a decision raised, `Stalled`, or `Fatal` where Faust does not come back."""
+        rebuilds, decided = 0, 0
+        for delay_s in delays(0.5, 10.0):
+            try:
+                await self._wait_for_topics()
+                if self._stopping.is_set():
+                    return
+                await self._live(self._build())
+            except (KafkaError, OSError) as error:
+                self._fault = f"Kafka: {error!r}"
+                log.warning("faust_waits_for_kafka", group=self._options.group, error=repr(error))
+            if self._stopping.is_set():
+                return
+            rebuilds = 1 if self._decided > decided else rebuilds + 1
+            decided = self._decided
+            if rebuilds > _MAX_REBUILDS:
+                raise Fatal(f"the Faust app of {self._options.group} crashed {rebuilds} times without a decision")
+            await sleep_unless(self._stopping, delay_s)
+
+    async def _live(self, app: Any) -> None:
+        watchdog = asyncio.create_task(self._watch(app), name="faust-watchdog")
+        try:
+            await app.start()
+            # Returns when asked to stop, when a decision failed, and when Faust itself crashed.
+            ended = asyncio.ensure_future(app.wait(self._ended.wait()))
+            await asyncio.wait({ended, watchdog}, return_when=asyncio.FIRST_COMPLETED)
+            ended.cancel()
+            if watchdog.done():
+                watchdog.result()
+            if self._failure is not None:
+                raise self._failure
+            self._fault = None if self._stopping.is_set() else f"Faust crashed: {app.crash_reason!r}"
+        finally:
+            watchdog.cancel()
+            await _end(app)
+
+    def _build(self) -> Any:
+        app = faust.App(self._kafka.physical(self._options.group), **_settings(self._kafka, self._options))
+        for agent in self._agents:
+            names = [self._kafka.physical(topic) for topic in agent.topics]
+            topic = app.topic(
+                *names, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw", internal=False
+            )
+            app.agent(topic, name=agent.name, supervisor_strategy=mode.CrashingSupervisor)(self._agent(app, agent))
+        for timer in self._timers:
+            app.timer(interval=timer.every_s, name=timer.name)(self._timer(timer))
+        app.on_partitions_assigned.connect(self._on_assigned)
+        return app
+
+    def _agent(self, app: Any, agent: Agent) -> Callable[[Any], Awaitable[None]]:
+        async def work(stream: Any) -> None:
+            events: AsyncIterator[Any] = stream.noack().events()
+            async for event in events:
+                record = _record(event.message)
+                await self._decide(agent, record)
+                event.ack()
+                await app.consumer.commit()
+                self._decided += 1
+                partition = Partition(self._kafka.logical(record.topic), record.partition)
+                self.positions.advance({partition: record.offset + 1})
+
+        return work
+
+    def _timer(self, timer: Timer) -> Callable[[], Awaitable[None]]:
+        async def fire() -> None:
+            try:
+                await timer.fire()
+            except Retryable as error:
+                log.warning("timer_missed", timer=timer.name, error=str(error))
+            except Exception as error:
+                self._fail(error)
+                raise
+
+        return fire
+
+    async def _decide(self, agent: Agent, record: FaustRecord) -> None:
+        began_s = monotonic()
+        for delay_s in delays():
+            try:
+                await self._attempt(agent, record)
+            except Retryable as error:
+                if monotonic() - began_s > self._options.retry_limit_s:
+                    self._fail(fatal := Fatal(f"{agent.name} gave up on offset {record.offset}: {error}"))
+                    raise fatal from error
+                self._fault = f"retrying: {error}"
+                self._retrying = 1
+                await asyncio.sleep(delay_s)
+            except Exception as error:
+                self._fail(error)
+                raise
+            else:
+                if self._retrying:
+                    self._retrying, self._fault = 0, None
+                return
+
+    async def _attempt(self, agent: Agent, record: FaustRecord) -> None:
+        try:
+            await agent.decide(record)
+            refused = []
+        except Poison as poison:
+            if self._dead_letters is None:
+                raise Fatal(
+                    f"{agent.name} refuses offset {record.offset} and has no dead letters: {poison}"
+                ) from poison
+            refused = [Refused(record, poison)]
+        if self._dead_letters is not None:
+            await self._dead_letters.send(refused, 1)
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = self._failure or error
+        self._ended.set()
+
+    async def _on_assigned(self, *_: object, **__: object) -> None:
+        self._reassigned.set()
+
+    async def _wait_for_topics(self) -> None:
+        """An agent whose topic is missing starts "healthy" and never gets anything; so wait for the topics first."""
+        wanted = {self._kafka.physical(topic) for topic in self._topics}
+        for delay_s in delays(0.1, 2.0):
+            if self._stopping.is_set():
+                return
+            admin = AIOKafkaAdminClient(**self._kafka.client_kwargs())
+            try:
+                await admin.start()
+                missing = wanted - set(await admin.list_topics())
+            finally:
+                await admin.close()
+            if not missing:
+                return
+            self._fault = f"topics do not exist yet: {sorted(missing)}"
+            await sleep_unless(self._stopping, delay_s)
+
+    async def _watch(self, app: Any) -> None:
+        """Keep the positions of what is assigned, and end the process when it stalls."""
+        detector = StallDetector(self._options.stall_s)
+        while True:
+            timed_out = False
+            try:
+                await asyncio.wait_for(self._reassigned.wait(), self._options.stall_s / _LOOKS_PER_STALL)
+            except TimeoutError:
+                timed_out = True
+            if not timed_out:
+                self._reassigned.clear()
+                await self._adopt(app)
+                continue
+            fault = detector.observe(await self._sight(app), monotonic())
+            if fault is not None:
+                self._fault = fault
+                raise Stalled(f"{self._options.group}: {fault}")
+
+    async def _adopt(self, app: Any) -> None:
+        """Start the positions of an assignment at the committed offsets: a bound from below, whatever runs by now."""
+        held: list[TP] = sorted(app.consumer.assignment())
+        admin = AIOKafkaAdminClient(**self._kafka.client_kwargs())
+        try:
+            await admin.start()
+            stored = await admin.list_consumer_group_offsets(self._kafka.physical(self._options.group))
+        finally:
+            await admin.close()
+        committed = {(place.topic, place.partition): meta.offset for place, meta in stored.items() if meta.offset >= 0}
+        earliest: Mapping[TP, int] = await app.consumer.earliest_offsets(*held) if held else {}
+        before = self.positions.next
+        start = {}
+        for place in held:
+            partition = Partition(self._kafka.logical(place.topic), place.partition)
+            known = committed.get((place.topic, place.partition), earliest[place])
+            start[partition] = max(known, before.get(partition, 0))
+        self.positions.reset(start)
+        self._fault = None
+        log.info("assigned", group=self._options.group, partitions=len(held))
+
+    async def _sight(self, app: Any) -> Sighting:
+        held = sorted(app.consumer.assignment()) if app.consumer is not None else []
+        applied = sum(self.positions.next.values())
+        try:
+            async with asyncio.timeout(self._options.stall_s / _LOOKS_PER_STALL):
+                ends: Mapping[TP, int] = await app.consumer.highwaters(*held) if held else {}
+        except (KafkaError, OSError, TimeoutError):
+            return Sighting(assigned=True, lag=None, applied=applied)
+        positions = self.positions.next
+        lag = sum(
+            max(0, end - positions.get(Partition(self._kafka.logical(place.topic), place.partition), 0))
+            for place, end in ends.items()
+        )
+        return Sighting(bool(held), lag, applied, excused=bool(self._retrying))
+
+
+async def _end(app: Any) -> None:
+    """Stop the app; `stop` hangs with Kafka away and swallows cancellation, so it is waited for and then left."""
+    stopping = asyncio.ensure_future(app.stop())
+    done, _ = await asyncio.wait({stopping}, timeout=_STOP_LIMIT_S)
+    if not done:
+        raise Fatal("the Faust app did not stop; the process ends instead")
+    stopping.result()
+
+
+def _record(message: Any) -> FaustRecord:
+    return FaustRecord(
+        topic=message.topic,
+        partition=message.partition,
+        offset=message.offset,
+        timestamp=int((message.timestamp or 0) * 1000),
+        key=message.key,
+        value=message.value,
+        headers=list(message.headers or ()),
+    )
+
+
+def _settings(kafka: KafkaSettings, options: FaustOptions) -> dict[str, Any]:
+    """Return the settings that avoid every internal topic and every surprise."""
+    return {
+        "broker": [f"kafka://{address}" for address in kafka.bootstrap.split(",")],
+        "broker_credentials": _credentials(kafka),
+        "key_serializer": "raw",
+        "value_serializer": "raw",
+        "autodiscover": False,
+        "web_enabled": False,
+        "topic_allow_declare": False,
+        "topic_disable_leader": True,
+        "reply_create_topic": False,
+        "table_standby_replicas": 0,
+        "datadir": str(options.datadir),
+        "stream_wait_empty": True,
+        "broker_session_timeout": 10,
+        "broker_heartbeat_interval": 2,
+        "broker_request_timeout": 20,
+        "broker_rebalance_timeout": 20,
+        "producer_request_timeout": 10,
+        "consumer_auto_offset_reset": "earliest",
+        "stream_buffer_maxsize": 64,
+        "broker_max_poll_records": 64,
+    }
+
+
+def _credentials(kafka: KafkaSettings) -> Any:
+    if kafka.security_protocol == "PLAINTEXT":
+        return None
+    tls = kafka.tls() if kafka.security_protocol.endswith("SSL") else None
+    if kafka.security_protocol == "SSL":
+        return faust.SSLCredentials(context=tls)
+    assert kafka.sasl_password is not None
+    return faust.SASLCredentials(
+        username=kafka.sasl_username,
+        password=kafka.sasl_password.get_secret_value(),
+        mechanism=kafka.sasl_mechanism,
+        ssl_context=tls,
+    )
