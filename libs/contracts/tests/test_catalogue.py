@@ -1,0 +1,87 @@
+"""The topic catalogue and the fold of registered definitions."""
+
+import re
+
+import pytest
+from tidemill_contracts.canonical import to_json
+from tidemill_contracts.catalogue import Catalogue
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.topics import (
+    dead_letter_topic,
+    events_topic,
+    fixed_topics,
+    load_topics,
+    stream_topics,
+)
+
+DEFINITION = definition.Definition(
+    streams=[definition.Stream(name=name) for name in ("asked", "clicks", "bought")],
+    views=[definition.View(name="user", stream="clicks")],
+    pipelines=[
+        definition.Pipeline(
+            name="buys",
+            request="asked",
+            label=definition.Label(stream="bought"),
+            features=[
+                definition.FeatureSource(name="user", view=definition.ViewLookup(view="user", on=["id"])),
+                definition.FeatureSource(name="hour", expression="hour(at)"),
+            ],
+        )
+    ],
+)
+
+
+def record(revision: int, content: definition.Definition) -> bytes:
+    return to_json(
+        definition.DefinitionRecord(
+            kind="pipeline", name="buys", revision=revision, hash=f"sha256:{revision}", definition=content
+        )
+    )
+
+
+def test_a_pipelines_streams_are_request_label_and_views() -> None:
+    catalogue = Catalogue()
+    catalogue.fold(record(1, DEFINITION))
+    assert catalogue.streams_of(catalogue.pipelines["buys"]) == ["asked", "bought", "clicks"]
+    assert catalogue.view_hash("user").startswith("sha256:")
+
+
+def test_a_later_record_replaces_an_earlier_one() -> None:
+    catalogue = Catalogue()
+    catalogue.fold(record(1, DEFINITION))
+    changed = definition.Definition()
+    changed.CopyFrom(DEFINITION)
+    changed.streams[1].partitions = 9
+    catalogue.fold(record(2, changed))
+    assert catalogue.streams["clicks"].partitions == 9
+    assert catalogue.pipeline_hashes["buys"] == "sha256:2"
+
+
+def test_a_tombstone_changes_nothing() -> None:
+    catalogue = Catalogue()
+    assert catalogue.fold(None) is None
+    assert catalogue == Catalogue()
+
+
+def test_garbage_is_a_value_error() -> None:
+    with pytest.raises(ValueError):
+        Catalogue().fold(b"\x00")
+
+
+def test_names_follow_the_convention() -> None:
+    for topic in fixed_topics():
+        assert re.fullmatch(r"[a-z]+\.[a-z-]+\.v\d+", topic.name), topic.name
+        assert "_" not in topic.name
+
+
+def test_compacted_topics_hold_state_for_ever() -> None:
+    for topic in load_topics():
+        if topic.cleanup == "compact":
+            assert topic.retention_hours == -1, topic.name
+
+
+def test_a_stream_gets_its_topic_and_its_dead_letters() -> None:
+    events, refused = stream_topics([("clicks", 3)])
+    assert (events.name, events.partitions) == (events_topic("clicks"), 3)
+    assert (refused.name, refused.partitions) == (dead_letter_topic(events.name), 1)
+    assert dead_letter_topic("registry.models.v1") == "ingestion.dead-letters.v1"
