@@ -1,0 +1,21 @@
+"""What serving counts; label values are bounded by the number of registered pipelines."""
+
+from tidemill_runtime.metrics import counter, gauge, histogram
+
+predictions = counter(
+    "serving_predictions", "Predictions answered, by the role of the version that answered.", ("pipeline", "role")
+)
+refused_rows = counter("serving_refused_rows", "Requests and batch rows refused, by named reason.", ("reason",))
+batch_rows = histogram(
+    "serving_micro_batch_rows", "Rows scored together.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
+)
+feature_read_seconds = histogram("serving_feature_read_seconds", "One trip to Redis for all features of a micro-batch.")
+score_seconds = histogram("serving_score_seconds", "All versions scoring a micro-batch.", ("pipeline",))
+deployments = counter(
+    "serving_deployments", "Deployments taken up: served, refused, or waiting for a bundle.", ("pipeline", "outcome")
+)
+log_waiting = gauge("serving_log_waiting_records", "Predictions answered and not yet acknowledged by Kafka (ASYNC).")
+log_dropped = counter("serving_log_dropped_records", "ASYNC prediction records dropped because the queue was full.")
+feature_misses = counter(
+    "serving_feature_status", "Feature values used, by view and status.", ("pipeline", "view", "status")
+)

@@ -1,0 +1,211 @@
+"""What a prediction request may hold: the fields of the pipeline's request stream, checked one by one."""
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import NoReturn
+
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.feature.v1 import feature_pb2 as feature
+from tidemill_contracts.instants import format_us, parse_us
+from tidemill_contracts.reasons import Reason
+from tidemill_runtime.errors import Poison
+
+# A checked field: timestamps are int, microseconds since the epoch, UTC.
+Value = bool | int | float | str | None
+Values = dict[str, Value]
+
+MAX_ID_BYTES = 256
+# 9999-12-31T23:59:59Z: the last second that RFC 3339 can write.
+MAX_INSTANT_US = 253_402_300_799_000_000
+
+_TYPE_NAMES = {
+    definition.FIELD_TYPE_BOOL: "a bool",
+    definition.FIELD_TYPE_INT64: "an int64",
+    definition.FIELD_TYPE_FLOAT64: "a float64",
+    definition.FIELD_TYPE_STRING: "a string",
+    definition.FIELD_TYPE_TIMESTAMP: "a timestamp",
+}
+
+
+@dataclass(frozen=True)
+class RequestSchema:
+    """The fields that a request to one pipeline carries, and the one that joins it with its label."""
+
+    stream: definition.Stream
+    join_field: str
+
+    @cached_property
+    def _fields(self) -> dict[str, definition.Field]:
+        return {field.name: field for field in self.stream.fields}
+
+    @cached_property
+    def _keys(self) -> frozenset[str]:
+        return frozenset((self.join_field, self.stream.key_field))
+
+    @cached_property
+    def _timestamps(self) -> frozenset[str]:
+        return frozenset(field.name for field in self.stream.fields if field.type == definition.FIELD_TYPE_TIMESTAMP)
+
+    def check(self, fields: Mapping[str, feature.Scalar]) -> Values:
+        """Return the request's values in the order of the schema; a nullable field that is absent is None.
+
+        Raises `Poison` with the first fault, naming the field.
+        """
+        if len(fields) > len(self._fields) or not fields.keys() <= self._fields.keys():
+            self._refuse_unknown(fields)
+        values = {name: self._value(field, fields.get(name)) for name, field in self._fields.items()}
+        self._check_size(values)
+        return values
+
+    def to_json(self, values: Values) -> bytes:
+        """Return the request's fields as the event's JSON: instants are RFC 3339, absent fields are null."""
+        shown = {name: self._shown(name, value) for name, value in values.items()}
+        return json.dumps(shown, separators=(",", ":"), ensure_ascii=False).encode()
+
+    def join_key(self, values: Values) -> str:
+        """Return the text that keys the prediction and its label."""
+        value = values[self.join_field]
+        return value if isinstance(value, str) else json.dumps(value)
+
+    def _shown(self, name: str, value: Value) -> Value:
+        return format_us(value) if name in self._timestamps and isinstance(value, int) else value
+
+    def _refuse_unknown(self, fields: Mapping[str, feature.Scalar]) -> NoReturn:
+        name = min(set(fields) - set(self._fields))
+        near = difflib.get_close_matches(name, self._fields, n=1)
+        fix = f"did you mean {near[0]!r}?" if near else f"stream {self.stream.name} has {', '.join(self._fields)}"
+        raise Poison(Reason.UNKNOWN_FIELD, f"stream {self.stream.name} has no field {name[:80]!r}", field=name, fix=fix)
+
+    def _value(self, field: definition.Field, scalar: feature.Scalar | None) -> Value:
+        kind = None if scalar is None else scalar.WhichOneof("value")
+        if scalar is None or kind is None:
+            self._check_absent(field, given=scalar is not None)
+            return None
+        value = getattr(scalar, kind)
+        wanted = field.type
+        if wanted == definition.FIELD_TYPE_STRING and kind == "string_value":
+            return self._key_or_text(field, value)
+        if wanted == definition.FIELD_TYPE_FLOAT64 and kind in ("float64_value", "int64_value"):
+            return _finite(field.name, float(value))
+        if wanted == definition.FIELD_TYPE_INT64 and kind == "int64_value":
+            return int(value)
+        if wanted == definition.FIELD_TYPE_BOOL and kind == "bool_value":
+            return bool(value)
+        if wanted == definition.FIELD_TYPE_TIMESTAMP and kind == "timestamp_us":
+            return _instant(field.name, value)
+        if wanted == definition.FIELD_TYPE_TIMESTAMP and kind == "string_value":
+            return _instant(field.name, _parsed(field.name, value))
+        raise Poison(
+            Reason.WRONG_TYPE,
+            f"field {field.name!r} is {_TYPE_NAMES[wanted]}, not {kind.removesuffix('_value')}",
+            field=field.name,
+            fix=f"send {_TYPE_NAMES[wanted]}",
+        )
+
+    def _check_absent(self, field: definition.Field, *, given: bool) -> None:
+        if field.name in self._keys:
+            reason = Reason.NULL_KEY if given else Reason.MISSING_FIELD
+            raise Poison(
+                reason,
+                f"field {field.name!r} identifies the request and is {'null' if given else 'missing'}",
+                field=field.name,
+                fix=f"send {_TYPE_NAMES[field.type]}",
+            )
+        if not field.nullable:
+            raise Poison(
+                Reason.MISSING_FIELD,
+                f"field {field.name!r} is {'null' if given else 'missing'} and stream {self.stream.name} needs it",
+                field=field.name,
+                fix=f"send {_TYPE_NAMES[field.type]}",
+            )
+
+    def _key_or_text(self, field: definition.Field, value: str) -> str:
+        if not value and field.name in self._keys:
+            raise Poison(Reason.NULL_KEY, f"field {field.name!r} identifies the request and is empty", field=field.name)
+        return value
+
+    def _check_size(self, values: Values) -> None:
+        limit = self.stream.max_event_bytes
+        size = sum(len(value) for value in values.values() if isinstance(value, str))
+        # UTF-8 takes at most four bytes a character: most requests need no encoding to be known small.
+        if limit and 4 * size > limit:
+            size = len(self.to_json(values))
+            if size > limit:
+                raise Poison(Reason.OVERSIZED, f"the request is {size} bytes; stream {self.stream.name} allows {limit}")
+
+
+def _finite(name: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise Poison(Reason.NON_FINITE, f"field {name!r} is {value}", field=name, fix="send null for an unknown value")
+    return value
+
+
+def _instant(name: str, value: int) -> int:
+    if not 0 <= value <= MAX_INSTANT_US:
+        raise Poison(
+            Reason.OUT_OF_RANGE,
+            f"field {name!r} is {value} µs since the epoch",
+            field=name,
+            fix="send microseconds since 1970-01-01T00:00:00Z, up to the year 9999",
+        )
+    return value
+
+
+def _parsed(name: str, text: str) -> int:
+    try:
+        return parse_us(text)
+    except ValueError as error:
+        reason = Reason.NAIVE_TIMESTAMP if _is_naive(text) else Reason.WRONG_TYPE
+        raise Poison(reason, f"field {name!r}: {error}", field=name, fix="write 2013-06-04T00:00:00Z") from error
+
+
+def _is_naive(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).tzinfo is None
+    except ValueError:
+        return False
+
+
+def check_as_of(as_of_us: int, now_us: int, max_future_ms: int) -> int:
+    """Return the moment that a request asks for; 0 stays 0 and means the moment its features are read."""
+    if not 0 <= as_of_us <= MAX_INSTANT_US:
+        raise Poison(
+            Reason.OUT_OF_RANGE,
+            f"as_of_us is {as_of_us}",
+            field="as_of_us",
+            fix="send microseconds since 1970-01-01T00:00:00Z, or 0 for now",
+        )
+    if as_of_us > now_us + max_future_ms * 1000:
+        raise Poison(
+            Reason.TOO_FAR_IN_FUTURE,
+            f"as_of_us {format_us(as_of_us)} lies more than {max_future_ms} ms ahead of {format_us(now_us)}",
+            field="as_of_us",
+        )
+    return as_of_us
+
+
+def check_prediction_id(prediction_id: str) -> str:
+    """Return the caller's id, bounded; empty means that one is derived."""
+    if len(prediction_id.encode()) > MAX_ID_BYTES:
+        raise Poison(
+            Reason.OVERSIZED,
+            f"prediction_id is over {MAX_ID_BYTES} bytes",
+            field="prediction_id",
+            fix="use a shorter id",
+        )
+    return prediction_id
+
+
+def check_batch(rows: int, limit: int) -> None:
+    """Refuse a batch that is empty or above the bound."""
+    if rows == 0:
+        raise Poison(Reason.EMPTY, "the batch has no rows", field="rows")
+    if rows > limit:
+        raise Poison(
+            Reason.OUT_OF_RANGE, f"the batch has {rows} rows; at most {limit} are taken", field="rows", fix="split it"
+        )
