@@ -119,7 +119,8 @@ class StreamRunner(Generic[S, E]):
 
     async def run(self) -> None:
         """Consume until `stop`. Raises `Fatal`, `Stalled`, or what the pipeline raised."""
-        self._consumer = await connect(self._kafka, self._options.consumer_kwargs(), self._stopping, self._set_fault)
+        options = {**self._options.consumer_kwargs(), "group_id": self._kafka.physical(self._options.group)}
+        self._consumer = await connect(self._kafka, options, self._stopping, self._set_fault)
         if self._consumer is None:
             return
         self._committer = Committer(self._consumer, self._options.commit_every_ms)
@@ -188,9 +189,9 @@ class StreamRunner(Generic[S, E]):
     async def _resubscribe(self) -> None:
         self._topics_changed.clear()
         while not self._topics and not self._stopping.is_set():
-            self._fault = None
             await self._on_revoked()
             self._consumer.unsubscribe()
+            self._fault = None
             await self._topics_changed.wait()
             self._topics_changed.clear()
         if self._topics:
@@ -375,6 +376,8 @@ class StreamRunner(Generic[S, E]):
     def _drop_state(self) -> None:
         self._epoch += 1
         self._held = None
+        self._taken.reset({})
+        self.positions.reset({})
         self._set_fault("restoring")
 
     async def _finish(self) -> None:

@@ -1,0 +1,55 @@
+"""A corner of the real Kafka: settings with a prefix of the test's own, and topics made on demand."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from tidemill_runtime.settings import KafkaSettings
+
+MakeTopic = Callable[..., Awaitable[None]]
+ReadTopic = Callable[[str], Awaitable[list[Any]]]
+
+
+@pytest.fixture
+def kafka(request: pytest.FixtureRequest, topic_prefix: str) -> KafkaSettings:
+    return KafkaSettings(bootstrap=request.getfixturevalue("servers").kafka, topic_prefix=topic_prefix)
+
+
+@pytest.fixture
+async def make_topic(kafka: KafkaSettings) -> AsyncIterator[MakeTopic]:
+    admin = AIOKafkaAdminClient(**kafka.client_kwargs())
+    await admin.start()
+    made: list[str] = []
+
+    async def make(topic: str, partitions: int = 1, **config: str) -> None:
+        name = kafka.physical(topic)
+        await admin.create_topics([NewTopic(name, partitions, 1, topic_configs=config)])
+        made.append(name)
+
+    yield make
+    if made:
+        await admin.delete_topics(made)
+    await admin.close()
+
+
+@pytest.fixture
+def read_topic(kafka: KafkaSettings) -> ReadTopic:
+    async def read(topic: str) -> list[Any]:
+        consumer = AIOKafkaConsumer(**kafka.client_kwargs())
+        await consumer.start()
+        try:
+            place = TopicPartition(kafka.physical(topic), 0)
+            consumer.assign([place])
+            await consumer.seek_to_beginning(place)
+            end = (await consumer.end_offsets([place]))[place]
+            records: list[Any] = []
+            while len(records) < end:
+                fetched = await consumer.getmany(timeout_ms=200)
+                records += fetched.get(place, [])
+            return records
+        finally:
+            await consumer.stop()
+
+    return read

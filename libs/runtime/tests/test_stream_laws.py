@@ -1,0 +1,337 @@
+"""Laws of the stream runner, on the real Kafka."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from tidemill_contracts.reasons import Reason
+from tidemill_runtime import dead_letters as dlq
+from tidemill_runtime.batches import Assignment, Batch, Pipeline, Record, Restored, Step, StreamOptions
+from tidemill_runtime.dead_letters import DeadLetterLimit, DeadLetters
+from tidemill_runtime.errors import Fatal, Poison, Retryable, StateLost
+from tidemill_runtime.lifecycle import running
+from tidemill_runtime.positions import Partition
+from tidemill_runtime.producer import Outgoing, Producer
+from tidemill_runtime.settings import KafkaSettings
+from tidemill_runtime.stream import StreamRunner
+from tidemill_testkit.eventually import aeventually, eventually
+
+pytestmark = pytest.mark.servers
+
+MakeTopic = Callable[..., Awaitable[None]]
+ReadTopic = Callable[[str], Awaitable[list[Any]]]
+Place = tuple[str, int, int]
+
+OPTIONS = StreamOptions("laws", commit_every_ms=20)
+
+
+def decode(record: Record) -> bytes:
+    if record.value == b"bad":
+        raise Poison(Reason.UNDECODABLE, "this one is bad", field="value")
+    return record.value or b""
+
+
+class Collecting(Pipeline[int, list[bytes]]):
+    """Keeps what it applied; fails as told."""
+
+    def __init__(self, failures: list[Exception] | None = None) -> None:
+        self.applied: list[bytes] = []
+        self.assignments: list[Assignment] = []
+        self.flushes = 0
+        self.failures = failures or []
+        self.start: dict[Partition, int] = {}
+
+    async def restore(self, assignment: Assignment) -> Restored[int]:
+        self.assignments.append(assignment)
+        return Restored(0, self.start)
+
+    def step(self, state: int, batch: Batch, now_us: int) -> Step[int, list[bytes]]:
+        decoded, refused = batch.decode(decode)
+        values = [value for found in decoded.values() for value in found]
+        return Step(state + len(values), values, refused)
+
+    async def apply(self, effects: list[bytes]) -> None:
+        if self.failures:
+            raise self.failures.pop(0)
+        self.applied += effects
+
+    async def flush(self) -> None:
+        self.flushes += 1
+
+
+async def committed(kafka: KafkaSettings, topic: str, group: str = "laws") -> int:
+    admin = AIOKafkaAdminClient(**kafka.client_kwargs())
+    await admin.start()
+    try:
+        stored = await admin.list_consumer_group_offsets(kafka.physical(group))
+    finally:
+        await admin.close()
+    found = stored.get(TopicPartition(kafka.physical(topic), 0))
+    return found.offset if found is not None else -1
+
+
+async def fill(producer: Producer, topic: str, values: list[bytes]) -> None:
+    await producer.send_all([Outgoing(topic, value, key=b"k") for value in values])
+
+
+async def test_every_record_is_applied_once_and_committed_on_stop(kafka: KafkaSettings, make_topic: MakeTopic) -> None:
+    await make_topic("t")
+    first, second = Collecting(), Collecting()
+    async with Producer(kafka) as producer:
+        await fill(producer, "t", [b"%d" % n for n in range(100)])
+        async with running(StreamRunner(first, kafka, OPTIONS, topics=["t"])) as runner:
+            await runner.reached(producer.written)
+        assert await committed(kafka, "t") == 100
+        await fill(producer, "t", [b"last"])
+        async with running(StreamRunner(second, kafka, OPTIONS, topics=["t"])) as runner:
+            await runner.reached(producer.written)
+    assert first.applied == [b"%d" % n for n in range(100)]
+    assert second.applied == [b"last"]
+
+
+async def test_poison_goes_to_the_dead_letters_with_its_bytes_untouched_before_the_commit(
+    kafka: KafkaSettings, make_topic: MakeTopic, read_topic: ReadTopic
+) -> None:
+    await make_topic("events.s")
+    await make_topic("events.s.dlq")
+    pipeline = Collecting()
+    headers = [("h", b"\xff\x00"), ("h", b"twice")]
+    async with Producer(kafka) as producer:
+        await fill(producer, "events.s", [b"good"])
+        await producer.send(Outgoing("events.s", b"bad", key=b"\xfe", headers=headers))
+        letters = DeadLetters(producer, kafka, "laws")
+        runner = StreamRunner(pipeline, kafka, OPTIONS, topics=["events.s"], dead_letters=letters)
+        async with running(runner):
+            await runner.reached({Partition("events.s", 0): 2})
+    assert pipeline.applied == [b"good"]
+    (letter,) = await read_topic("events.s.dlq")
+    assert (letter.key, letter.value) == (b"\xfe", b"bad")
+    assert list(letter.headers[:2]) == headers
+    ours = dict(letter.headers[2:])
+    assert ours[dlq.REASON] == b"undecodable"
+    assert ours[dlq.TOPIC] == b"events.s"
+    assert ours[dlq.OFFSET] == b"1"
+    assert ours[dlq.GROUP] == b"laws"
+    assert ours[dlq.ATTEMPT] == b"1"
+    assert await committed(kafka, "events.s") == 2
+
+
+async def test_a_topic_full_of_poison_stops_the_service_and_is_not_drained(
+    kafka: KafkaSettings, make_topic: MakeTopic, read_topic: ReadTopic
+) -> None:
+    await make_topic("events.s")
+    await make_topic("events.s.dlq")
+    async with Producer(kafka) as producer:
+        await fill(producer, "events.s", [b"bad"] * 30)
+        letters = DeadLetters(producer, kafka, "laws", limit=DeadLetterLimit(run=20))
+        runner = StreamRunner(Collecting(), kafka, OPTIONS, topics=["events.s"], dead_letters=letters)
+        with pytest.RaisesGroup(pytest.RaisesExc(Fatal, match="undecodable")):
+            async with running(runner):
+                await asyncio.Event().wait()
+    assert await read_topic("events.s.dlq") == []
+    assert await committed(kafka, "events.s") == -1
+
+
+async def test_retryable_repeats_the_same_effects_and_loses_nothing(
+    kafka: KafkaSettings, make_topic: MakeTopic
+) -> None:
+    await make_topic("t")
+    pipeline = Collecting([Retryable("not yet"), Retryable("not yet"), Retryable("not yet")])
+    async with Producer(kafka) as producer:
+        await fill(producer, "t", [b"a", b"b"])
+        async with running(StreamRunner(pipeline, kafka, OPTIONS, topics=["t"])) as runner:
+            await runner.reached(producer.written)
+            assert runner.fault() is None
+            await fill(producer, "t", [b"c"])
+            await runner.reached(producer.written)
+    assert pipeline.applied == [b"a", b"b", b"c"]
+
+
+async def test_retries_that_are_exhausted_end_the_service_without_a_commit(
+    kafka: KafkaSettings, make_topic: MakeTopic
+) -> None:
+    await make_topic("t")
+    pipeline = Collecting([Retryable("never") for _ in range(100)])
+    options = StreamOptions("laws", retry_limit_s=0.3)
+    async with Producer(kafka) as producer:
+        await fill(producer, "t", [b"a"])
+        with pytest.RaisesGroup(pytest.RaisesExc(Fatal, match="gave up after")):
+            async with running(StreamRunner(pipeline, kafka, options, topics=["t"])):
+                await asyncio.Event().wait()
+    assert pipeline.applied == []
+    assert await committed(kafka, "t") == -1
+
+
+async def test_a_stop_during_retries_ends_at_once_and_leaves_the_record_for_the_next(
+    kafka: KafkaSettings, make_topic: MakeTopic
+) -> None:
+    await make_topic("t")
+    first, second = Collecting([Retryable("never") for _ in range(10_000)]), Collecting()
+    async with Producer(kafka) as producer:
+        await fill(producer, "t", [b"a"])
+        async with running(StreamRunner(first, kafka, OPTIONS, topics=["t"])) as runner:
+            await aeventually(lambda: "retrying" in (runner.fault() or ""))
+        async with running(StreamRunner(second, kafka, OPTIONS, topics=["t"])) as runner:
+            await runner.reached(producer.written)
+    assert (first.applied, second.applied) == ([], [b"a"])
+
+
+async def test_lost_state_is_restored_and_read_again_from_where_restore_says(
+    kafka: KafkaSettings, make_topic: MakeTopic
+) -> None:
+    await make_topic("t")
+    pipeline = Collecting()
+    async with Producer(kafka) as producer:
+        await fill(producer, "t", [b"a", b"b", b"c"])
+        async with running(StreamRunner(pipeline, kafka, OPTIONS, topics=["t"])) as runner:
+            await runner.reached(producer.written)
+            pipeline.start = {Partition("t", 0): 1}
+            pipeline.failures = [StateLost("the store was replaced")]
+            await fill(producer, "t", [b"d"])
+            await runner.reached(producer.written)
+    assert pipeline.applied == [b"a", b"b", b"c", b"b", b"c", b"d"]
+
+
+async def test_an_interval_flushes_on_request_and_commits_only_what_was_flushed(
+    kafka: KafkaSettings, make_topic: MakeTopic
+) -> None:
+    await make_topic("t")
+    pipeline = Collecting()
+    options = StreamOptions("laws", flush_every_ms=60_000, commit_every_ms=10)
+    async with Producer(kafka) as producer:
+        await fill(producer, "t", [b"a", b"b"])
+        async with running(StreamRunner(pipeline, kafka, options, topics=["t"])) as runner:
+            await aeventually(lambda: pipeline.applied == [b"a", b"b"])
+            assert (pipeline.flushes, await committed(kafka, "t")) == (0, -1)
+            await runner.reached(producer.written)
+            assert pipeline.flushes == 1
+            await aeventually(lambda: _is(committed(kafka, "t"), 2))
+            await fill(producer, "t", [b"c"])
+            await aeventually(lambda: len(pipeline.applied) == 3)
+        assert await committed(kafka, "t") == 3
+
+
+async def _is(found: Awaitable[int], wanted: int) -> bool:
+    return await found == wanted
+
+
+async def test_a_second_worker_takes_over_half_and_nothing_is_lost_or_committed_too_early(
+    kafka: KafkaSettings, make_topic: MakeTopic
+) -> None:
+    await make_topic("t", partitions=4)
+    one, two = Collecting(), Collecting()
+    values = [b"%d" % n for n in range(2_000)]
+    async with Producer(kafka) as producer, running(StreamRunner(one, kafka, OPTIONS, topics=["t"])) as first:
+        sending = asyncio.create_task(_spread(producer, values))
+        await aeventually(lambda: one.applied)
+        async with running(StreamRunner(two, kafka, OPTIONS, topics=["t"])) as second:
+            await aeventually(lambda: len(second.positions.next) == 2 and len(first.positions.next) == 2, 20)
+            await sending
+            await aeventually(lambda: set(one.applied) | set(two.applied) == set(values), 20)
+        await aeventually(lambda: len(first.positions.next) == 4, 20)
+        await first.reached(producer.written)
+    # Each handed-over partition was committed first, so nothing came twice either.
+    assert sorted(one.applied + two.applied) == sorted(values)
+
+
+async def _spread(producer: Producer, values: list[bytes]) -> None:
+    for n, value in enumerate(values):
+        await producer.send(Outgoing("t", value, partition=n % 4))
+
+
+async def test_topics_may_come_later_and_change(kafka: KafkaSettings, make_topic: MakeTopic) -> None:
+    await make_topic("a")
+    await make_topic("b")
+    pipeline = Collecting()
+    async with Producer(kafka) as producer:
+        await fill(producer, "a", [b"a"])
+        await fill(producer, "b", [b"b"])
+        async with running(StreamRunner(pipeline, kafka, OPTIONS)) as runner:
+            await aeventually(lambda: runner.fault() is None, claim="no topics is ready")
+            runner.subscribe(["a"])
+            await runner.reached({Partition("a", 0): 1})
+            runner.subscribe(["a", "b"])
+            await runner.reached({Partition("b", 0): 1})
+            runner.subscribe([])
+            await aeventually(lambda: not runner.positions.next)
+            runner.subscribe(["b"])
+            await fill(producer, "b", [b"b2"])
+            await runner.reached(producer.written)
+    assert pipeline.applied == [b"a", b"b", b"b2"]
+
+
+async def test_an_offset_beyond_the_log_is_fatal_and_not_skipped(kafka: KafkaSettings, make_topic: MakeTopic) -> None:
+    await make_topic("t")
+    pipeline = Collecting()
+    pipeline.start = {Partition("t", 0): 7}
+    with pytest.RaisesGroup(pytest.RaisesExc(Fatal, match="re-created or truncated")):
+        async with running(StreamRunner(pipeline, kafka, OPTIONS, topics=["t"])):
+            await asyncio.Event().wait()
+
+
+WORKER = """
+import asyncio, sys
+from pathlib import Path
+from tidemill_runtime.batches import Pipeline, Restored, Step, StreamOptions
+from tidemill_runtime.lifecycle import run, running
+from tidemill_runtime.settings import KafkaSettings, ServiceSettings
+from tidemill_runtime.stream import StreamRunner
+from contextlib import asynccontextmanager
+
+bootstrap, prefix, out, hang = sys.argv[1:5]
+
+class Writing(Pipeline):
+    async def restore(self, assignment):
+        return Restored(None)
+
+    def step(self, state, batch, now_us):
+        return Step(state, [record.value for record in batch])
+
+    async def apply(self, effects):
+        with Path(out).open("ab") as file:
+            file.writelines(value + b"\\n" for value in effects)
+        if hang == "hang":
+            await asyncio.Event().wait()
+
+@asynccontextmanager
+async def open_service(settings, health):
+    kafka = KafkaSettings(bootstrap=bootstrap, topic_prefix=prefix)
+    options = StreamOptions("laws", session_ms=6_000)
+    async with running(StreamRunner(Writing(), kafka, options, topics=["t"])):
+        yield
+
+sys.exit(asyncio.run(run(open_service, ServiceSettings(drain_s=10))))
+"""
+
+
+def worker(kafka: KafkaSettings, out: Path, hang: str) -> "subprocess.Popen[bytes]":
+    arguments = [kafka.bootstrap, kafka.topic_prefix, str(out), hang]
+    return subprocess.Popen([sys.executable, "-c", WORKER, *arguments], env=dict(os.environ))
+
+
+async def test_kill_between_effect_and_commit_redelivers(
+    kafka: KafkaSettings, make_topic: MakeTopic, tmp_path: Path
+) -> None:
+    await make_topic("t")
+    out = tmp_path / "effects"
+    out.touch()
+    async with Producer(kafka) as producer:
+        await fill(producer, "t", [b"a", b"b"])
+    hanging = worker(kafka, out, "hang")
+    await asyncio.to_thread(eventually, lambda: out.read_bytes() == b"a\nb\n", 30)
+    hanging.kill()
+    hanging.wait()
+    assert await committed(kafka, "t") == -1
+    again = worker(kafka, out, "")
+    await asyncio.to_thread(eventually, lambda: out.read_bytes() == b"a\nb\na\nb\n", 30)
+    again.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(again.wait, 20) == 0
+    assert await committed(kafka, "t") == 2
