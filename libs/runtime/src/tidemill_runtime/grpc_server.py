@@ -47,7 +47,8 @@ class Guard(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        # Quoted: generic for the type checker only.
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]]",
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """Wrap the method's handler."""
@@ -59,7 +60,7 @@ class Guard(grpc.aio.ServerInterceptor):
             return self._streaming(handler, method)
         return self._single(handler, method)
 
-    def _single(self, handler: Any, method: str) -> grpc.RpcMethodHandler[Any, Any]:
+    def _single(self, handler: Any, method: str) -> "grpc.RpcMethodHandler[Any, Any]":
         inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
         kind = (
             grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
@@ -71,7 +72,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
         return kind(answer, handler.request_deserializer, handler.response_serializer)
 
-    def _streaming(self, handler: Any, method: str) -> grpc.RpcMethodHandler[Any, Any]:
+    def _streaming(self, handler: Any, method: str) -> "grpc.RpcMethodHandler[Any, Any]":
         inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
         kind = (
             grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
