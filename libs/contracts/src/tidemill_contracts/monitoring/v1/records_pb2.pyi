@@ -217,7 +217,7 @@ class MetricRecord(_message.Message):
 
     @_builtins.property
     def values(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """"log_loss", "roc_auc", "calibration_error", "label_rate", "coverage", "prediction_mean"."""
+        """"log_loss", "roc_auc", "calibration_error", "label_rate", "coverage", "prediction_mean"; one without meaning is absent."""
 
     @_builtins.property
     def paired(self) -> Global___PairedEvidence: ...
@@ -510,3 +510,58 @@ class RetrainRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RetrainRequest: _TypeAlias = RetrainRequest  # noqa: Y015
+
+@_typing.final
+class PolicyTrigger(_message.Message):
+    """Value of monitoring.policy-triggers.v1 (JSON), key = pipeline: what the policy must decide on, now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PIPELINE_FIELD_NUMBER: _builtins.int
+    CAUSE_KIND_FIELD_NUMBER: _builtins.int
+    CAUSE_ID_FIELD_NUMBER: _builtins.int
+    EVENT_TIME_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    EMITTED_AT_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    pipeline: _builtins.str
+    cause_kind: _builtins.str
+    """"drift" or "schedule"."""
+    cause_id: _builtins.str
+    """Incident id or schedule slot."""
+    model_version: _builtins.int
+    summary: _builtins.str
+    @_builtins.property
+    def event_time(self) -> _timestamp_pb2.Timestamp:
+        """Event time of the evaluation that found it."""
+
+    @_builtins.property
+    def evidence(self) -> _struct_pb2.Struct: ...
+    @_builtins.property
+    def positions(self) -> _containers.RepeatedCompositeFieldContainer[_progress_pb2.TopicPartitionOffset]:
+        """Positions of the inputs on which it rests."""
+
+    @_builtins.property
+    def emitted_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        pipeline: _builtins.str = ...,
+        cause_kind: _builtins.str = ...,
+        cause_id: _builtins.str = ...,
+        event_time: _timestamp_pb2.Timestamp | None = ...,
+        model_version: _builtins.int = ...,
+        evidence: _struct_pb2.Struct | None = ...,
+        positions: _abc.Iterable[_progress_pb2.TopicPartitionOffset] | None = ...,
+        emitted_at: _timestamp_pb2.Timestamp | None = ...,
+        summary: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["emitted_at", b"emitted_at", "event_time", b"event_time", "evidence", b"evidence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause_id", b"cause_id", "cause_kind", b"cause_kind", "emitted_at", b"emitted_at", "event_time", b"event_time", "evidence", b"evidence", "model_version", b"model_version", "pipeline", b"pipeline", "positions", b"positions", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyTrigger: _TypeAlias = PolicyTrigger  # noqa: Y015
