@@ -46,7 +46,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     try:
         yield _of(stack.start(only="servers"))
     finally:
-        stack.stop()
+        stack.remove()
 
 
 def _of(endpoints: Any) -> Servers:

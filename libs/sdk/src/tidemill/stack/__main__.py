@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import fcntl
+import os
 import random
 import sys
 from pathlib import Path
@@ -47,7 +48,9 @@ def main() -> int:
     parser.add_argument("--lifeline", action="store_true", help="stop when standard input ends")
     arguments = parser.parse_args()
     layout = Layout(arguments.home)
+    os.umask(0o077)
     layout.home.mkdir(parents=True, exist_ok=True)
+    layout.home.chmod(0o711)  # root's PostgreSQL runs as another user, whose data lies in here
     with open(layout.lock_file, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

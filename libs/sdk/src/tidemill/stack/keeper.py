@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from tidemill.stack.children import pump, signal_group, spawn
+from tidemill.stack.children import Child, signal_group, spawn
 from tidemill.stack.logs import LogFile
 from tidemill.stack.programs import Program
 from tidemill.stack.restart import Backoff
@@ -16,7 +16,7 @@ from tidemill.stack.state import BACKING_OFF, READY, STARTING, STOPPED, STOPPING
 
 PROBE_FIRST_S = 0.02
 PROBE_LONGEST_S = 0.25
-# An orphaned grandchild may keep the pipe open; what it writes after its parent's death is not waited for.
+# A grandchild that left the group may hold the output open; it is not waited for longer than this.
 DRAIN_DEADLINE_S = 0.5
 
 
@@ -41,7 +41,7 @@ class Keeper:
         self._ready = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._process: asyncio.subprocess.Process | None = None
+        self._child: Child | None = None
         self._backoff = Backoff()
         self._unready_crashes = 0
         self.state = ProcessState(name=program.name, state=STOPPED)
@@ -68,26 +68,25 @@ class Keeper:
 
     def send(self, number: int) -> int:
         """Signal the process alone, as a crash or an operator would; return its pid."""
-        if self._process is None or self._process.returncode is not None:
+        if self._child is None or self._child.exited.is_set():
             raise StackError(f"{self.program.name} does not run now")
-        os.kill(self._process.pid, number)
-        return self._process.pid
+        self._child.send(number)
+        return self._child.pid
 
     async def stop(self) -> None:
         """Stop the process and keep it stopped; returns when it is gone."""
         self._wanted.clear()
         self._unwanted.set()
-        process = self._process
-        if process is not None and process.returncode is None:
+        child = self._child
+        if child is not None and not child.exited.is_set():
             self._set(state=STOPPING)
-            with suppress(ProcessLookupError):
-                process.send_signal(self.program.stop_signal)
+            child.send(self.program.stop_signal)
             try:
                 async with asyncio.timeout(self.program.stop_deadline_s):
                     await self._idle.wait()
             except TimeoutError:
                 self._log.note(f"{self.program.name} did not stop in {self.program.stop_deadline_s:g} s: killed")
-                signal_group(process.pid, signal.SIGKILL)
+                signal_group(child.pid, signal.SIGKILL)
         await self._idle.wait()
 
     async def run(self) -> None:
@@ -109,28 +108,27 @@ class Keeper:
                     await self._unwanted.wait()
 
     async def _run_once(self, started: float) -> None:
-        process = await spawn(self.program, os.environ)
-        self._process = process
-        self._set(state=STARTING, pid=process.pid, exit_code=None, seconds_to_ready=None)
+        child = await spawn(self.program, os.environ, self._sink)
+        self._child = child
+        self._set(state=STARTING, pid=child.pid, exit_code=None, seconds_to_ready=None)
         if not self._wanted.is_set():  # asked to stop while it was being started
-            process.send_signal(self.program.stop_signal)
-        output = asyncio.create_task(pump(process, self._sink))
+            child.send(self.program.stop_signal)
         probe = asyncio.create_task(self._watch(started))
+        probe.add_done_callback(self._note_broken_probe)
         try:
-            code = await process.wait()
-        except asyncio.CancelledError:
-            signal_group(process.pid, signal.SIGKILL)
-            raise
+            await child.exited.wait()
         finally:
             probe.cancel()
+            signal_group(child.pid, signal.SIGKILL)  # what it started goes with it
+            await asyncio.gather(probe, return_exceptions=True)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_DEADLINE_S):
+                    await child.closed.wait()
+            child.transport.close()
         self._unready_crashes += not self._ready.is_set()
         self._ready.clear()
-        signal_group(process.pid, signal.SIGKILL)
-        await asyncio.wait([output], timeout=DRAIN_DEADLINE_S)
-        output.cancel()
-        await asyncio.gather(output, probe, return_exceptions=True)
-        self._process = None
-        self._set(exit_code=code, pid=None)
+        self._child = None
+        self._set(exit_code=child.exit_code, pid=None)
 
     async def _watch(self, started: float) -> None:
         pause = PROBE_FIRST_S
@@ -140,6 +138,11 @@ class Keeper:
         self._unready_crashes = 0
         self._ready.set()
         self._set(state=READY, seconds_to_ready=round(time.monotonic() - started, 3))
+
+    def _note_broken_probe(self, probe: asyncio.Task[None]) -> None:
+        error = None if probe.cancelled() else probe.exception()
+        if error is not None:
+            self._log.note(f"{self.program.name} cannot be asked whether it is ready: {error!r}")
 
     def _sink(self, data: bytes) -> None:
         self._log.write(data)

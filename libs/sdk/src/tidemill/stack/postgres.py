@@ -1,12 +1,9 @@
 """One PostgreSQL as a child process, run as an unprivileged user where the supervisor is root."""
 
 import functools
-import hashlib
 import os
-import pwd
 import shutil
 import signal
-import stat
 import subprocess
 from pathlib import Path
 
@@ -17,61 +14,6 @@ from tidemill.stack.spec import StackError
 from tidemill.stack.state import write_private
 
 USER = DATABASE = "tidemill"
-OPEN_FOLDER = Path("/var/tmp")  # noqa: S108 - reached as any user; every folder made there is checked for its owner
-
-
-def account() -> Account | None:
-    """Return whom to run as: None for an ordinary user, `nobody` for root, which PostgreSQL refuses."""
-    if os.geteuid() != 0:
-        return None
-    try:
-        entry = pwd.getpwnam("nobody")
-    except KeyError as error:
-        raise StackError("PostgreSQL refuses to run as root and there is no user `nobody`; start as a user") from error
-    return Account(uid=entry.pw_uid, gid=entry.pw_gid)
-
-
-def enterable(path: Path) -> bool:
-    """Say whether any user may pass through every folder down to the path."""
-    return all(folder.stat().st_mode & stat.S_IXOTH for folder in (path, *path.parents) if folder.is_dir())
-
-
-def own_folder(name: str) -> Path:
-    """Return a folder of ours under /var/tmp that others may enter and not write.
-
-    Raises: StackError when somebody else already owns that name.
-    """
-    folder = OPEN_FOLDER / name
-    folder.mkdir(exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise StackError(f"{folder} belongs to someone else; remove it and try again")
-    folder.chmod(0o755)
-    return folder
-
-
-def data_folder(home: Path, user: Account | None) -> Path:
-    """Return where the cluster lives: under the home, or under /var/tmp where `user` cannot enter the home."""
-    if user is None or enterable(home):
-        return home / "postgres"
-    return own_folder(f"tidemill-data-{hashlib.sha256(str(home).encode()).hexdigest()[:12]}") / "postgres"
-
-
-def usable_install(install: Path, user: Account | None) -> Path:
-    """Return an installation that `user` can execute: the wheel's own, else a copy of it under /var/tmp."""
-    if user is None or enterable(install / "bin"):
-        return install
-    mark = hashlib.sha256(f"{install}{(install / 'bin/postgres').stat().st_mtime_ns}".encode()).hexdigest()[:12]
-    root = own_folder(f"tidemill-postgres-{mark}")
-    copy = root / "install"
-    if not copy.exists():
-        scratch = root / f".copy-{os.getpid()}"
-        shutil.copytree(install, scratch, symlinks=True)
-        try:
-            scratch.rename(copy)
-        except OSError:  # another stack was faster; its copy is the same
-            shutil.rmtree(scratch)
-    return copy
 
 
 def dsn(port: int, password: str) -> str:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from tidemill.stack import kafka, postgres, redis, wheels
+from tidemill.stack import java, kafka, postgres, redis, unprivileged, wheels
 from tidemill.stack.endpoints import Endpoints, ServiceAddress
 from tidemill.stack.health import http_ready
 from tidemill.stack.keys import ensure_key_pair
@@ -44,17 +44,17 @@ def endpoints_of(spec: StackSpec, ports: Mapping[str, int], secret: Mapping[str,
 
 
 def _kafka(layout: Layout, ports: Mapping[str, int]) -> Program:
-    java, class_path = wheels.java(), wheels.kafka_class_path()
+    runtime, class_path = java.find(), wheels.kafka_class_path()
     config = kafka.prepare(
-        layout.data("kafka"), ports["kafka"], ports["kafka-controller"], java=java, class_path=class_path
+        layout.data("kafka"), ports["kafka"], ports["kafka-controller"], java=runtime, class_path=class_path
     )
-    return kafka.program(config, ports["kafka"], java=java, class_path=class_path)
+    return kafka.program(config, ports["kafka"], java=runtime, class_path=class_path)
 
 
 def _postgres(layout: Layout, port: int, password: str) -> Program:
-    user = postgres.account()
-    install = postgres.usable_install(wheels.postgres_install(), user)
-    data = postgres.data_folder(layout.home, user)
+    user = unprivileged.account()
+    install = unprivileged.usable_install(wheels.postgres_install(), user)
+    data = unprivileged.data_folder(layout.home, user)
     postgres.prepare(data, port, password, install=install, user=user)
     return postgres.program(data, port, password, install=install, user=user)
 

@@ -11,6 +11,7 @@ SERVERS = ("kafka", "postgres", "redis")
 SERVICES = ("registry", "ingestion", "feature", "training", "serving", "monitoring")
 DEFAULT_NAME = "local"
 DEFAULT_PREFIX = "tidemill."
+INSTALL = "install it with `pip install 'tidemill[stack]'`"
 
 
 class StackError(Exception):

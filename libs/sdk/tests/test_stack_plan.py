@@ -1,0 +1,146 @@
+"""What the stack would run, decided without running it."""
+
+import random
+import socket
+from pathlib import Path
+
+import pytest
+from tidemill.stack import kafka, ports, postgres, redis
+from tidemill.stack.endpoints import Endpoints, ServiceAddress, redacted
+from tidemill.stack.plan import NEEDS, Layout, port_names, service_environment
+from tidemill.stack.restart import HEALTHY_AFTER_S, LONGEST_DELAY_S, Backoff
+from tidemill.stack.spec import SERVICES, External, StackError, StackSpec, default_home, services_of
+from tidemill.stack.state import ProcessState, StackState
+
+ENDPOINTS = Endpoints(
+    kafka="127.0.0.1:1",
+    redis="redis://:secret@127.0.0.1:2/0",
+    postgres_dsn="postgresql://tidemill:secret@127.0.0.1:3/tidemill",
+    topic_prefix="mine.",
+    services={name: ServiceAddress(f"127.0.0.1:{n}0", f"127.0.0.1:{n}1") for n, name in enumerate(SERVICES, 4)},
+)
+
+
+def test_every_service_has_needs() -> None:
+    assert set(NEEDS) == set(SERVICES)
+
+
+def test_a_service_gets_only_the_servers_it_needs() -> None:
+    environment = service_environment("ingestion", ENDPOINTS, Layout(Path("/home")))
+    assert environment == {
+        "TIDEMILL_INGESTION_GRPC__LISTEN": ENDPOINTS.services["ingestion"].grpc,
+        "TIDEMILL_INGESTION_HTTP__LISTEN": ENDPOINTS.services["ingestion"].http,
+        "TIDEMILL_INGESTION_KAFKA__BOOTSTRAP": "127.0.0.1:1",
+        "TIDEMILL_INGESTION_KAFKA__TOPIC_PREFIX": "mine.",
+    }
+
+
+def test_training_alone_gets_the_private_key() -> None:
+    layout = Layout(Path("/home"))
+    holders = [
+        name for name in SERVICES if str(layout.signing_key) in service_environment(name, ENDPOINTS, layout).values()
+    ]
+    assert holders == ["training"]
+
+
+def test_a_peer_that_does_not_run_is_left_out() -> None:
+    alone = Endpoints(
+        kafka="k:1",
+        redis="redis://r",
+        postgres_dsn="postgresql://p",
+        services={"training": ServiceAddress("a:1", "a:2")},
+    )
+    assert "TIDEMILL_TRAINING_REGISTRY" not in service_environment("training", alone, Layout(Path("/home")))
+
+
+def test_an_external_server_takes_no_port() -> None:
+    names = port_names(("serving",), frozenset({"kafka"}))
+    assert names == ("postgres", "redis", "serving-grpc", "serving-http")
+
+
+def test_ports_are_kept_from_one_start_to_the_next() -> None:
+    rng = random.Random(7)
+    first = ports.choose(("a", "b"), {}, rng)
+    assert ports.choose(("b", "a"), first, rng) == first
+
+
+def test_a_port_that_someone_took_is_replaced() -> None:
+    rng = random.Random(7)
+    first = ports.choose(("a",), {}, rng)
+    with socket.create_server((ports.LOOPBACK, first["a"])):
+        second = ports.choose(("a",), first, rng)
+    assert second["a"] != first["a"]
+
+
+def test_chosen_ports_are_outside_the_ephemeral_range() -> None:
+    chosen = ports.choose([str(n) for n in range(20)], {}, random.Random(1))
+    assert len(set(chosen.values())) == 20
+    assert all(ports.FIRST <= port < ports.LAST < 32_768 for port in chosen.values())
+
+
+def test_the_delay_between_restarts_is_bounded_and_forgotten() -> None:
+    backoff = Backoff()
+    delays = []
+    for _ in range(40):
+        backoff = backoff.after_crash(uptime_s=0.5)
+        delays.append(backoff.delay_s)
+    assert delays == sorted(delays)
+    assert delays[-1] == LONGEST_DELAY_S
+    assert backoff.after_crash(uptime_s=HEALTHY_AFTER_S).delay_s == delays[0]
+
+
+def test_the_spec_survives_its_file() -> None:
+    spec = StackSpec(name="n", home=Path("/h"), services=("serving",), external=External(kafka="k:1"))
+    assert StackSpec.from_json(spec.to_json()) == spec
+
+
+def test_the_state_survives_its_file() -> None:
+    state = StackState(
+        name="n",
+        status="ready",
+        supervisor_pid=1,
+        supervisor_started=2,
+        control="/s",
+        endpoints=ENDPOINTS,
+        processes=(ProcessState(name="kafka", state="ready", pid=3),),
+    )
+    assert StackState.from_json(state.to_json()) == state
+
+
+@pytest.mark.parametrize(("only", "expected"), [(None, SERVICES), ("all", SERVICES), ("servers", ())])
+def test_only_names_what_runs(only: str | None, expected: tuple[str, ...]) -> None:
+    assert services_of(only) == expected
+
+
+def test_an_unknown_service_is_refused_by_name() -> None:
+    with pytest.raises(StackError, match="no service named cooking; choose from servers, registry"):
+        services_of("serving,cooking")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b"])
+def test_a_stack_name_cannot_leave_its_folder(name: str) -> None:
+    with pytest.raises(StackError, match="cannot name a stack"):
+        default_home(name)
+
+
+def test_empty_environment_means_embedded_servers() -> None:
+    assert External.from_environment({"TIDEMILL_KAFKA": ""}).given() == frozenset()
+    assert External.from_environment({"TIDEMILL_REDIS": "redis://r"}).given() == frozenset({"redis"})
+
+
+def test_every_server_listens_on_loopback_alone() -> None:
+    listeners = [line for line in kafka.properties(Path("/d"), 1, 2).splitlines() if "listeners=" in line]
+    assert listeners
+    assert all("://127.0.0.1:" in line for line in listeners)
+    assert "bind 127.0.0.1\n" in redis.configuration(Path("/d"), 1, "p")
+    assert "listen_addresses = '127.0.0.1'\n" in postgres.configuration(1)
+
+
+def test_a_full_redis_is_an_error_and_topics_are_never_made_by_accident() -> None:
+    assert "maxmemory-policy noeviction\n" in redis.configuration(Path("/d"), 1, "p")
+    assert "auto.create.topics.enable=false\n" in kafka.properties(Path("/d"), 1, 2)
+
+
+def test_passwords_are_not_shown() -> None:
+    assert redacted(ENDPOINTS.redis) == "redis://:***@127.0.0.1:2/0"
+    assert redacted("redis://127.0.0.1:2/0") == "redis://127.0.0.1:2/0"
