@@ -1,0 +1,278 @@
+"""The life of a pipeline's versions: from one state and one event to records; pure.
+
+    registered by training ──gate failed──▶ refused
+        │ first one ─────────────────────────────────────────▶ champion ──▶ retired
+        └──▶ shadow / canary steps ──evidence──▶ champion
+                 │ └─ replaced by a newer one ──▶ retired
+                 └─ worse, or an operator ──────▶ rolled_back
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from google.protobuf.struct_pb2 import Struct
+from tidemill_contracts.instants import to_timestamp
+from tidemill_contracts.registry.v1 import records_pb2 as records
+
+from tidemill_registry import sentences
+from tidemill_registry.rollout import Plan, Progress
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+
+
+class NotAllowedError(ValueError):
+    """The present state does not allow the change; the message says what does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Who changes something, at which event time, and why."""
+
+    actor: str
+    at_us: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A rollout under way: its plan as it was when it began, and where it stands."""
+
+    plan: Plan
+    progress: Progress
+    # Deployment revision that began the present step: evidence of an earlier one is about something else.
+    since_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What one pipeline's versions are now; `versions` holds at least those that the change may touch."""
+
+    pipeline: str
+    versions: Mapping[int, records.VersionRecord] = field(default_factory=dict)
+    deployment: records.DeploymentRecord | None = None
+    rollout: Rollout | None = None
+    # The champion before the present one that was not rolled back; 0 when there is none.
+    previous_champion: int = 0
+
+    @property
+    def champion(self) -> int:
+        return self.deployment.champion.version if self.deployment else 0
+
+    @property
+    def challenger(self) -> int:
+        return self.deployment.challenger.version if self.deployment else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Records to store and publish together; `rollout` is the one under way afterwards."""
+
+    deployment: records.DeploymentRecord | None
+    rollout: Rollout | None
+    versions: tuple[records.VersionRecord, ...] = ()
+    # Alias and the version that it names now; 0 when it names none.
+    aliases: tuple[tuple[str, int], ...] = ()
+
+
+def admit(state: State, candidate: records.VersionRecord, order: Order, plan: Plan, cause_id: str) -> Change:
+    """Take in a new version: refuse it, make it the first champion, or begin its rollout."""
+    failed = [gate for gate in candidate.gates if not gate.passed]
+    if failed:
+        refused = _restage(candidate, "refused", order, sentences.refused(candidate, failed))
+        return Change(state.deployment, state.rollout, (refused,))
+    if not state.champion:
+        return _first(state, candidate, order, cause_id)
+    if not plan.steps:
+        return _crown(state, candidate, order, cause_id, "the pipeline declares no rollout")
+    return _begin(state, candidate, order, plan, cause_id)
+
+
+def _first(state: State, candidate: records.VersionRecord, order: Order, cause_id: str) -> Change:
+    summary = sentences.first(candidate)
+    deployment = _revise(state, order, "first", summary)
+    deployment.champion.CopyFrom(deployed(candidate))
+    deployment.cause_id = cause_id
+    version = _restage(candidate, "champion", order, summary)
+    return Change(deployment, None, (version,), ((CHAMPION, version.version),))
+
+
+def _begin(state: State, candidate: records.VersionRecord, order: Order, plan: Plan, cause_id: str) -> Change:
+    step = plan.steps[0]
+    summary = sentences.began(candidate, state.champion, step)
+    deployment = _revise(state, order, "rollout", summary)
+    deployment.challenger.CopyFrom(deployed(candidate))
+    deployment.cause_id = cause_id
+    changed = [_restage(candidate, step.kind, order, summary)]
+    if state.challenger:
+        changed.append(_retire(state, state.challenger, order, f"replaced by v{candidate.version} in the rollout"))
+    rollout = _enter(deployment, plan, 0, order)
+    return Change(deployment, rollout, tuple(changed), ((CHALLENGER, candidate.version),))
+
+
+def advance(state: State, order: Order, evidence: Struct) -> Change:
+    """Move the challenger to the next step of its rollout."""
+    assert state.rollout is not None
+    plan, index = state.rollout.plan, state.rollout.progress.step + 1
+    step = plan.steps[index]
+    challenger = state.versions[state.challenger]
+    summary = sentences.advanced(challenger, state.champion, step, order.reason)
+    deployment = _revise(state, order, "rollout", summary, evidence)
+    changed = () if challenger.stage == step.kind else (_restage(challenger, step.kind, order, summary),)
+    return Change(deployment, _enter(deployment, plan, index, order), changed)
+
+
+def hold(state: State, order: Order, evidence: Struct) -> Change:
+    """Say that the present step waits for labels."""
+    assert state.rollout is not None
+    deployment = _revise(
+        state, order, "held", sentences.held(state.pipeline, state.challenger, order.reason), evidence
+    )
+    progress = replace(state.rollout.progress, held=True)
+    return Change(deployment, replace(state.rollout, progress=progress))
+
+
+def promote(state: State, order: Order, evidence: Struct) -> Change:
+    """Make the challenger champion: its rollout is over."""
+    assert state.deployment is not None
+    challenger = state.versions[state.challenger]
+    return _crown(state, challenger, order, state.deployment.cause_id, order.reason, evidence)
+
+
+def take_back(state: State, order: Order, evidence: Struct | None = None) -> Change:
+    """End the rollout with the challenger rolled back; the champion goes on answering."""
+    challenger = state.versions[state.challenger]
+    summary = sentences.taken_back(challenger, state.champion, order.reason)
+    deployment = _revise(state, order, "rolled_back", summary, evidence)
+    _end_rollout(deployment)
+    return Change(
+        deployment, None, (_restage(challenger, "rolled_back", order, summary),), ((CHALLENGER, 0),)
+    )
+
+
+def promote_by_hand(state: State, version: int, order: Order) -> Change | None:
+    """Make a version champion because an operator says so; None when it is champion already.
+
+    Raises `NotAllowedError` where a gate refused the version.
+    """
+    chosen = state.versions[version]
+    if state.champion == version:
+        return None
+    if chosen.stage == "refused":
+        failed = ", ".join(gate.gate for gate in chosen.gates if not gate.passed)
+        raise NotAllowedError(
+            f"{state.pipeline} v{version} was refused by its gates ({failed}): train another, or change the gates"
+        )
+    return _crown(state, chosen, order, "", order.reason, by_hand=True)
+
+
+def roll_back_by_hand(state: State, order: Order) -> Change:
+    """Take the challenger back where a rollout is under way, else the champion, in favour of the one before.
+
+    Raises `NotAllowedError` where there is nothing to go back to.
+    """
+    if state.challenger:
+        return take_back(state, order)
+    if not state.previous_champion:
+        raise NotAllowedError(f"{state.pipeline} has no earlier champion to go back to: promote a version by number")
+    old = state.versions[state.champion]
+    chosen = state.versions[state.previous_champion]
+    summary = sentences.restored(chosen, old.version, order.reason)
+    deployment = _revise(state, order, "rolled_back", summary)
+    deployment.champion.CopyFrom(deployed(chosen))
+    deployment.cause_id = ""
+    changed = (
+        _restage(old, "rolled_back", order, summary),
+        _restage(chosen, "champion", order, summary),
+    )
+    return Change(deployment, None, changed, ((CHAMPION, chosen.version),))
+
+
+def set_baselines(state: State, versions: list[int], order: Order) -> Change | None:
+    """Replace the versions that score beside the others and never answer; None when they are these already.
+
+    Raises `NotAllowedError` where nothing is deployed yet.
+    """
+    if state.deployment is None:
+        raise NotAllowedError(f"{state.pipeline} has no champion yet: nothing scores, so nothing compares")
+    wanted = [deployed(state.versions[version]) for version in versions]
+    if list(state.deployment.baselines) == wanted:
+        return None
+    deployment = _revise(state, order, "manual", sentences.compared(state.pipeline, versions))
+    deployment.step_began_at.CopyFrom(state.deployment.step_began_at)
+    del deployment.baselines[:]
+    deployment.baselines.extend(wanted)
+    return Change(deployment, state.rollout)
+
+
+def deployed(version: records.VersionRecord) -> records.DeployedVersion:
+    """Return what serving needs to load a version."""
+    return records.DeployedVersion(
+        version=version.version, bundle=version.bundle, manifest_hash=version.manifest_hash
+    )
+
+
+def _crown(
+    state: State,
+    chosen: records.VersionRecord,
+    order: Order,
+    cause_id: str,
+    why: str,
+    evidence: Struct | None = None,
+    by_hand: bool = False,
+) -> Change:
+    summary = sentences.promoted(chosen, state.champion, why)
+    deployment = _revise(state, order, "manual" if by_hand else "promoted", summary, evidence)
+    deployment.champion.CopyFrom(deployed(chosen))
+    deployment.cause_id = cause_id
+    _end_rollout(deployment)
+    others = sorted({state.champion, state.challenger} - {0, chosen.version})
+    changed = [_restage(chosen, "champion", order, summary)]
+    changed += [_retire(state, other, order, f"v{chosen.version} is champion") for other in others]
+    aliases = [(CHAMPION, chosen.version)] + ([(CHALLENGER, 0)] if state.challenger else [])
+    return Change(deployment, None, tuple(changed), tuple(aliases))
+
+
+def _retire(state: State, version: int, order: Order, why: str) -> records.VersionRecord:
+    return _restage(state.versions[version], "retired", order, sentences.retired(state.pipeline, version, why))
+
+
+def _revise(
+    state: State, order: Order, change: str, summary: str, evidence: Struct | None = None
+) -> records.DeploymentRecord:
+    deployment = records.DeploymentRecord(pipeline=state.pipeline)
+    if state.deployment is not None:
+        deployment.CopyFrom(state.deployment)
+    deployment.revision += 1
+    deployment.change = change
+    deployment.actor = order.actor
+    deployment.summary = summary
+    deployment.ClearField("evidence")
+    if evidence is not None:
+        deployment.evidence.CopyFrom(evidence)
+    deployment.decided_at.CopyFrom(to_timestamp(order.at_us))
+    return deployment
+
+
+def _enter(deployment: records.DeploymentRecord, plan: Plan, index: int, order: Order) -> Rollout:
+    step = plan.steps[index]
+    deployment.step_kind = step.kind
+    deployment.step = index
+    deployment.share = step.share
+    deployment.step_began_at.CopyFrom(to_timestamp(order.at_us))
+    return Rollout(plan, Progress(step=index, began_us=order.at_us, held=False), deployment.revision)
+
+
+def _end_rollout(deployment: records.DeploymentRecord) -> None:
+    for name in ("challenger", "step_kind", "step", "share", "step_began_at"):
+        deployment.ClearField(name)
+
+
+def _restage(version: records.VersionRecord, stage: str, order: Order, summary: str) -> records.VersionRecord:
+    moved = records.VersionRecord()
+    moved.CopyFrom(version)
+    moved.revision += 1
+    moved.stage = stage
+    moved.actor = order.actor
+    moved.summary = summary
+    return moved

@@ -1,0 +1,147 @@
+"""A registry on the real servers, and what its tests send it."""
+
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.instants import to_timestamp
+from tidemill_contracts.progress.v1 import progress_pb2, progress_pb2_grpc
+from tidemill_contracts.registry.v1 import records_pb2 as records
+from tidemill_contracts.registry.v1 import registry_pb2 as messages
+from tidemill_contracts.registry.v1 import registry_pb2_grpc as services
+from tidemill_registry.app import open_service
+from tidemill_registry.settings import Settings
+from tidemill_runtime.health import Health
+from tidemill_runtime.settings import GrpcSettings, HttpSettings, KafkaSettings, PostgresSettings
+
+ACTOR = (("x-tidemill-actor", "ann@example.org"),)
+HOUR_US = 3_600_000_000
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Registry:
+    """A client of one registry, and a reader of its topics."""
+
+    def __init__(self, settings: Settings, channel: grpc.aio.Channel) -> None:
+        self.settings = settings
+        self.rpc: Any = services.RegistryServiceStub(channel)
+        self.progress: Any = progress_pb2_grpc.ProgressServiceStub(channel)
+        self.http = f"http://{settings.http.listen}"
+
+    actor = ACTOR
+
+    async def apply(self, applied: definition.Definition, *, dry_run: bool = False) -> list[messages.ObjectChange]:
+        request = messages.ApplyDefinitionRequest(definition=applied, dry_run=dry_run)
+        return list((await self.rpc.ApplyDefinition(request, metadata=ACTOR)).changes)
+
+    async def start_run(self, cause: str, pipeline: str = "tips") -> messages.StartRunResponse:
+        request = messages.StartRunRequest(pipeline=pipeline, cause_key=cause, cause_kind="drift")
+        response: messages.StartRunResponse = await self.rpc.StartRun(request, metadata=ACTOR)
+        return response
+
+    async def register(
+        self, cause: str, *, at_us: int = HOUR_US, passed: bool = True, pipeline: str = "tips"
+    ) -> records.VersionRecord:
+        run = (await self.start_run(cause, pipeline)).run
+        request = messages.RegisterVersionRequest(
+            pipeline=pipeline,
+            run_id=run.run_id,
+            bundle=f"{pipeline}/{cause}",
+            manifest_hash="sha256:0",
+            metrics={"log_loss": 0.5},
+            gates=[records.GateResult(gate="better", passed=passed, reason="because")],
+            event_time=to_timestamp(at_us),
+            cause_id=cause,
+        )
+        request.reference.update({"rows": 10})
+        version: records.VersionRecord = (await self.rpc.RegisterVersion(request, metadata=ACTOR)).version
+        return version
+
+    async def wait(self, offsets: list[progress_pb2.TopicPartitionOffset] | None = None) -> dict[str, int]:
+        request = progress_pb2.WaitProgressRequest(stage="outbox", offsets=offsets)
+        response = await self.progress.WaitProgress(request, timeout=20)
+        return {written.topic: written.next_offset for written in response.written}
+
+    async def topic(self, name: str) -> list[Any]:
+        """Return every record of a topic, once the outbox is drained."""
+        await self.wait()
+        kafka = self.settings.kafka
+        consumer = AIOKafkaConsumer(**kafka.client_kwargs(), auto_offset_reset="earliest", enable_auto_commit=False)
+        await consumer.start()
+        try:
+            place = TopicPartition(kafka.physical(name), 0)
+            consumer.assign([place])
+            end = (await consumer.end_offsets([place]))[place]
+            found: list[Any] = []
+            while await consumer.position(place) < end:
+                found += (await consumer.getmany(timeout_ms=200)).get(place, [])
+            return found
+        finally:
+            await consumer.stop()
+
+
+@pytest.fixture
+def settings(servers: Any, database: str, topic_prefix: str) -> Settings:
+    return Settings(
+        kafka=KafkaSettings(bootstrap=servers.kafka, topic_prefix=topic_prefix),
+        postgres=PostgresSettings(dsn=database),  # type: ignore[arg-type]
+        grpc=GrpcSettings(listen=f"127.0.0.1:{free_port()}"),
+        http=HttpSettings(listen=f"127.0.0.1:{free_port()}"),
+    )
+
+
+@pytest_asyncio.fixture
+async def client(settings: Settings) -> AsyncIterator[Registry]:
+    """A client of a registry that the test starts itself."""
+    async with grpc.aio.insecure_channel(settings.grpc.listen) as channel:
+        yield Registry(settings, channel)
+
+
+@pytest_asyncio.fixture
+async def registry(settings: Settings, client: Registry) -> AsyncIterator[Registry]:
+    """A client of a registry that runs in this process."""
+    async with open_service(settings, Health()):
+        yield client
+
+
+@pytest.fixture
+def rides() -> Any:
+    """Builds definitions of one stream, one view and pipelines with a two-step rollout."""
+    return _rides
+
+
+def _rides(*, extra: tuple[str, ...] = (), window_ms: int = 1000, pipelines: tuple[str, ...] = ("tips",)) -> Any:
+    fields = [
+        definition.Field(name="ride_id", type=definition.FIELD_TYPE_STRING),
+        definition.Field(name="at", type=definition.FIELD_TYPE_TIMESTAMP),
+        *(definition.Field(name=field, type=definition.FIELD_TYPE_FLOAT64) for field in extra),
+    ]
+    count = definition.Aggregation(name="n", function=definition.AGGREGATION_FUNCTION_COUNT, window_ms=window_ms)
+    lookup = definition.ViewLookup(view="busy", on=["ride_id"])
+    return definition.Definition(
+        streams=[definition.Stream(name="rides", fields=fields, key_field="ride_id", time_field="at", partitions=2)],
+        views=[definition.View(name="busy", stream="rides", entity=["ride_id"], features=[count])],
+        pipelines=[
+            definition.Pipeline(
+                name=name,
+                request="rides",
+                features=[definition.FeatureSource(name="busy", view=lookup)],
+                label=definition.Label(stream="rides", expression="true", by="ride_id"),
+                rollout=[
+                    definition.RolloutStep(kind=definition.ROLLOUT_KIND_SHADOW, duration_ms=3_600_000),
+                    definition.RolloutStep(kind=definition.ROLLOUT_KIND_CANARY, share=0.5, duration_ms=3_600_000),
+                ],
+            )
+            for name in pipelines
+        ],
+    )

@@ -1,0 +1,146 @@
+"""What an applied definition changes, and whom it may not break."""
+
+import pytest
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_registry.definitions import Change, ConflictError, InvalidDefinitionError, Records, plan_changes
+
+
+def stream(name: str = "rides", *, extra: tuple[str, ...] = (), partitions: int = 2) -> definition.Stream:
+    fields = [
+        definition.Field(name="ride_id", type=definition.FIELD_TYPE_STRING),
+        definition.Field(name="at", type=definition.FIELD_TYPE_TIMESTAMP),
+        *(definition.Field(name=field, type=definition.FIELD_TYPE_FLOAT64) for field in extra),
+    ]
+    return definition.Stream(name=name, fields=fields, key_field="ride_id", time_field="at", partitions=partitions)
+
+
+def view(name: str = "busy", *, window_ms: int = 1000, of: str = "rides") -> definition.View:
+    count = definition.Aggregation(name="n", function=definition.AGGREGATION_FUNCTION_COUNT, window_ms=window_ms)
+    return definition.View(name=name, stream=of, entity=["ride_id"], features=[count])
+
+
+def pipeline(name: str = "tips", *, views: tuple[str, ...] = ("busy",)) -> definition.Pipeline:
+    return definition.Pipeline(
+        name=name,
+        request="rides",
+        features=[
+            definition.FeatureSource(name=used, view=definition.ViewLookup(view=used, on=["ride_id"])) for used in views
+        ],
+        label=definition.Label(stream="rides", expression="true", by="ride_id"),
+    )
+
+
+def whole(*pipelines: definition.Pipeline, **changed: object) -> definition.Definition:
+    return definition.Definition(
+        streams=[changed.get("stream", stream())],  # type: ignore[list-item]
+        views=[changed.get("view", view())],  # type: ignore[list-item]
+        pipelines=list(pipelines or (pipeline(),)),
+    )
+
+
+def registered(*definitions: definition.Definition) -> Records:
+    records: dict[tuple[str, str], definition.DefinitionRecord] = {}
+    for applied in definitions:
+        for change in plan_changes(applied, records):
+            item = change.object
+            records[item.key] = definition.DefinitionRecord(
+                kind=item.kind, name=item.name, revision=change.revision, hash=item.hash, definition=item.closure
+            )
+    return records
+
+
+def summary(changes: list[Change]) -> list[tuple[str, str, str, int]]:
+    return [(change.object.kind, change.object.name, change.change, change.revision) for change in changes]
+
+
+def test_first_apply_creates_streams_before_views_before_pipelines() -> None:
+    assert summary(plan_changes(whole(), {})) == [
+        ("stream", "rides", "created", 1),
+        ("view", "busy", "created", 1),
+        ("pipeline", "tips", "created", 1),
+    ]
+
+
+def test_applying_the_same_again_changes_nothing() -> None:
+    changes = plan_changes(whole(), registered(whole()))
+    assert {change.change for change in changes} == {"unchanged"}
+    assert {change.revision for change in changes} == {1}
+
+
+def test_a_changed_view_raises_the_revision_of_itself_and_its_pipeline_only() -> None:
+    changes = plan_changes(whole(view=view(window_ms=2000)), registered(whole()))
+    assert summary(changes) == [
+        ("stream", "rides", "unchanged", 1),
+        ("view", "busy", "changed", 2),
+        ("pipeline", "tips", "changed", 2),
+    ]
+
+
+def test_a_view_that_another_pipeline_uses_is_not_redefined_and_the_error_names_it() -> None:
+    before = registered(whole(), whole(pipeline("fares")), whole(pipeline("surge")))
+    with pytest.raises(ConflictError, match=r"view 'busy' is used by 'fares', 'surge'"):
+        plan_changes(whole(view=view(window_ms=2000)), before)
+
+
+def test_applying_every_user_together_redefines_the_view() -> None:
+    before = registered(whole(), whole(pipeline("fares")))
+    changes = plan_changes(whole(pipeline(), pipeline("fares"), view=view(window_ms=2000)), before)
+    assert [change.change for change in changes] == ["unchanged", "changed", "changed", "changed"]
+
+
+def test_a_stream_that_another_pipeline_reads_is_not_redefined() -> None:
+    before = registered(whole(), whole(pipeline("fares")))
+    with pytest.raises(ConflictError, match=r"stream 'rides' is used by 'fares'"):
+        plan_changes(whole(stream=stream(extra=("tip",))), before)
+
+
+def test_a_left_over_view_follows_its_redefined_stream() -> None:
+    before = registered(whole(pipeline(views=("old",)), view=view("old")))
+    changes = plan_changes(whole(stream=stream(extra=("tip",))), before)
+    assert ("view", "old", "changed", 2) in summary(changes)
+
+
+def test_partitions_of_a_registered_stream_do_not_change() -> None:
+    with pytest.raises(ConflictError, match="2 partitions, not 3"):
+        plan_changes(whole(stream=stream(partitions=3)), registered(whole()))
+
+
+def test_order_within_the_file_does_not_change_the_hash() -> None:
+    two = definition.Definition(streams=[stream("a"), stream("b")])
+    other = definition.Definition(streams=[stream("b"), stream("a")])
+    assert [c.object.hash for c in plan_changes(two, {})] == [c.object.hash for c in plan_changes(other, {})]
+
+
+def no_key(one: definition.Stream) -> definition.Stream:
+    one.key_field = "nobody"
+    return one
+
+
+def nullable_time(one: definition.Stream) -> definition.Stream:
+    one.fields[1].nullable = True
+    return one
+
+
+@pytest.mark.parametrize(
+    ("applied", "says"),
+    [
+        (definition.Definition(), "declares nothing"),
+        (definition.Definition(streams=[stream("Rides!")]), "name 'Rides!'"),
+        (definition.Definition(streams=[stream("my_rides")]), "name 'my_rides'"),
+        (definition.Definition(streams=[stream("x" * 101)]), "at most 100"),
+        (definition.Definition(streams=[stream(), stream()]), "declared twice"),
+        (definition.Definition(streams=[stream(extra=("tip", "tip"))]), "a field twice"),
+        (definition.Definition(streams=[no_key(stream())]), "key field 'nobody'"),
+        (definition.Definition(streams=[nullable_time(stream())]), "must not be nullable"),
+        (definition.Definition(streams=[stream(partitions=0)]), "partitions must be 1 to 256"),
+        (definition.Definition(views=[view()]), "refers to stream 'rides'"),
+        (whole(pipeline(views=("calm",))), "refers to view 'calm'"),
+        (whole(view=definition.View(name="busy", stream="rides")), "names no entity"),
+        (whole(view=definition.View(name="busy", stream="rides", entity=["town"])), "no field 'town'"),
+    ],
+)
+def test_a_definition_that_does_not_hold_together_is_refused_by_name(
+    applied: definition.Definition, says: str
+) -> None:
+    with pytest.raises(InvalidDefinitionError, match=says):
+        plan_changes(applied, {})

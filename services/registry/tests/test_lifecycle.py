@@ -1,0 +1,253 @@
+"""A pipeline's versions from the first one to a rollback: states and events in, records out."""
+
+import pytest
+from tidemill_contracts.canonical import to_json
+from tidemill_contracts.instants import to_timestamp
+from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
+from tidemill_contracts.registry.v1 import records_pb2 as records
+from tidemill_registry.evidence import Paired, UnsoundEvidenceError, read_evidence, speaks_of, weigh
+from tidemill_registry.lifecycle import (
+    Change,
+    NotAllowedError,
+    Order,
+    State,
+    admit,
+    promote_by_hand,
+    roll_back_by_hand,
+    set_baselines,
+)
+from tidemill_registry.rollout import Plan, Step
+
+HOUR_US = 3_600_000_000
+PLAN = Plan(
+    (
+        Step("shadow", 0.0, 12 * HOUR_US, 200),
+        Step("canary", 0.1, 12 * HOUR_US, 200),
+        Step("canary", 0.5, 12 * HOUR_US, 200),
+    ),
+    0.05,
+)
+OPERATOR = Order("ann", 99 * HOUR_US, "looks wrong")
+
+
+class Life:
+    """Keeps the state of one pipeline as the database would."""
+
+    def __init__(self) -> None:
+        self.state = State("flights")
+        self.champions: list[int] = []
+
+    def take(self, change: Change | None) -> Change:
+        assert change is not None
+        versions = {**self.state.versions, **{version.version: version for version in change.versions}}
+        self.champions += [number for alias, number in change.aliases if alias == "champion"]
+        now = change.deployment.champion.version if change.deployment else 0
+        earlier = [n for n in self.champions if n != now and versions[n].stage != "rolled_back"]
+        self.state = State("flights", versions, change.deployment, change.rollout, earlier[-1] if earlier else 0)
+        return change
+
+    def register(self, *, passed: bool = True, plan: Plan = PLAN, at_us: int = 0) -> Change:
+        number = len(self.state.versions) + 1
+        gate = records.GateResult(gate="better log_loss", passed=passed, reason="0.51 against 0.50")
+        candidate = records.VersionRecord(
+            pipeline="flights", version=number, bundle=f"flights/{number}", run_id=f"run-{number}", gates=[gate]
+        )
+        return self.take(admit(self.state, candidate, Order("training", at_us, "run"), plan, f"cause-{number}"))
+
+    def evidence(self, *, hours: float, pairs: int = 500, difference: float = -0.01, **other: int) -> Paired:
+        assert self.state.deployment is not None
+        assert self.state.rollout is not None
+        figures = monitoring.PairedEvidence(
+            deployment_revision=self.state.deployment.revision,
+            champion_version=self.state.champion,
+            challenger_version=self.state.challenger,
+            step=self.state.rollout.progress.step,
+            pairs=pairs,
+            difference=difference,
+            standard_error=0.005,
+        )
+        for name, value in other.items():
+            setattr(figures, name, value)
+        return Paired("flights", figures, int(hours * HOUR_US))
+
+    def stages(self) -> dict[int, str]:
+        return {number: version.stage for number, version in self.state.versions.items()}
+
+
+@pytest.fixture
+def life() -> Life:
+    return Life()
+
+
+def test_first_version_that_passes_its_gates_answers_at_once(life: Life) -> None:
+    change = life.register()
+    assert change.deployment is not None
+    assert (change.deployment.change, change.deployment.champion.version) == ("first", 1)
+    assert change.deployment.cause_id == "cause-1"
+    assert change.aliases == (("champion", 1),)
+    assert life.stages() == {1: "champion"}
+
+
+def test_a_failed_gate_refuses_the_version_and_touches_nothing_else(life: Life) -> None:
+    life.register()
+    before = life.state.deployment
+    change = life.register(passed=False)
+    assert change.deployment == before
+    assert life.stages() == {1: "champion", 2: "refused"}
+    assert "0.51 against 0.50" in life.state.versions[2].summary
+
+
+def test_a_refused_first_version_leaves_nothing_deployed(life: Life) -> None:
+    assert life.register(passed=False).deployment is None
+    assert life.register().deployment.champion.version == 2  # type: ignore[union-attr]
+
+
+def test_evidence_moves_a_challenger_through_every_step_to_champion(life: Life) -> None:
+    life.register()
+    life.register(at_us=100 * HOUR_US)
+    seen = []
+    for hours in (112, 124, 136):
+        deployment = life.take(weigh(life.evidence(hours=hours), life.state)).deployment
+        assert deployment is not None
+        assert deployment.decided_at == to_timestamp(hours * HOUR_US)
+        seen.append((deployment.change, deployment.step_kind, deployment.share, deployment.revision))
+    assert seen == [("rollout", "canary", 0.1, 3), ("rollout", "canary", 0.5, 4), ("promoted", "", 0.0, 5)]
+    assert life.stages() == {1: "retired", 2: "champion"}
+    assert life.state.rollout is None
+    assert life.state.deployment.cause_id == "cause-2"  # type: ignore[union-attr]
+
+
+def test_evidence_replayed_after_its_decision_changes_nothing(life: Life) -> None:
+    life.register()
+    life.register(at_us=100 * HOUR_US)
+    old = life.evidence(hours=112)
+    life.take(weigh(old, life.state))
+    assert weigh(old, life.state) is None
+    late = life.evidence(hours=124, deployment_revision=old.figures.deployment_revision)
+    assert weigh(late, life.state) is None
+
+
+def test_evidence_from_before_a_note_within_the_same_step_still_counts(life: Life) -> None:
+    life.register()
+    life.register(at_us=0)
+    early = life.evidence(hours=12)
+    life.take(set_baselines(life.state, [1], OPERATOR))
+    assert life.state.deployment.step_began_at == to_timestamp(0)  # type: ignore[union-attr]
+    assert speaks_of(early, life.state)
+
+
+def test_a_step_without_labels_is_held_once_and_goes_on_when_they_come(life: Life) -> None:
+    life.register()
+    life.register()
+    held = life.take(weigh(life.evidence(hours=36, pairs=3), life.state))
+    assert held.deployment.change == "held"  # type: ignore[union-attr]
+    assert weigh(life.evidence(hours=37, pairs=3), life.state) is None
+    moved = life.take(weigh(life.evidence(hours=50), life.state))
+    assert moved.deployment.step == 1  # type: ignore[union-attr]
+
+
+def test_a_worse_challenger_is_rolled_back_and_the_champion_stays(life: Life) -> None:
+    life.register()
+    life.register()
+    change = life.take(weigh(life.evidence(hours=2, pairs=60, difference=0.4), life.state))
+    assert change.deployment is not None
+    assert change.deployment.change == "rolled_back"
+    assert not change.deployment.HasField("challenger")
+    assert change.deployment.champion.version == 1
+    assert life.stages() == {1: "champion", 2: "rolled_back"}
+    assert change.deployment.evidence["pairs"] == 60
+
+
+def test_a_newer_version_replaces_the_challenger_under_way(life: Life) -> None:
+    life.register()
+    life.register()
+    life.register(at_us=5 * HOUR_US)
+    assert life.stages() == {1: "champion", 2: "retired", 3: "shadow"}
+    assert life.state.rollout is not None
+    assert life.state.rollout.progress.began_us == 5 * HOUR_US
+
+
+def test_without_a_declared_rollout_a_passing_version_is_champion_at_once(life: Life) -> None:
+    life.register()
+    change = life.register(plan=Plan((), 0.01))
+    assert change.deployment.change == "promoted"  # type: ignore[union-attr]
+    assert life.stages() == {1: "retired", 2: "champion"}
+
+
+def test_operator_promotes_past_a_rollout(life: Life) -> None:
+    life.register()
+    life.register()
+    change = life.take(promote_by_hand(life.state, 2, OPERATOR))
+    assert change.deployment.change == "manual"  # type: ignore[union-attr]
+    assert life.stages() == {1: "retired", 2: "champion"}
+    assert change.aliases == (("champion", 2), ("challenger", 0))
+    assert promote_by_hand(life.state, 2, OPERATOR) is None
+
+
+def test_operator_does_not_promote_what_a_gate_refused(life: Life) -> None:
+    life.register()
+    life.register(passed=False)
+    with pytest.raises(NotAllowedError, match="better log_loss"):
+        promote_by_hand(life.state, 2, OPERATOR)
+
+
+def test_rollback_by_hand_goes_from_challenger_to_champions_before(life: Life) -> None:
+    life.register()
+    life.register(plan=Plan((), 0.01))
+    life.register(plan=Plan((), 0.01))
+    life.register()
+    life.take(roll_back_by_hand(life.state, OPERATOR))
+    assert life.stages() == {1: "retired", 2: "retired", 3: "champion", 4: "rolled_back"}
+    life.take(roll_back_by_hand(life.state, OPERATOR))
+    assert life.stages() == {1: "retired", 2: "champion", 3: "rolled_back", 4: "rolled_back"}
+    life.take(roll_back_by_hand(life.state, OPERATOR))
+    assert life.stages() == {1: "champion", 2: "rolled_back", 3: "rolled_back", 4: "rolled_back"}
+    with pytest.raises(NotAllowedError, match="no earlier champion"):
+        roll_back_by_hand(life.state, OPERATOR)
+
+
+def test_baselines_score_beside_the_others_through_every_change(life: Life) -> None:
+    life.register()
+    change = life.take(set_baselines(life.state, [1], OPERATOR))
+    assert [one.version for one in change.deployment.baselines] == [1]  # type: ignore[union-attr]
+    assert set_baselines(life.state, [1], OPERATOR) is None
+    life.register()
+    life.take(promote_by_hand(life.state, 2, OPERATOR))
+    assert [one.version for one in life.state.deployment.baselines] == [1]  # type: ignore[union-attr]
+
+
+def test_baselines_need_a_champion() -> None:
+    with pytest.raises(NotAllowedError, match="no champion yet"):
+        set_baselines(State("flights"), [], OPERATOR)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        b"",
+        b"\xff",
+        b"[1]",
+        b"7",
+        b"[" * 100_000,
+        b'{"kind": 3}',
+        b'{"kind": "rollout"}',
+        b'{"kind": "rollout", "window_end": "2013-01-01T00:00:00Z", "paired": {"difference": "NaN"}}',
+        b'{"kind": "rollout", "window_end": "2013-01-01T00:00:00Z", "paired": {"pairs": -1}}',
+    ],
+)
+def test_unsound_evidence_is_named_not_weighed(value: bytes | None) -> None:
+    with pytest.raises(UnsoundEvidenceError):
+        read_evidence(value)
+
+
+def test_window_metrics_are_not_evidence() -> None:
+    assert read_evidence(to_json(monitoring.MetricRecord(kind="window"))) is None
+
+
+def test_evidence_is_read_at_its_event_time() -> None:
+    record = monitoring.MetricRecord(pipeline="flights", kind="rollout", window_end=to_timestamp(7))
+    record.paired.pairs = 3
+    paired = read_evidence(to_json(record))
+    assert paired is not None
+    assert (paired.pipeline, paired.at_us, paired.figures.pairs) == ("flights", 7, 3)
