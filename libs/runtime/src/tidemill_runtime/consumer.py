@@ -1,7 +1,7 @@
 """Opening an aiokafka consumer while Kafka may be away, and committing in the background."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -26,14 +26,12 @@ async def connect(
     options: Mapping[str, Any],
     stopping: asyncio.Event,
     fault: Callable[[str], None],
-    *,
-    topics: Sequence[str] = (),
 ) -> Any:
     """Return a started consumer, trying until Kafka answers; None where `stopping` was set first."""
     for delay_s in delays(0.2):
         if stopping.is_set():
             break
-        consumer = AIOKafkaConsumer(*topics, **kafka.client_kwargs(), **options)
+        consumer = AIOKafkaConsumer(**kafka.client_kwargs(), **options)
         try:
             await consumer.start()
         except (KafkaError, OSError) as error:
@@ -41,6 +39,9 @@ async def connect(
             log.warning("consumer_waits_for_kafka", error=str(error))
             await close(consumer)
             await sleep_unless(stopping, delay_s)
+        except asyncio.CancelledError:
+            await close(consumer)
+            raise
         else:
             return consumer
     return None

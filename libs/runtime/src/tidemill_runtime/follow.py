@@ -21,6 +21,8 @@ from tidemill_runtime.settings import KafkaSettings
 OnRecord = Callable[[Record], Awaitable[None] | None]
 
 _POLL_MS = 200
+_MISSING_S = 0.5
+_ASSIGN_S = 0.01
 _GROUP = "follower"
 
 log = structlog.get_logger(__name__)
@@ -80,9 +82,7 @@ class TopicFollower:
         """Follow until `stop`."""
         options: dict[str, Any] = {"group_id": None, "auto_offset_reset": "earliest", "enable_auto_commit": False}
         options |= {"fetch_max_wait_ms": self._fetch_wait_ms, "metadata_max_age_ms": 5_000}
-        name = self._kafka.physical(self._topic)
-        # A topic that does not exist yet is waited for like a broker that is away.
-        consumer = await connect(self._kafka, options, self._stopping, self._set_fault, topics=[name])
+        consumer = await connect(self._kafka, options, self._stopping, self._set_fault)
         if consumer is None:
             return
         try:
@@ -92,7 +92,18 @@ class TopicFollower:
             await close(consumer)
 
     async def _begin(self, consumer: Any) -> None:
+        name = self._kafka.physical(self._topic)
+        # A topic that does not exist yet is waited for like a broker that is away.
+        if name not in await consumer.topics():
+            self._set_fault(f"topic {name} does not exist yet")
+            await sleep_unless(self._stopping, _MISSING_S)
+            return
+        if not consumer.subscription():
+            consumer.subscribe([name])
         places = sorted(consumer.assignment())
+        if not places:
+            await sleep_unless(self._stopping, _ASSIGN_S)
+            return
         begin = await consumer.beginning_offsets(places)
         end = await consumer.end_offsets(places)
         for place, offset in begin.items():
@@ -106,6 +117,7 @@ class TopicFollower:
         try:
             if not self._end:
                 await self._begin(consumer)
+                return
             fetched = await consumer.getmany(timeout_ms=_POLL_MS)
         except (KafkaError, OSError) as error:
             self._set_fault(f"Kafka: {error!r}")

@@ -214,12 +214,14 @@ class StreamRunner(Generic[S, E]):
         await asyncio.sleep(0)
 
     async def _process(self, fetched: Mapping[TopicPartition, Sequence[Record]], state: S) -> None:
-        began = perf_counter()
+        began, epoch = perf_counter(), self._epoch
         group = self._options.group
         batch = Batch({self._partition(place): records for place, records in fetched.items()})
         if self._options.hop_delay_ms:
             await asyncio.sleep(self._random.random() * self._options.hop_delay_ms / 1000)
         await self._count_gaps(batch)
+        if epoch != self._epoch:
+            raise _Abandoned
         step = self._pipeline.step(state, batch, time_ns() // 1000)
         if self._dead_letters is not None or step.refused:
             await self._retried(lambda: self._refuse(step.refused, batch.count))
@@ -275,6 +277,8 @@ class StreamRunner(Generic[S, E]):
                 if self._stopping.is_set() or epoch != self._epoch:
                     raise _Abandoned from error
             else:
+                if epoch != self._epoch:
+                    raise _Abandoned
                 if self._excused:
                     self._excused, self._fault = False, None
                     self._resume()

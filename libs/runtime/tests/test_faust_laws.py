@@ -1,0 +1,88 @@
+"""Laws of the embedded Faust app, on the real Kafka."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tidemill_contracts.reasons import Reason
+from tidemill_runtime.batches import Record
+from tidemill_runtime.dead_letters import DeadLetters
+from tidemill_runtime.errors import Poison, Retryable
+from tidemill_runtime.lifecycle import running
+from tidemill_runtime.producer import Outgoing, Producer
+from tidemill_runtime.settings import KafkaSettings
+from tidemill_testkit.eventually import aeventually
+
+faust_app = pytest.importorskip("tidemill_runtime.faust_app", reason="the extra `faust` is not installed")
+pytestmark = [
+    pytest.mark.servers,
+    # Faust's own coroutines are left unawaited when its app stops.
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
+
+MakeTopic = Callable[..., Awaitable[None]]
+ReadTopic = Callable[[str], Awaitable[list[Any]]]
+
+
+class Deciding:
+    """Records decisions; raises as told, by offset."""
+
+    def __init__(self, errors: dict[int, list[Exception]] | None = None) -> None:
+        self.decided: list[int] = []
+        self.errors = errors or {}
+        self.ticks = 0
+
+    async def decide(self, record: Record) -> None:
+        if self.errors.get(record.offset):
+            raise self.errors[record.offset].pop(0)
+        self.decided.append(record.offset)
+
+    async def fire(self) -> None:
+        self.ticks += 1
+
+
+def app(kafka: KafkaSettings, folder: Path, deciding: Deciding, letters: DeadLetters | None = None) -> Any:
+    return faust_app.FaustApp(
+        kafka,
+        faust_app.FaustOptions("agents", folder),
+        [faust_app.Agent("one", ["t"], deciding.decide)],
+        timers=[faust_app.Timer("tick", 0.2, deciding.fire)],
+        dead_letters=letters,
+    )
+
+
+async def test_each_record_is_decided_once_poison_goes_aside_and_timers_fire(
+    kafka: KafkaSettings, make_topic: MakeTopic, read_topic: ReadTopic, tmp_path: Path
+) -> None:
+    await make_topic("t", partitions=1)
+    await make_topic("ingestion.dead-letters.v1")
+    deciding = Deciding({1: [Retryable("not yet")], 2: [Poison(Reason.WRONG_TYPE, "no")]})
+    async with Producer(kafka) as producer:
+        await producer.send_all([Outgoing("t", b"%d" % n) for n in range(4)])
+        written = producer.written
+        async with running(app(kafka, tmp_path, deciding, DeadLetters(producer, kafka, "agents"))) as agents:
+            await agents.reached(written)
+            await aeventually(lambda: deciding.ticks > 1)
+        after = Deciding()
+        async with running(app(kafka, tmp_path, after)) as agents:
+            await agents.reached(written)
+    assert (deciding.decided, after.decided) == ([0, 1, 3], [])
+    (letter,) = await read_topic("ingestion.dead-letters.v1")
+    assert letter.value == b"2"
+
+
+async def test_an_exception_ends_the_service_and_the_record_comes_again(
+    kafka: KafkaSettings, make_topic: MakeTopic, tmp_path: Path
+) -> None:
+    await make_topic("t", partitions=1)
+    deciding = Deciding({1: [ZeroDivisionError("a bug")]})
+    async with Producer(kafka) as producer:
+        await producer.send_all([Outgoing("t", b"%d" % n) for n in range(3)])
+        with pytest.RaisesGroup(ZeroDivisionError):
+            async with running(app(kafka, tmp_path, deciding)):
+                await asyncio.Event().wait()
+        async with running(app(kafka, tmp_path, deciding)) as agents:
+            await agents.reached(producer.written)
+    assert deciding.decided == [0, 1, 2]

@@ -1,0 +1,73 @@
+"""Laws of the producer, on the real Kafka."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from tidemill_contracts.reasons import Reason
+from tidemill_runtime.errors import Overloaded, Poison, Retryable
+from tidemill_runtime.positions import Partition
+from tidemill_runtime.producer import Outgoing, Placed, Producer
+from tidemill_runtime.settings import KafkaSettings
+
+pytestmark = pytest.mark.servers
+
+MakeTopic = Callable[..., Awaitable[None]]
+ReadTopic = Callable[[str], Awaitable[list[Any]]]
+
+
+async def test_records_lie_in_the_order_they_were_given_and_written_names_the_end(
+    kafka: KafkaSettings, make_topic: MakeTopic, read_topic: ReadTopic
+) -> None:
+    await make_topic("t")
+    values = [b"%d" % n for n in range(500)]
+    async with Producer(kafka) as producer:
+        placed = await producer.send_all([Outgoing("t", value, headers=[("h", b"v")]) for value in values])
+        assert producer.written == {Partition("t", 0): 500}
+    assert [one.offset for one in placed] == list(range(500))
+    assert [record.value for record in await read_topic("t")] == values
+
+
+async def test_one_oversized_record_is_poison_and_its_neighbours_are_written(
+    kafka: KafkaSettings, make_topic: MakeTopic, read_topic: ReadTopic
+) -> None:
+    await make_topic("t")
+    async with Producer(kafka, max_request_bytes=10_000) as producer:
+        good, bad, last = await producer.send_each(
+            [Outgoing("t", b"a"), Outgoing("t", b"x" * 20_000), Outgoing("t", b"b")]
+        )
+    assert isinstance(good, Placed)
+    assert isinstance(last, Placed)
+    assert isinstance(bad, Poison)
+    assert bad.reason is Reason.OVERSIZED
+    assert [record.value for record in await read_topic("t")] == [b"a", b"b"]
+
+
+async def test_past_the_bound_nothing_is_taken_in(
+    kafka: KafkaSettings, make_topic: MakeTopic, read_topic: ReadTopic
+) -> None:
+    await make_topic("t")
+    async with Producer(kafka, max_in_flight=10) as producer:
+        first = asyncio.create_task(producer.send_all([Outgoing("t", b"1")] * 10))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await producer.send_all([Outgoing("t", b"2")])
+        await first
+        await producer.send_all([Outgoing("t", b"3")])
+    assert [record.value for record in await read_topic("t")] == [b"1"] * 10 + [b"3"]
+
+
+async def test_an_unknown_topic_is_retryable_within_the_limit(kafka: KafkaSettings) -> None:
+    async with Producer(kafka, ack_timeout_s=1.0) as producer:
+        with pytest.raises(Retryable):
+            await producer.send(Outgoing("nowhere", b"x"))
+
+
+@pytest.mark.timeout(30)
+async def test_a_service_opens_and_closes_while_kafka_is_away(unused_tcp_port: int) -> None:
+    kafka = KafkaSettings(bootstrap=f"127.0.0.1:{unused_tcp_port}")
+    async with Producer(kafka, ack_timeout_s=0.5) as producer:
+        assert "Kafka" in (producer.fault() or "")
+        with pytest.raises(Retryable):
+            await producer.send(Outgoing("t", b"x"))
