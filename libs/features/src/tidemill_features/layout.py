@@ -1,0 +1,206 @@
+"""What lies in Redis: keys, the shard's header and the checkpoint, byte for byte. Format version 1.
+
+Shard (one per project, view, entity, hop class and source partition), little-endian, in words of eight bytes:
+
+    word 0      magic "TMRG", format version u16, reserved u16
+    words 1-2   topic id of the partition's topic (its log generation)
+    word 3      partition u32, number of slots u32
+    word 4      next offset: every record before it is included
+    word 5      newest event time included, µs
+    word 6      fingerprint of the slot layout
+    word 7      bytes of the variable-length area u32, words of a slot u32
+    then        the slots; slot i holds a bucket whose number mod slots is i (EMPTY: none): bucket number, newest
+                event time, then the partials
+    then        the variable-length area: UTF-8 strings that `last` points to, as offset u32, length u32
+
+Checkpoint (one per project, worker group, topic and partition): magic "TMCP", version u16, number of views u16, topic
+id, next offset, lowest offset that deduplication needs, newest event time, then eight bytes of each view's hash.
+A shard's key carries its view's hash, so a changed definition never meets old bytes.
+"""
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill_features.plan import HEADER_WORDS, SLOT_PREFIX_WORDS, Dtype, Kind, RingPlan
+
+FORMAT_VERSION = 1
+SHARD_MAGIC = b"TMRG"
+CHECKPOINT_MAGIC = b"TMCP"
+DEFAULT_PROJECT = "default"
+DEFAULT_GROUP = "feature-online"
+
+INT64_MIN = -(2**63)
+INT64_MAX = 2**63 - 1
+# Bucket number of an empty slot, and the time before every event.
+EMPTY = INT64_MIN
+
+NEXT_OFFSET_WORD = 4
+NEWEST_WORD = 5
+FINGERPRINT_WORD = 6
+SIZES_WORD = 7
+
+_MAGIC_WORD = int.from_bytes(SHARD_MAGIC + struct.pack("<HH", FORMAT_VERSION, 0), "little")
+_CHECKPOINT = struct.Struct("<4sHH16sqqq")
+NO_TOPIC_ID = bytes(16)
+
+Words = NDArray[np.int64]
+EntityValue = str | int | bool | None
+
+
+class LayoutError(ValueError):
+    """Stored bytes are not what this version writes; they are refused, never guessed at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """How far one worker group has come in one partition, written after the shards of the same flush.
+
+    `views`: the views whose shards include everything before `next_offset`.
+    """
+
+    topic_id: bytes
+    next_offset: int
+    dedup_low_offset: int
+    newest_event_us: int
+    views: frozenset[bytes]
+
+    def pack(self) -> bytes:
+        """Return the stored bytes."""
+        views = sorted(self.views)
+        head = _CHECKPOINT.pack(
+            CHECKPOINT_MAGIC,
+            FORMAT_VERSION,
+            len(views),
+            self.topic_id,
+            self.next_offset,
+            self.dedup_low_offset,
+            self.newest_event_us,
+        )
+        return head + b"".join(views)
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> "Checkpoint":
+        """Return what the bytes say. Raises `LayoutError`."""
+        if len(raw) < _CHECKPOINT.size:
+            raise LayoutError(f"a checkpoint of {len(raw)} bytes")
+        magic, version, count, topic_id, next_offset, low, newest = _CHECKPOINT.unpack_from(raw)
+        if magic != CHECKPOINT_MAGIC or version != FORMAT_VERSION or len(raw) != _CHECKPOINT.size + 8 * count:
+            raise LayoutError(f"no checkpoint of format {FORMAT_VERSION}: {raw[:8]!r}")
+        tail = raw[_CHECKPOINT.size :]
+        views = frozenset(tail[at : at + 8] for at in range(0, len(tail), 8))
+        return cls(topic_id, next_offset, low, newest, views)
+
+
+def view_id(view_hash: str) -> bytes:
+    """Return the eight bytes of a view's hash that keys and checkpoints carry."""
+    return bytes.fromhex(view_hash.removeprefix("sha256:")[:16])
+
+
+def entity_key(values: Sequence[EntityValue]) -> bytes | None:
+    """Return an entity's bytes within its view; None where a part is null.
+
+    >>> entity_key(["JFK"]), entity_key(["JFK", "LA:X"]), entity_key([None])
+    (b'JFK', b'3:JFK4:LA:X', None)
+    """
+    parts = []
+    for value in values:
+        if value is None:
+            return None
+        parts.append(_part(value))
+    if len(parts) == 1:
+        return parts[0]
+    return b"".join(b"%d:%s" % (len(part), part) for part in parts)
+
+
+def _part(value: EntityValue) -> bytes:
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogatepass")
+    return b"%d" % int(value or 0)
+
+
+def shard_prefix(project: str, view_hash: str) -> bytes:
+    """Return what a view's shard keys begin with; the brace opens the hash tag, so an entity's shards share a node."""
+    return b"tm1:{%s:%s:" % (project.encode(), view_id(view_hash).hex().encode())
+
+
+def shard_suffix(ring: RingPlan, partition: int) -> bytes:
+    """Return what the shard keys of a ring and a partition end with."""
+    return b"}:%d:%d" % (ring.hop_us // 1_000_000, partition)
+
+
+def checkpoint_key(project: str, group: str, topic: str, partition: int) -> bytes:
+    """Return the key of a partition's checkpoint; `topic` is logical."""
+    return f"tm1:checkpoint:{{{project}:{group}}}:{topic}:{partition}".encode()
+
+
+def empty_shard(ring: RingPlan, topic_id: bytes, partition: int) -> Words:
+    """Return the words of a shard that includes nothing."""
+    words = np.zeros(ring.words, np.int64)
+    words[0] = _MAGIC_WORD
+    words[1:3] = np.frombuffer(topic_id, "<i8")
+    words[3] = partition | ring.slots << 32
+    words[NEWEST_WORD] = EMPTY
+    words[FINGERPRINT_WORD] = ring.fingerprint
+    words[SIZES_WORD] = ring.slot_words << 32
+    words[HEADER_WORDS:] = np.tile(empty_slot(ring), ring.slots)
+    return words
+
+
+def empty_slot(ring: RingPlan) -> Words:
+    """Return the words of a slot that holds no bucket: every partial at its identity."""
+    slot = np.zeros(ring.slot_words, np.int64)
+    floats = slot.view(np.float64)
+    slot[:SLOT_PREFIX_WORDS] = EMPTY
+    for partial in ring.partials:
+        if partial.kind is Kind.LAST:
+            slot[partial.word] = EMPTY
+            slot[partial.word + 1] = -1
+        elif partial.kind in (Kind.MIN, Kind.MAX):
+            sign = 1 if partial.kind is Kind.MIN else -1
+            if partial.dtype is Dtype.FLOAT:
+                floats[partial.word] = sign * np.inf
+            else:
+                slot[partial.word] = INT64_MAX if sign > 0 else INT64_MIN
+    return slot
+
+
+def check_shard(words: Words, ring: RingPlan, raw_bytes: int) -> None:
+    """Compare a shard's header with the plan. Raises `LayoutError`."""
+    if int(words[0]) != _MAGIC_WORD:
+        raise LayoutError(f"no shard of format {FORMAT_VERSION}")
+    if int(words[FINGERPRINT_WORD]) != ring.fingerprint or int(words[3]) >> 32 != ring.slots:
+        raise LayoutError("a shard of another slot layout")
+    if ring.words * 8 + (int(words[SIZES_WORD]) & 0xFFFFFFFF) != raw_bytes:
+        raise LayoutError("a shard cut short")
+
+
+def topic_id_of(words: Words) -> bytes:
+    """Return the log generation that a shard was folded from."""
+    return words[1:3].tobytes()
+
+
+def shard_keys(prefix: bytes, entities: Iterable[bytes], suffixes: Sequence[bytes]) -> list[bytes]:
+    """Return the keys of all shards: entities outermost, then `suffixes`."""
+    return [prefix + entity + suffix for entity in entities for suffix in suffixes]
+
+
+def to_words(raws: Sequence[bytes | None], ring: RingPlan, blank: Words) -> Any:
+    """Return int64[len(raws), ring.words]: stored shards, `blank` where there is none.
+
+    Raises `LayoutError` where bytes do not fit the plan.
+    """
+    size = ring.words * 8
+    empty = blank.tobytes()
+    block = b"".join([empty if raw is None else raw if len(raw) == size else raw[:size] for raw in raws])
+    if len(block) != size * len(raws):
+        raise LayoutError("a shard cut short")
+    words = np.frombuffer(block, "<i8").reshape(len(raws), ring.words)
+    wrong = (words[:, 0] != _MAGIC_WORD) | (words[:, FINGERPRINT_WORD] != ring.fingerprint)
+    if wrong.any():
+        raise LayoutError("a shard of another format or slot layout")
+    return words

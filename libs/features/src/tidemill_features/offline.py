@@ -1,0 +1,260 @@
+"""The offline twin: a view's features for many rows at once, each as of its own instant and offsets.
+
+Equal, bit for bit, to reading the rings when they held exactly those offsets: slots are filled in offset order, merge
+in the order of (bucket, partition), and are finalised by the same code.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill_features.expressions import Column
+from tidemill_features.finalise import FeatureValues, Known, Merged, finalise, known
+from tidemill_features.fold import Events
+from tidemill_features.inputs import Values, evaluate_inputs
+from tidemill_features.layout import EMPTY
+from tidemill_features.plan import LAST, Dtype, Feature, Kind, Partial, RingPlan, ViewPlan
+from tidemill_features.segments import first_newer, identity_of, segments_of
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+_UFUNCS = {Kind.COUNT: np.add, Kind.SUM: np.add, Kind.MIN: np.minimum, Kind.MAX: np.maximum, Kind.LAST: np.maximum}
+# Rows computed at a time, which bounds memory.
+_ROWS = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What is asked: `keys`, a column per entity field; `as_of_us`: int64[n]; `cuts`: int64[n, partitions]."""
+
+    keys: Sequence[Column]
+    as_of_us: Ints
+    cuts: Ints
+
+    def __len__(self) -> int:
+        return len(self.as_of_us)
+
+
+@dataclass(frozen=True, slots=True)
+class OfflineValues:
+    """A view's features in the view's order, and where the head bucket was left out."""
+
+    features: list[FeatureValues]
+    head_excluded: Bools
+
+
+def features_at(plan: ViewPlan, events: Events, rows: Rows) -> OfflineValues:
+    """Return a view's features for every row.
+
+    `events`: those of the stream that count (no duplicates, late ones by the stream's policy), in any order.
+    """
+    twin = OfflineView(plan, events)
+    parts = [twin.values(_slice(rows, first, first + _ROWS)) for first in range(0, max(1, len(rows)), _ROWS)]
+    if len(parts) == 1:
+        return parts[0]
+    features = [_joined([part.features[index] for part in parts]) for index in range(len(plan.features))]
+    return OfflineValues(features, np.concatenate([part.head_excluded for part in parts]))
+
+
+class OfflineView:
+    """One view over a fixed set of events."""
+
+    def __init__(self, plan: ViewPlan, events: Events) -> None:
+        self.plan = plan
+        self._codes: dict[Any, int] = {}
+        codes = self._encode([events.columns[name] for name in plan.entity], grow=True)
+        order = np.lexsort((events.offset, events.partition))
+        order = order[codes[order] >= 0]
+        self._code = codes[order]
+        self._partition = np.asarray(events.partition[order], np.int64)
+        self._offset = events.offset[order]
+        self._event_us = events.event_us[order]
+        # Where each partition begins in arrival order.
+        self._first = np.searchsorted(self._partition, np.arange(plan.partitions + 1))
+        self._inputs = [part.take(order) for part in evaluate_inputs(plan, events.columns, len(events))]
+        self._shards = segments_of(self._code * plan.partitions + self._partition)
+        self._newest = self._shards.scan(np.maximum, self._event_us)
+        self._rings = [_OfflineRing(self, ring) for ring in plan.rings]
+
+    def values(self, rows: Rows) -> OfflineValues:
+        """Return the view's features for some rows."""
+        code, cut = self._encode(rows.keys, grow=False), self._cut(rows)
+        newest = self._newest_at(code, cut)
+        beyond = newest > rows.as_of_us[:, None]
+        entity = known(newest.max(axis=1), (newest != EMPTY).any(axis=1), rows.as_of_us, self.plan.max_age_us)
+        asked = _Asked(code, rows.as_of_us, cut, beyond, entity)
+        values: list[FeatureValues | None] = [None] * len(self.plan.features)
+        for index, ring in enumerate(self._rings):
+            for window_us in {feature.window_us for feature in self.plan.features if feature.ring == index}:
+                wanted = [
+                    (place, feature)
+                    for place, feature in enumerate(self.plan.features)
+                    if feature.ring == index and feature.window_us == window_us
+                ]
+                merged = ring.merge([feature for _, feature in wanted], window_us, asked)
+                for (place, feature), partials in zip(wanted, merged, strict=True):
+                    values[place] = finalise(feature, partials, entity, rows.as_of_us)
+        return OfflineValues([value for value in values if value is not None], np.asarray(beyond.any(axis=1), np.bool_))
+
+    def _encode(self, columns: Sequence[Column], *, grow: bool) -> Ints:
+        """Return a number per entity, -1 where a part of its key is null or the entity has no events."""
+        values = [column.values.tolist() for column in columns]
+        keys = values[0] if len(values) == 1 else list(zip(*values, strict=True))
+        codes = self._codes
+        if grow:
+            numbers = np.array([codes.setdefault(key, len(codes)) for key in keys], np.int64)
+        else:
+            numbers = np.array([codes.get(key, -1) for key in keys], np.int64)
+        for column in columns:
+            numbers[column.nulls] = -1
+        return numbers
+
+    def _cut(self, rows: Rows) -> Ints:
+        """Return int64[rows, partitions]: the first event, in arrival order, that a row does not see."""
+        cut = np.empty(rows.cuts.shape, np.int64)
+        for number in range(self.plan.partitions):
+            first, end = int(self._first[number]), int(self._first[number + 1])
+            cut[:, number] = first + np.searchsorted(self._offset[first:end], rows.cuts[:, number])
+        return cut
+
+    def _newest_at(self, code: Ints, cut: Ints) -> Ints:
+        """Return int64[rows, partitions]: the newest event time that each shard included, EMPTY without one."""
+        newest = np.full(cut.shape, EMPTY)
+        shards = self._shards
+        if not len(shards.key):
+            return newest
+        for number in range(self.plan.partitions):
+            wanted = code * self.plan.partitions + number
+            segment = np.minimum(np.searchsorted(shards.key, wanted), len(shards.key) - 1)
+            rows = np.flatnonzero((shards.key[segment] == wanted) & (code >= 0))
+            place = shards.last_before(segment[rows], cut[rows, number])
+            seen = place >= 0
+            newest[rows[seen], number] = self._newest[place[seen]]
+        return newest
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    code: Ints
+    as_of_us: Ints
+    cut: Ints
+    beyond: Bools
+    entity: Known
+
+
+class _OfflineRing:
+    """One ring's slots at any offset."""
+
+    def __init__(self, view: OfflineView, plan: RingPlan) -> None:
+        self._plan = plan
+        self._view = view
+        partitions = view.plan.partitions
+        bucket = view._event_us // plan.hop_us
+        self._low = int(bucket.min()) if len(bucket) else 0
+        self._span = (int(bucket.max()) - self._low + 1) if len(bucket) else 1
+        self._segments = segments_of((view._code * self._span + bucket - self._low) * partitions + view._partition)
+        first = self._segments.order[self._segments.start]
+        self._partition = view._partition[first]
+        self._bucket = bucket[first]
+        group = (view._code[first] * partitions + self._partition) * plan.slots + self._bucket % plan.slots
+        self._newer = first_newer(group, self._bucket, first, len(bucket)) if len(first) else first
+        self._newest = self._segments.scan(np.maximum, view._event_us)
+        self._age_order = np.lexsort((np.arange(len(bucket)), view._event_us))
+        self._running = [self._scan(partial, view._inputs[partial.input]) for partial in plan.partials]
+
+    def _scan(self, partial: Partial, part: Values) -> Any:
+        """Return the running partial; of last, the event's rank by (event time, offset)."""
+        events = len(self._segments.order)
+        if partial.kind is Kind.COUNT:
+            values: Any = np.ones(events, np.int64)
+        elif partial.kind is Kind.LAST:
+            values = np.empty(events, np.int64)
+            values[self._age_order] = np.arange(events)
+        else:
+            values = part.values
+        if part.present is not None:
+            values = np.where(part.present, values, identity_of(partial.kind, partial.dtype))
+        return self._segments.scan(_UFUNCS[partial.kind], values)
+
+    def merge(self, features: list[Feature], window_us: int, asked: _Asked) -> list[Merged]:
+        """Return the merged partials of features that share a window."""
+        plan, segments = self._plan, self._segments
+        first, head = (asked.as_of_us - window_us) // plan.hop_us, asked.as_of_us // plan.hop_us
+        begin = np.searchsorted(segments.key, self._key(asked.code, first))
+        end = np.searchsorted(segments.key, self._key(asked.code, head + 1))
+        end[asked.code < 0] = begin[asked.code < 0]
+        sums = _Accumulators(plan, features, len(begin))
+        rows = np.flatnonzero(begin < end)
+        step = 0
+        while len(rows):
+            segment = begin[rows] + step
+            partition = self._partition[segment]
+            cut = asked.cut[rows, partition]
+            place = segments.last_before(segment, cut)
+            live = (place >= 0) & (self._newer[segment] >= cut)
+            live &= ~(asked.beyond[rows, partition] & (self._bucket[segment] == head[rows]))
+            sums.add(rows[live], place[live], self._running, self._newest)
+            step += 1
+            rows = rows[begin[rows] + step < end[rows]]
+        return [self._merged(feature, sums) for feature in features]
+
+    def _key(self, code: Ints, bucket: Ints) -> Ints:
+        inside = np.clip(bucket - self._low, 0, self._span)
+        return (code * self._span + inside) * self._view.plan.partitions
+
+    def _merged(self, feature: Feature, sums: "_Accumulators") -> Merged:
+        count = None if feature.count is None else sums.values[feature.count]
+        if feature.value is None:
+            return Merged(count, None, sums.newest)
+        value = sums.values[feature.value]
+        if feature.function != LAST:
+            return Merged(count, value, sums.newest)
+        return self._last(self._plan.partials[feature.value], value)
+
+    def _last(self, partial: Partial, rank: Ints) -> Merged:
+        """Turn ranks into values."""
+        values = self._view._inputs[partial.input].values
+        if not len(values):
+            blank = np.zeros(len(rank), values.dtype) if values.dtype != object else np.full(len(rank), None, object)
+            return Merged(None, blank, np.full(len(rank), EMPTY))
+        event = self._age_order[np.maximum(rank, 0)]
+        return Merged(None, values[event], np.where(rank < 0, EMPTY, self._view._event_us[event]))
+
+
+class _Accumulators:
+    """One value per row and partial, merged slot by slot in order."""
+
+    def __init__(self, plan: RingPlan, features: list[Feature], rows: int) -> None:
+        used = {index for feature in features for index in (feature.count, feature.value) if index is not None}
+        self._partials = [(index, plan.partials[index].kind) for index in sorted(used)]
+        self.newest = np.full(rows, EMPTY)
+        self.values: dict[int, Any] = {}
+        for index in used:
+            partial = plan.partials[index]
+            floating = partial.dtype is Dtype.FLOAT and partial.kind is not Kind.LAST
+            dtype = np.float64 if floating else np.int64
+            self.values[index] = np.full(rows, identity_of(partial.kind, partial.dtype), dtype)
+
+    def add(self, rows: Ints, place: Ints, running: list[Any], newest: Ints) -> None:
+        """Merge one slot into each of `rows`, which are distinct: what the partials had come to at `place`."""
+        for index, kind in self._partials:
+            target = self.values[index]
+            target[rows] = _UFUNCS[kind](target[rows], running[index][place])
+        self.newest[rows] = np.maximum(self.newest[rows], newest[place])
+
+
+def _slice(rows: Rows, first: int, end: int) -> Rows:
+    keys = [Column(column.values[first:end], column.nulls[first:end]) for column in rows.keys]
+    return Rows(keys, rows.as_of_us[first:end], rows.cuts[first:end])
+
+
+def _joined(parts: list[FeatureValues]) -> FeatureValues:
+    head = parts[0]
+    arrays = [
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("values", "nulls", "status", "event_us")
+    ]
+    return FeatureValues(head.name, head.type, *arrays)

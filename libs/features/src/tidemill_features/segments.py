@@ -1,0 +1,101 @@
+"""Runs of events that fold into one slot, and their running partials: the offline twin's counterpart of shards.
+
+Events are sorted into segments (entity, bucket, partition), in offset order within each. A running partial at position
+i is the slot's state after event i, computed in the same order as the live fold, so that it has the same bits.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill_features.layout import INT64_MAX, INT64_MIN
+from tidemill_features.plan import Dtype, Kind
+
+Ints = NDArray[np.int64]
+
+# With fewer long segments than this left, each is scanned on its own.
+_FEW = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """`order`: the events, sorted; `start`, `end`: of each segment within it; `key`: each segment's sort key."""
+
+    order: Ints
+    start: Ints
+    end: Ints
+    key: Ints
+    # Segment number * (events + 1) + event: rises throughout, so that one search finds a place within a segment.
+    ladder: Ints
+
+    def last_before(self, segment: Ints, event: Ints) -> Ints:
+        """Return the place of the last event of each segment before `event` (in arrival order); -1 where none is."""
+        steps = len(self.order) + 1
+        place = self.end[segment] - 1
+        partial = np.flatnonzero(self.order[place] >= event)
+        if len(partial):
+            found = np.searchsorted(self.ladder, segment[partial] * steps + event[partial]) - 1
+            place[partial] = np.where(found >= self.start[segment[partial]], found, -1)
+        return place
+
+    def scan(self, ufunc: np.ufunc, values: Any) -> Any:
+        """Return, per place, `ufunc` over the segment's values up to there, strictly one after the other.
+
+        `values`: per event, in arrival order.
+        """
+        out = values[self.order]
+        lengths = self.end - self.start
+        by_length = np.argsort(-lengths, kind="stable")
+        starts, ends, falling = self.start[by_length], self.end[by_length], -lengths[by_length]
+        rank = 1
+        while True:
+            active = int(np.searchsorted(falling, -rank))
+            if active <= _FEW:
+                break
+            at = starts[:active] + rank
+            out[at] = ufunc(out[at - 1], out[at])
+            rank += 1
+        for first, end in zip(starts[:active].tolist(), ends[:active].tolist(), strict=True):
+            out[first + rank - 1 : end] = ufunc.accumulate(out[first + rank - 1 : end])
+        return out
+
+
+def segments_of(key: Ints) -> Segments:
+    """Return the segments of events, given each event's sort key in arrival order."""
+    order = np.argsort(key, kind="stable")
+    keys = key[order]
+    start = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1]))) if len(keys) else np.zeros(0, np.int64)
+    end = np.append(start[1:], len(keys)) if len(keys) else start
+    numbers = np.repeat(np.arange(len(start)), end - start)
+    return Segments(order, start, end, keys[start], numbers * (len(order) + 1) + order)
+
+
+def identity_of(kind: Kind, dtype: Dtype) -> Any:
+    """Return what an absent value is scanned as."""
+    if kind in (Kind.COUNT, Kind.SUM):
+        return 0.0 if dtype is Dtype.FLOAT else 0
+    if kind is Kind.LAST:
+        return -1
+    low = kind is Kind.MAX
+    if dtype is Dtype.FLOAT:
+        return -np.inf if low else np.inf
+    return INT64_MIN if low else INT64_MAX
+
+
+def first_newer(group: Ints, bucket: Ints, first_event: Ints, events: int) -> Ints:
+    """Return, per segment, the first event of any later bucket that shares its slot (`events` where there is none).
+
+    From that event on the slot holds another bucket. `group`: equal for segments that share a slot.
+    """
+    order = np.lexsort((bucket, group))[::-1]
+    groups, arrived = group[order], first_event[order]
+    number = np.concatenate(([0], np.cumsum(groups[1:] != groups[:-1])))
+    # Each group's values lie below all before it, so that the running minimum begins anew with every group.
+    shifted = arrived - number * (events + 1)
+    running = np.minimum.accumulate(shifted)
+    newer = np.full(len(group), events, np.int64)
+    same = np.flatnonzero(groups[1:] == groups[:-1]) + 1
+    newer[order[same]] = running[same - 1] + number[same] * (events + 1)
+    return newer

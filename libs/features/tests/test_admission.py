@@ -1,0 +1,85 @@
+"""Duplicates and late events are decided from the log alone, the same in any batches and after any restart."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_features.admission import Admission, Rules, duplicate_mask, late_mask, newest_so_far
+
+WINDOW_US, LATENESS_US = 10, 4
+RULES = Rules(WINDOW_US, LATENESS_US, definition.LATE_POLICY_DROP)
+Record = tuple[int, str]
+
+
+def judge(records: Sequence[Record]) -> tuple[list[bool], list[bool]]:
+    """Return (duplicate, late) of a whole log at once."""
+    times = np.array([time for time, _ in records], np.int64)
+    admitted = Admission(RULES).admit(range(len(records)), times, [identity for _, identity in records])
+    return admitted.duplicate.tolist(), admitted.late.tolist()
+
+
+@pytest.mark.parametrize(
+    ("behind_us", "duplicate"), [(0, True), (WINDOW_US - 1, True), (WINDOW_US, True), (WINDOW_US + 1, False)]
+)
+def test_an_identity_is_remembered_to_the_very_end_of_the_window(behind_us: int, duplicate: bool) -> None:
+    assert judge([(100, "a"), (100 + behind_us, "b"), (100, "a")])[0] == [False, False, duplicate]
+
+
+@pytest.mark.parametrize(("behind_us", "late"), [(LATENESS_US, False), (LATENESS_US + 1, True)])
+def test_an_event_is_late_only_beyond_the_lateness(behind_us: int, late: bool) -> None:
+    assert judge([(100, "a"), (100 - behind_us, "b")])[1] == [False, late]
+
+
+def test_the_first_event_of_a_log_is_never_late() -> None:
+    assert judge([(-(10**15), "a")]) == ([False], [False])
+
+
+def test_a_repeat_within_one_batch_is_a_duplicate() -> None:
+    assert judge([(5, "a"), (5, "a"), (5, "a")])[0] == [False, True, True]
+
+
+def test_what_is_outside_the_window_is_forgotten() -> None:
+    admission = Admission(RULES)
+    for step in range(1000):
+        admission.admit([step], np.array([step * 5]), [f"id-{step}"])
+    assert admission.identities <= 4
+    assert admission.low_offset(1000) >= 996
+
+
+RECORDS = st.lists(st.tuples(st.integers(0, 40), st.sampled_from("abc")), max_size=25)
+
+
+@given(records=RECORDS, cuts=st.lists(st.integers(0, 25), max_size=4), restart=st.integers(0, 25))
+def test_verdicts_do_not_depend_on_batches_or_restarts(records: list[Record], cuts: list[int], restart: int) -> None:
+    edges = sorted({0, len(records), *(cut for cut in cuts if cut < len(records))})
+    admission = Admission(RULES)
+    got: tuple[list[bool], list[bool]] = ([], [])
+    for first, end in pairwise(edges):
+        if first <= restart < end:
+            reread = records[admission.low_offset(first) : first]
+            admission = Admission(RULES, admission.newest_us)
+            remember(admission, reread, first - len(reread))
+        part = records[first:end]
+        times = np.array([time for time, _ in part], np.int64)
+        verdict = admission.admit(range(first, end), times, [identity for _, identity in part])
+        got[0].extend(verdict.duplicate.tolist())
+        got[1].extend(verdict.late.tolist())
+    assert got == judge(records)
+
+
+def remember(admission: Admission, records: Sequence[Record], first: int) -> None:
+    times = np.array([time for time, _ in records], np.int64)
+    admission.remember(range(first, first + len(records)), times, [identity for _, identity in records])
+
+
+@given(records=RECORDS)
+def test_a_whole_log_at_once_gives_the_same_verdicts(records: list[Record]) -> None:
+    times = np.array([time for time, _ in records], np.int64)
+    codes = np.array([ord(identity) for _, identity in records], np.int64)
+    before = newest_so_far(times)
+    duplicate = duplicate_mask(codes, times, before, WINDOW_US).tolist()
+    assert (duplicate, late_mask(times, before, LATENESS_US).tolist()) == judge(records)
