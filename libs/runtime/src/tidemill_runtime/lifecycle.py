@@ -59,14 +59,20 @@ OpenService = Callable[[S, Health], AbstractAsyncContextManager[None]]
 async def running(component: C) -> AsyncIterator[C]:
     """Open the component, run it beside the body, stop and drain it on the way out.
 
-    A failure of `run` cancels the body and is raised from here inside an exception group.
+    A failure of `run` cancels the body and is raised from here; several failures come as an exception group.
     """
-    async with component, asyncio.TaskGroup() as tasks:
-        tasks.create_task(component.run(), name=type(component).__name__)
-        try:
-            yield component
-        finally:
-            component.stop()
+    try:
+        async with component, asyncio.TaskGroup() as tasks:
+            tasks.create_task(component.run(), name=type(component).__name__)
+            try:
+                yield component
+            finally:
+                component.stop()
+    except BaseExceptionGroup as group:
+        # One error is that error: a body that raises should not find its own wrapped once per component.
+        if len(group.exceptions) > 1:
+            raise
+        raise group.exceptions[0] from None
 
 
 class _Stop:

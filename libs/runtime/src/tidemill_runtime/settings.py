@@ -4,6 +4,7 @@ One environment prefix per service; `__` separates group and field: `TIDEMILL_FE
 """
 
 import difflib
+import re
 import ssl
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
@@ -14,12 +15,16 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from tidemill_contracts.topics import DEFAULT_PREFIX
 
 MEBIBYTE = 1024 * 1024
+_URL_PASSWORD = re.compile(r"(://[^/@:]*:)[^@]*@")
 
 
 class Group(BaseModel):
     """A frozen group of settings; an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        return [(name, _masked(value)) for name, value in super().__repr_args__()]
 
 
 def _secret(value: SecretStr | None) -> str | None:
@@ -217,7 +222,15 @@ def split_address(address: str) -> tuple[str, int]:
 
 def redacted(settings: BaseSettings) -> dict[str, Any]:
     """Return the settings for printing: secrets are stars."""
-    return settings.model_dump(mode="json")
+    masked: dict[str, Any] = _masked(settings.model_dump(mode="json"))
+    return masked
+
+
+def _masked(value: Any) -> Any:
+    """Return the value with the password of every URL in it replaced by stars."""
+    if isinstance(value, dict):
+        return {name: _masked(inner) for name, inner in value.items()}
+    return _URL_PASSWORD.sub(r"\1**********@", value) if isinstance(value, str) else value
 
 
 def unknown_variables(settings: type[BaseSettings], environ: Mapping[str, str]) -> list[str]:

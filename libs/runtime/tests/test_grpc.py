@@ -1,0 +1,193 @@
+"""The gRPC server and channel, over a real connection on the loopback."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2 as details
+from google.rpc import status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tidemill_contracts.progress.v1 import progress_pb2, progress_pb2_grpc
+from tidemill_contracts.reasons import Reason
+from tidemill_runtime import rpc_errors
+from tidemill_runtime.errors import Fatal, Overloaded, Poison, Retryable, TidemillError
+from tidemill_runtime.grpc_client import channel
+from tidemill_runtime.grpc_server import GrpcServer
+from tidemill_runtime.health import Health
+from tidemill_runtime.lifecycle import running
+from tidemill_runtime.positions import Offsets, Partition
+from tidemill_runtime.progress import ProgressServicer, Reached
+from tidemill_runtime.settings import GrpcSettings
+
+Stage = Callable[[Offsets, int], Any]
+
+
+@asynccontextmanager
+async def serving(stage: Stage, settings: GrpcSettings | None = None, actor: str = "") -> AsyncIterator[Any]:
+    settings = settings or GrpcSettings()
+    health = Health()
+    health.opened = True
+    server = GrpcServer(settings, health)
+    server.add(progress_pb2_grpc.add_ProgressServiceServicer_to_server, ProgressServicer({"s": stage}))
+    async with running(server), channel(f"127.0.0.1:{server.port}", settings, actor=actor) as opened:
+        yield opened
+
+
+def wait(opened: Any, stage: str = "s", timeout: float | None = None) -> Any:
+    offsets = [progress_pb2.TopicPartitionOffset(topic="a", partition=1, next_offset=7)]
+    request = progress_pb2.WaitProgressRequest(stage=stage, offsets=offsets, event_time_us=9)
+    return progress_pb2_grpc.ProgressServiceStub(opened).WaitProgress(request, timeout=timeout)
+
+
+async def failure(error: TidemillError) -> grpc.aio.AioRpcError:
+    async def stage(offsets: Offsets, event_time_us: int) -> Reached:
+        raise error
+
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        async with serving(stage) as opened:
+            await wait(opened)
+    return failed.value
+
+
+async def test_progress_passes_positions_in_and_out() -> None:
+    async def stage(offsets: Offsets, event_time_us: int) -> Reached:
+        assert offsets == {Partition("a", 1): 7}
+        return Reached({Partition("b", 0): 3}, event_time_us)
+
+    async with serving(stage) as opened:
+        answer = await wait(opened)
+    assert [(one.topic, one.partition, one.next_offset) for one in answer.written] == [("b", 0, 3)]
+    assert answer.event_time_us == 9
+
+
+async def test_an_unknown_stage_names_the_known_ones() -> None:
+    async def stage(offsets: Offsets, event_time_us: int) -> Reached:
+        return Reached({})
+
+    async with serving(stage) as opened:
+        with pytest.raises(grpc.aio.AioRpcError, match="use one of: s") as failed:
+            await wait(opened, stage="x")
+    assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_refusal_names_reason_field_and_fix_and_survives_the_way_back() -> None:
+    error = await failure(Poison(Reason.UNKNOWN_STREAM, "no stream 'x'", field="stream", fix="apply it first"))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+    status = status_pb2.Status()
+    status.ParseFromString(dict(error.trailing_metadata())["grpc-status-details-bin"])
+    info, bad = details.ErrorInfo(), details.BadRequest()
+    assert status.details[0].Unpack(info)
+    assert status.details[1].Unpack(bad)
+    assert (info.reason, info.domain) == ("UNKNOWN_STREAM", "tidemill")
+    assert bad.field_violations[0].field == "stream"
+    back = rpc_errors.from_rpc(error)
+    assert isinstance(back, Poison)
+    assert (back.reason, back.field, back.fix) == (Reason.UNKNOWN_STREAM, "stream", "apply it first")
+
+
+async def test_overload_says_when_to_come_back() -> None:
+    error = await failure(Overloaded("full", retry_after_s=0.25))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    back = rpc_errors.from_rpc(error)
+    assert isinstance(back, Overloaded)
+    assert back.retry_after_s == 0.25
+
+
+async def test_a_world_that_is_away_is_unavailable() -> None:
+    error = await failure(Retryable("Redis is away"))
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert isinstance(rpc_errors.from_rpc(error), Retryable)
+
+
+async def test_a_bug_is_internal_and_tells_no_secret() -> None:
+    async def stage(offsets: Offsets, event_time_us: int) -> Reached:
+        raise ZeroDivisionError("password hunter2")
+
+    async with serving(stage) as opened:
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await wait(opened)
+    assert failed.value.code() is grpc.StatusCode.INTERNAL
+    assert "hunter2" not in str(failed.value.details())
+
+
+async def test_a_fatal_error_in_a_method_ends_the_service() -> None:
+    async def stage(offsets: Offsets, event_time_us: int) -> Reached:
+        raise Fatal("the state is wrong")
+
+    async def call() -> None:
+        async with serving(stage) as opened:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await wait(opened)
+            await asyncio.Event().wait()
+
+    with pytest.raises(Fatal, match="the state is wrong"):
+        await call()
+
+
+async def test_the_deadline_of_the_call_ends_the_wait() -> None:
+    cancelled = asyncio.Event()
+
+    async def stage(offsets: Offsets, event_time_us: int) -> Reached:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        return Reached({})
+
+    async with serving(stage) as opened:
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await wait(opened, timeout=0.1)
+        async with asyncio.timeout(2):
+            await cancelled.wait()
+    assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_calls_past_the_bound_are_refused_and_health_still_answers() -> None:
+    settings = GrpcSettings(max_in_flight=1)
+    health = Health()
+    entered, leave = asyncio.Event(), asyncio.Event()
+
+    async def hold(request: Any, context: Any) -> Any:
+        entered.set()
+        await leave.wait()
+        return progress_pb2.WaitProgressResponse()
+
+    def add_holding(servicer: Any, server: Any) -> None:
+        method = grpc.unary_unary_rpc_method_handler(
+            servicer,
+            progress_pb2.WaitProgressRequest.FromString,
+            progress_pb2.WaitProgressResponse.SerializeToString,
+        )
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.Hold", {"Hold": method}),))
+
+    server = GrpcServer(settings, health).add(add_holding, hold)
+    async with running(server), channel(f"127.0.0.1:{server.port}", settings) as opened:
+        call: Any = opened.unary_unary("/t.Hold/Hold", progress_pb2.WaitProgressRequest.SerializeToString)
+        first = asyncio.ensure_future(_awaited(call(progress_pb2.WaitProgressRequest())))
+        await entered.wait()
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await call(progress_pb2.WaitProgressRequest())
+        check = health_pb2_grpc.HealthStub(opened).Check
+        assert (await check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        health.opened = True
+        assert (await check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
+        assert (
+            await check(health_pb2.HealthCheckRequest(service="liveness"))
+        ).status == health_pb2.HealthCheckResponse.SERVING
+        leave.set()
+        await first
+    assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def _awaited(call: Any) -> Any:
+    return await call
+
+
+async def test_every_reason_has_a_code_and_survives_the_way_back() -> None:
+    for reason in Reason:
+        code, status = rpc_errors.to_status(Poison(reason, "x", field="f"))
+        assert code is not grpc.StatusCode.OK
+        assert status.code == code.value[0]

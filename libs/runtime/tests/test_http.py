@@ -1,0 +1,82 @@
+"""The HTTP side, over a real connection on the loopback."""
+
+import asyncio
+import json
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+from fastapi import FastAPI
+from tidemill_contracts.reasons import Reason
+from tidemill_runtime.errors import Overloaded, Poison
+from tidemill_runtime.health import Health
+from tidemill_runtime.http_server import HttpServer
+from tidemill_runtime.lifecycle import running
+from tidemill_runtime.problems import install_problems, status_of
+from tidemill_runtime.settings import HttpSettings
+
+
+def _fetch(port: int, path: str) -> tuple[int, dict[str, str], str]:
+    try:
+        with urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return answer.status, dict(answer.headers), answer.read().decode()
+    except HTTPError as error:
+        with error:
+            return error.code, dict(error.headers), error.read().decode()
+
+
+async def fetch(port: int, path: str) -> tuple[int, dict[str, str], str]:
+    return await asyncio.to_thread(_fetch, port, path)
+
+
+async def test_live_and_ready_tell_what_is_wrong() -> None:
+    health = Health()
+    faults: dict[str, str | None] = {"stream": None, "watchdog": None}
+    health.require_ready("stream", lambda: faults["stream"])
+    health.require_live("watchdog", lambda: faults["watchdog"])
+    async with running(HttpServer(HttpSettings(), health)) as server:
+        assert (await fetch(server.port, "/live"))[0] == 200
+        status, _, body = await fetch(server.port, "/ready")
+        assert (status, json.loads(body)["faults"]) == (503, {"lifecycle": "the service is starting or stopping"})
+        health.opened = True
+        assert (await fetch(server.port, "/ready"))[0] == 200
+        faults["stream"] = "no partitions"
+        assert (await fetch(server.port, "/live"))[0] == 200
+        assert json.loads((await fetch(server.port, "/ready"))[2])["faults"] == {"stream": "no partitions"}
+        faults["watchdog"] = "stalled"
+        assert (await fetch(server.port, "/live"))[0] == 503
+
+
+async def test_metrics_are_served_in_the_text_format() -> None:
+    async with running(HttpServer(HttpSettings(), Health())) as server:
+        status, headers, body = await fetch(server.port, "/metrics")
+    assert status == 200
+    assert headers["content-type"].startswith("text/plain")
+    assert "# HELP tidemill_stream_records_total Records that the stream runner applied." in body
+
+
+async def test_a_services_own_routes_stand_beside_and_its_errors_are_problems() -> None:
+    app = FastAPI()
+    install_problems(app)
+
+    @app.get("/own")
+    async def own(n: int) -> dict[str, Any]:
+        if n == 1:
+            raise Poison(Reason.UNKNOWN_STREAM, "no stream 'x'", field="stream", fix="apply it first")
+        if n == 2:
+            raise Overloaded("full", retry_after_s=3)
+        return {"n": n}
+
+    async with running(HttpServer(HttpSettings(), Health(), app)) as server:
+        assert (await fetch(server.port, "/own?n=5"))[2] == '{"n":5}'
+        status, headers, body = await fetch(server.port, "/own?n=1")
+        assert (status, headers["content-type"]) == (404, "application/problem+json")
+        problem = json.loads(body)
+        assert (problem["reason"], problem["field"], problem["fix"]) == ("unknown_stream", "stream", "apply it first")
+        status, headers, _ = await fetch(server.port, "/own?n=2")
+        assert (status, headers["retry-after"]) == (429, "3")
+        assert json.loads((await fetch(server.port, "/own"))[2])["reason"] == "missing_field"
+
+
+def test_every_reason_has_a_status() -> None:
+    assert all(400 <= status_of(reason) < 600 for reason in Reason)

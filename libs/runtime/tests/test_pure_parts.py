@@ -1,0 +1,158 @@
+"""The pure parts: stall detection, dead-letter headers and limits, back-off, batches, log thinning, metrics, actor."""
+
+import logging
+from dataclasses import dataclass, field
+from itertools import islice
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tidemill_contracts.reasons import Reason
+from tidemill_runtime import dead_letters as dlq
+from tidemill_runtime.actor import require_actor
+from tidemill_runtime.batches import Batch, Record, Refused
+from tidemill_runtime.dead_letters import DeadLetterLimit, Tally, letter_headers
+from tidemill_runtime.errors import Poison
+from tidemill_runtime.logs import Thinning
+from tidemill_runtime.metrics import OTHER, Bounded, counter
+from tidemill_runtime.positions import Partition
+from tidemill_runtime.retries import delays
+from tidemill_runtime.watchdog import Sighting, StallDetector
+
+
+@dataclass
+class Sample:
+    offset: int = 0
+    value: bytes | None = b"v"
+    key: bytes | None = None
+    topic: str = "p.t"
+    partition: int = 3
+    timestamp: int = 0
+    headers: list[tuple[str, bytes]] = field(default_factory=list)
+
+
+POISON = Poison(Reason.WRONG_TYPE, "not a number", field="x")
+
+
+def test_lag_without_progress_is_a_stall_after_the_limit() -> None:
+    detector = StallDetector(10)
+    stuck = Sighting(assigned=True, lag=5, applied=7)
+    assert [detector.observe(stuck, now) for now in (0, 5, 9, 14)] == [None] * 4
+    assert "5 records behind" in (detector.observe(stuck, 15) or "")
+
+
+@pytest.mark.parametrize(
+    "sighting",
+    [
+        Sighting(assigned=True, lag=0, applied=7),
+        Sighting(assigned=True, lag=None, applied=7),
+        Sighting(assigned=False, lag=5, applied=7),
+        Sighting(assigned=True, lag=5, applied=7, excused=True),
+    ],
+    ids=["no lag", "broker silent", "not assigned", "retrying"],
+)
+def test_waiting_for_the_world_is_no_stall(sighting: Sighting) -> None:
+    detector = StallDetector(10)
+    assert [detector.observe(sighting, now) for now in (0, 100, 200)] == [None] * 3
+
+
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=50))
+def test_who_advances_at_every_look_never_stalls(steps: list[int]) -> None:
+    detector, applied = StallDetector(1), 0
+    for now, step in enumerate(steps):
+        applied += step + 1
+        assert detector.observe(Sighting(assigned=True, lag=9, applied=applied), now * 100) is None
+
+
+def test_a_dead_letter_keeps_the_original_headers_first_and_untouched() -> None:
+    original = [("a", b"\xff"), ("a", b"2"), (dlq.ATTEMPT, b"2"), (dlq.FIRST_FAILED_AT, b"before")]
+    record = Sample(offset=9, headers=original)
+    headers = letter_headers(record, Refused(record, POISON), topic="t", group="g", now_us=0)
+    assert headers[: len(original)] == original
+    ours = dict(headers[len(original) :])
+    assert ours[dlq.ATTEMPT] == b"3"
+    assert ours[dlq.FIRST_FAILED_AT] == b"before"
+    assert (ours[dlq.PARTITION], ours[dlq.OFFSET], ours[dlq.FIELD]) == (b"3", b"9", b"x")
+
+
+def test_a_foreign_attempt_header_that_is_no_number_counts_as_none() -> None:
+    record = Sample(headers=[(dlq.ATTEMPT, b"\xfe")])
+    headers = dict(letter_headers(record, Refused(record, POISON), topic="t", group="g", now_us=0))
+    assert headers[dlq.ATTEMPT] == b"1"
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 50)), max_size=60))
+def test_few_refusals_never_stop_the_line_and_only_refusals_always_do(batches: list[tuple[int, int]]) -> None:
+    limit = DeadLetterLimit(share=0.5, window=100, run=500)
+    tally = Tally()
+    for count, _ in batches:
+        tally = tally.add(count, count // 3, limit.window)
+        assert not tally.exceeds(limit)
+    for _ in range(11):
+        tally = tally.add(50, 50, limit.window)
+    assert tally.exceeds(limit)
+
+
+def test_delays_grow_to_their_limit_and_stay_spread() -> None:
+    found = list(islice(delays(0.1, 1.0), 20))
+    assert 0.05 <= found[0] <= 0.1
+    assert all(0.5 <= delay <= 1.0 for delay in found[5:])
+
+
+def test_decode_keeps_order_and_sets_poison_aside() -> None:
+    def decoder(record: Record) -> int:
+        if record.value is None:
+            raise POISON
+        return record.offset
+
+    place = Partition("t", 0)
+    batch = Batch({place: [Sample(0), Sample(1, value=None), Sample(4)]})
+    decoded, refused = batch.decode(decoder)
+    assert decoded == {place: [0, 4]}
+    assert [one.record.offset for one in refused] == [1]
+    assert (batch.count, batch.next_offsets) == (3, {place: 5})
+
+
+def test_a_flood_of_equal_lines_is_thinned_and_counted() -> None:
+    now = [0.0]
+    thinning = Thinning(lambda: now[0])
+
+    def passes() -> logging.LogRecord | None:
+        record = logging.LogRecord("aiokafka", logging.ERROR, "", 0, "broker %s is away", ("a",), None)
+        return record if thinning.filter(record) else None
+
+    assert sum(passes() is not None for _ in range(100)) == 5
+    now[0] = 11.0
+    first = passes()
+    assert first is not None
+    assert first.getMessage() == "broker a is away [and 95 more like it]"
+
+
+def test_label_values_are_bounded() -> None:
+    bounded = Bounded(2)
+    assert [bounded(value) for value in ("a", "b", "c", "a")] == ["a", "b", OTHER, "a"]
+
+
+def test_a_metric_without_documentation_is_refused() -> None:
+    with pytest.raises(ValueError, match="says nothing"):
+        counter("undocumented", " ")
+
+
+class Call:
+    def __init__(self, *metadata: tuple[str, str | bytes]) -> None:
+        self._metadata = metadata
+
+    def invocation_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        return self._metadata
+
+
+def test_the_actor_is_read_from_the_call() -> None:
+    assert require_actor(Call(("x-tidemill-actor", "anna@example.org"))) == "anna@example.org"
+
+
+@pytest.mark.parametrize("metadata", [(), (("x-tidemill-actor", " "),), (("x-tidemill-actor", "a\nb"),)])
+def test_a_changing_call_without_an_actor_is_told_what_to_send(metadata: tuple[tuple[str, str], ...]) -> None:
+    with pytest.raises(Poison) as refused:
+        require_actor(Call(*metadata))
+    assert refused.value.reason is Reason.MISSING_ACTOR
+    assert refused.value.field == "x-tidemill-actor"

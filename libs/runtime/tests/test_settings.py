@@ -1,0 +1,93 @@
+import pytest
+from pydantic import SecretStr, ValidationError
+from pydantic_settings import SettingsConfigDict
+from tidemill_runtime.settings import (
+    KafkaSettings,
+    PostgresSettings,
+    RedisSettings,
+    ServiceSettings,
+    redacted,
+    split_address,
+    unknown_variables,
+)
+
+
+class Settings(ServiceSettings):
+    model_config = SettingsConfigDict(env_prefix="TIDEMILL_SAMPLE_")
+
+    redis: RedisSettings = RedisSettings()
+    postgres: PostgresSettings = PostgresSettings()
+
+
+def test_groups_are_read_from_the_environment_under_one_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEMILL_SAMPLE_KAFKA__BOOTSTRAP", "broker:1")
+    monkeypatch.setenv("TIDEMILL_SAMPLE_GRPC__LISTEN", "127.0.0.1:5001")
+    monkeypatch.setenv("TIDEMILL_SAMPLE_REDIS__URL", "unix:///run/redis.sock")
+    monkeypatch.setenv("TIDEMILL_SAMPLE_TEST_HOP_DELAY_MS", "50")
+    settings = Settings()
+    assert settings.kafka.bootstrap == "broker:1"
+    assert settings.grpc.listen == "127.0.0.1:5001"
+    assert settings.redis.client_kwargs()["url"] == "unix:///run/redis.sock"
+    assert settings.test_hop_delay_ms == 50
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError):
+        Settings().drain_s = 1
+    with pytest.raises(ValidationError):
+        Settings().kafka.bootstrap = "x"
+
+
+def test_no_secret_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEMILL_SAMPLE_POSTGRES__DSN", "postgresql://u:hunter2@h/d")
+    monkeypatch.setenv("TIDEMILL_SAMPLE_REDIS__URL", "redis://:hunter2@h:6379/0")
+    monkeypatch.setenv("TIDEMILL_SAMPLE_KAFKA__SASL_PASSWORD", "hunter2")
+    settings = Settings()
+    assert "hunter2" not in str(redacted(settings))
+    assert "hunter2" not in repr(settings)
+
+
+def test_a_misspelt_variable_is_told_with_the_name_that_was_meant() -> None:
+    (sentence,) = unknown_variables(
+        Settings, {"TIDEMILL_SAMPLE_KAFAK__BOOTSTRAP": "x", "TIDEMILL_SAMPLE_HTTP__LISTEN": "x", "HOME": "/"}
+    )
+    assert sentence == (
+        "TIDEMILL_SAMPLE_KAFAK__BOOTSTRAP names no setting; did you mean TIDEMILL_SAMPLE_KAFKA__BOOTSTRAP?"
+    )
+
+
+def test_sasl_without_a_password_is_refused() -> None:
+    with pytest.raises(ValidationError, match="needs sasl_username and sasl_password"):
+        KafkaSettings(security_protocol="SASL_SSL", sasl_username="u")
+
+
+def test_sasl_and_tls_reach_the_client() -> None:
+    kwargs = KafkaSettings(
+        security_protocol="SASL_SSL", sasl_mechanism="SCRAM-SHA-512", sasl_username="u", sasl_password=SecretStr("p")
+    ).client_kwargs()
+    assert kwargs["sasl_plain_password"] == "p"
+    assert kwargs["sasl_mechanism"] == "SCRAM-SHA-512"
+    assert kwargs["ssl_context"].check_hostname
+
+
+def test_postgres_parts_and_dsn_give_the_same_address() -> None:
+    parts = PostgresSettings(host="h", user="u", password=SecretStr("p@ss"), database="d", sslmode="disable")
+    assert parts.url() == "postgresql://u:p%40ss@h:5432/d?sslmode=disable"
+    assert (
+        PostgresSettings(dsn=SecretStr(parts.url()))
+        .url("postgresql+psycopg2")
+        .startswith("postgresql+psycopg2://u:p%40")
+    )
+    socket = PostgresSettings(host="/run/pg", user="u", database="d", sslmode="disable")
+    assert socket.url() == "postgresql://u@/d?sslmode=disable&host=%2Frun%2Fpg&port=5432"
+
+
+def test_logical_names_survive_the_prefix() -> None:
+    kafka = KafkaSettings(topic_prefix="x.")
+    assert kafka.logical(kafka.physical("events.a")) == "events.a"
+
+
+@pytest.mark.parametrize("address", ["localhost", "host:", "host:http"])
+def test_an_address_without_a_port_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="host:port"):
+        split_address(address)
