@@ -90,10 +90,10 @@ def schema_of(fields: Iterable[definition.Field]) -> dict[str, definition.Field]
     return {field.name: field for field in fields}
 
 
-def compile_expression(text: str, schema: Schema) -> Expression:
-    """Return `text` ready to be evaluated over rows of `schema`.
+def compile_expression(text: str, schema: Schema, *, owner: str = "") -> Expression:
+    """Return `text` ready to be evaluated over rows of `schema`, whose name in messages is `owner`.
 
     Raises `ExpressionError`, which points into the text: a syntax error, an unknown field, a type error, a function
     that is not deterministic.
     """
-    return Expression(text, parse(text, schema))
+    return Expression(text, parse(text, schema, owner))

@@ -62,11 +62,12 @@ class Checker:
     """Turns sqlglot's tree into ours, checking names and types on the way."""
 
     def __init__(
-        self, text: str, schema: Mapping[str, definition.Field], handlers: Mapping[type[Any], Handler]
+        self, text: str, schema: Mapping[str, definition.Field], handlers: Mapping[type[Any], Handler], owner: str
     ) -> None:
         self.text = text
         self.schema = schema
         self.handlers = handlers
+        self.owner = owner
         self.nodes = 0
 
     def check(self, node: exp.Expr, depth: int) -> Node:

@@ -50,7 +50,7 @@ _COMPARISONS: dict[type[exp.Expr], str] = {
 }
 
 
-def parse(text: str, schema: Mapping[str, definition.Field]) -> Node:
+def parse(text: str, schema: Mapping[str, definition.Field], owner: str = "") -> Node:
     """Return the typed tree of `text`, an SQL scalar expression over the fields of `schema`.
 
     Raises `ExpressionError`, which points into the text.
@@ -66,7 +66,7 @@ def parse(text: str, schema: Mapping[str, definition.Field]) -> Node:
     root = found[0] if len(found) == 1 else None
     if root is None:
         raise ExpressionError(text, "exactly one expression is wanted")
-    node = Checker(text, schema, _HANDLERS).check(root, 0)
+    node = Checker(text, schema, _HANDLERS, owner).check(root, 0)
     if node.type == UNTYPED:
         raise ExpressionError(text, "the expression is always NULL")
     # Measured on the tree, whose own text every service parses again.
@@ -121,7 +121,8 @@ def _field(checker: Checker, node: exp.Expr, _depth: int) -> Node:
     hint = f"; did you mean {folded[close[0]]!r}?" if close else f"; it has {', '.join(sorted(checker.schema))}"
     if not close and node.this.args.get("quoted"):
         hint = "; a string takes single quotes"
-    raise checker.error(node, f"no field {node.name!r}{hint}")
+    where = f" in {checker.owner}" if checker.owner else ""
+    raise checker.error(node, f"no field {node.name!r}{where}{hint}")
 
 
 def _literal(checker: Checker, node: exp.Expr, _depth: int) -> Node:
