@@ -1,1 +1,95 @@
-"""Tidemill for its users: definition API, clients, command line, local stack, demo."""
+"""Tidemill for its users: `import tidemill as tm` is the definition language, and light to import.
+
+Clients, command line, local stack and demo are submodules.
+"""
+
+from tidemill.declarations.events import Event
+from tidemill.declarations.learners import Choice, EntryPoint, Float, Int, LightGBM, River, Sklearn, XGBoost
+from tidemill.declarations.pipelines import (
+    AtLeast,
+    AtMost,
+    Better,
+    Canary,
+    Covariates,
+    DataQuality,
+    Drift,
+    EstimatedPerformance,
+    Every,
+    Fairness,
+    Label,
+    NewLabels,
+    Performance,
+    Pipeline,
+    Predictions,
+    Retrain,
+    Shadow,
+    Slices,
+    Train,
+)
+from tidemill.declarations.views import (
+    View,
+    approx_distinct,
+    count,
+    ewma,
+    first,
+    histogram,
+    last,
+    last_k,
+    max,  # noqa: A004 - the field's word, written tm.max
+    mean,
+    min,  # noqa: A004 - the field's word, written tm.min
+    quantile,
+    rate,
+    std,
+    sum,  # noqa: A004 - the field's word, written tm.sum
+    top_k,
+    variance,
+)
+
+__all__ = [
+    "AtLeast",
+    "AtMost",
+    "Better",
+    "Canary",
+    "Choice",
+    "Covariates",
+    "DataQuality",
+    "Drift",
+    "EntryPoint",
+    "EstimatedPerformance",
+    "Event",
+    "Every",
+    "Fairness",
+    "Float",
+    "Int",
+    "Label",
+    "LightGBM",
+    "NewLabels",
+    "Performance",
+    "Pipeline",
+    "Predictions",
+    "Retrain",
+    "River",
+    "Shadow",
+    "Sklearn",
+    "Slices",
+    "Train",
+    "View",
+    "XGBoost",
+    "approx_distinct",
+    "count",
+    "ewma",
+    "first",
+    "histogram",
+    "last",
+    "last_k",
+    "max",
+    "mean",
+    "min",
+    "quantile",
+    "rate",
+    "std",
+    "sum",
+    "top_k",
+    "variance",
+]

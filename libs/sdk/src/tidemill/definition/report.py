@@ -1,0 +1,122 @@
+"""Collects every fault of a definition, so that a person sees them all at once."""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from tidemill_features.expressions import Expression, ExpressionError, Schema, compile_expression
+
+from tidemill.declarations.origin import Origin
+from tidemill.declarations.unsupported import Unsupported
+from tidemill.definition.durations import budget, duration_ms
+from tidemill.definition.problems import Problem
+from tidemill.definition.source import line_of_text
+
+T = TypeVar("T")
+
+MAX_NAME_CHARS = 100
+_NAME = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
+_STREAM_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+_FEATURE_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class Report:
+    """The faults found so far; its checks return None where they found one."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def add(self, origin: Origin, subject: str, message: str, *, line: int = 0, pointer: str = "") -> None:
+        """Note a fault; at `line` where that is closer than the declaration's own."""
+        problem = Problem(origin.file, line or origin.line, subject, message, pointer)
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+    def refuse(self, item: Unsupported, subject: str) -> None:
+        """Note something that this release does not build."""
+        self.add(item.origin, subject, item.message)
+
+    def expression(self, origin: Origin, subject: str, text: object, schema: Schema, owner: str) -> Expression | None:
+        """Return the compiled expression; its line is where the text stands within the declaration."""
+        line = line_of_text(origin, text)
+        if not isinstance(text, str):
+            self.add(origin, subject, f"an expression is a string, not {text!r}", line=line)
+            return None
+        try:
+            return compile_expression(text, schema, owner=owner)
+        except ExpressionError as error:
+            self.add(origin, subject, error.message, line=line, pointer=error.pointer())
+            return None
+
+    def duration(self, origin: Origin, subject: str, text: object, *, zero: bool = False) -> int | None:
+        """Return a duration in milliseconds."""
+        length = self._read(duration_ms, origin, subject, text)
+        if length == 0 and not zero:
+            self.add(origin, subject, "a duration above zero is needed", line=line_of_text(origin, text))
+            return None
+        return length
+
+    def budget(self, origin: Origin, subject: str, text: object) -> tuple[int, int] | None:
+        """Return a budget as a count and a period in milliseconds."""
+        return self._read(budget, origin, subject, text)
+
+    def _read(self, read: Callable[[object], T], origin: Origin, subject: str, text: object) -> T | None:
+        try:
+            return read(text)
+        except ValueError as error:
+            self.add(origin, subject, str(error), line=line_of_text(origin, text))
+            return None
+
+    def number(
+        self, origin: Origin, subject: str, value: object, *, low: float, high: float, whole: bool = False
+    ) -> bool:
+        """Say whether a value is a number within bounds, both included."""
+        kind = int if whole else int | float
+        good = isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
+        if not good:
+            what = "whole number" if whole else "number"
+            message = f"a {what} from {low:g} to {high:g} is needed, not {value!r}"
+            self.add(origin, subject, message, line=line_of_text(origin, value))
+        return good
+
+    def one_of(self, origin: Origin, subject: str, value: object, known: Iterable[str]) -> bool:
+        """Say whether a value is among the known ones."""
+        names = sorted(known)
+        if value in names:
+            return True
+        self.add(origin, subject, f"{unknown(value, names)}", line=line_of_text(origin, value))
+        return False
+
+    def name(self, origin: Origin, subject: str, name: object, *, stream: bool = False) -> bool:
+        """Say whether a text can name a stream, view or pipeline."""
+        pattern = _STREAM_NAME if stream else _NAME
+        if isinstance(name, str) and len(name) <= MAX_NAME_CHARS and pattern.fullmatch(name):
+            return True
+        letters = "a-z, 0-9 and -" if stream else "a-z, 0-9, - and _"
+        self.add(origin, subject, f"{name!r} is no name; use {letters}, at most {MAX_NAME_CHARS} characters")
+        return False
+
+    def feature_name(self, origin: Origin, subject: str, name: object) -> bool:
+        """Say whether a text can name a feature."""
+        if isinstance(name, str) and len(name) <= MAX_NAME_CHARS and _FEATURE_NAME.fullmatch(name):
+            return True
+        message = f"{name!r} is no feature name; start with a letter and use a-z, 0-9 and _"
+        self.add(origin, subject, message, line=line_of_text(origin, name))
+        return False
+
+
+def unknown(value: object, known: Iterable[str], what: str = "") -> str:
+    """Return a sentence for a value that is not among the known ones, with the nearest one."""
+    names = sorted(known)
+    close = difflib.get_close_matches(str(value), names, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
+    return f"unknown {what + ' ' if what else ''}{value!r}; {hint}"
+
+
+def no_field(name: object, owner: str, fields: Iterable[str]) -> str:
+    """Return a sentence for a field that an event does not have, with the nearest one."""
+    names = sorted(fields)
+    close = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(names)}"
+    return f"no field {name!r} in {owner}; {hint}"

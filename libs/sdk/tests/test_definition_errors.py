@@ -1,0 +1,189 @@
+"""Every fault of a definition file is named with file, line and fix."""
+
+# ruff: noqa: E501 - one fault a line is what makes the table readable
+
+from pathlib import Path
+
+import pytest
+from tidemill.definition import DefinitionError, compile_file
+
+HEAD = '''\
+from datetime import datetime
+import tidemill as tm
+class Scheduled(tm.Event, stream="flight-scheduled", key="flight_id", time="asked_at"):
+    flight_id: str
+    origin: str
+    tailnum: str | None
+    seats: int
+    distance: float
+    asked_at: datetime
+class Departed(tm.Event, stream="flight-departed", key="flight_id", time="departed_at"):
+    flight_id: str
+    origin: str
+    carrier: str
+    dep_delay_minutes: float
+    departed_at: datetime
+'''
+VIEW = '''\
+origin = tm.View("origin", Departed, by="origin", features={
+    "departures_2h": tm.count("2h"),
+    "carrier": tm.last("carrier", "2h"),
+})
+'''
+PIPELINE = '''\
+pipeline = tm.Pipeline(
+    "delays",
+    request=Scheduled,
+    features={"origin": origin.on("origin"), "distance": "distance"},
+    label=tm.Label(Departed, "dep_delay_minutes > 15", by="flight_id", wait="36h"),
+    learner=tm.XGBoost(max_depth=tm.Int(3, 8)),
+    train=tm.Train(window="60d"),
+    gates=[tm.Better("log_loss", than="champion")],
+    rollout=[tm.Shadow("12h"), tm.Canary(0.1, "12h")],
+    monitors=[tm.Performance("log_loss", limit=0.05)],
+    retrain=tm.Retrain(on=[tm.Drift(), tm.Every("28d")]),
+)
+'''
+GOOD = HEAD + VIEW + PIPELINE
+
+
+def problems_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    path = Path("flights.py")
+    path.write_text(text)
+    with pytest.raises(DefinitionError) as caught:
+        compile_file(path)
+    return [problem.sentence for problem in caught.value.problems]
+
+
+def test_the_file_that_the_faults_are_put_into_is_sound(tmp_path: Path) -> None:
+    path = tmp_path / "flights.py"
+    path.write_text(GOOD)
+    compiled = compile_file(path)
+    assert [stream.name for stream in compiled.streams] == ["flight-departed", "flight-scheduled"]
+    assert [pipeline.name for pipeline in compiled.pipelines] == ["delays"]
+
+
+# (what is replaced, by what, the sentence)
+FAULTS = [
+    # Events.
+    ('stream="flight-scheduled", ', "", "flights.py:3: event Scheduled: it names no stream; write class X(tm.Event, stream="),
+    ('key="flight_id", time="asked_at"', 'time="asked_at"', 'flights.py:3: event Scheduled: it names no key; add key="…", one of its fields'),
+    ('time="asked_at"', 'time="askd_at"', "flights.py:3: event Scheduled: time: no field 'askd_at' in Scheduled; did you mean 'asked_at'?"),
+    ('time="asked_at"', 'time="origin"', "flights.py:3: event Scheduled: time: field 'origin' must be datetime and never null"),
+    ('key="flight_id", time="asked_at"', 'key="tailnum", time="asked_at"', "flights.py:3: event Scheduled: key: field 'tailnum' must be str and never null"),
+    ('time="asked_at")', 'time="asked_at", latenes="2h")', "flights.py:3: event Scheduled: unknown keyword 'latenes'; did you mean 'lateness'?"),
+    ('time="asked_at")', 'time="asked_at", lateness="2 hours")', "flights.py:3: event Scheduled: lateness: '2 hours' is not a duration; write \"30s\", \"5m\", \"2h\" or \"7d\""),
+    ('time="asked_at")', 'time="asked_at", partitions=0)', "flights.py:3: event Scheduled: partitions: a whole number from 1 to 256 is needed, not 0"),
+    ('time="asked_at")', 'time="asked_at", late="dropped")', "flights.py:3: event Scheduled: late: unknown 'dropped'; did you mean 'drop'?"),
+    ('stream="flight-scheduled"', 'stream="Flight Scheduled"', "flights.py:3: event Scheduled: 'Flight Scheduled' is no name; use a-z, 0-9 and -, at most 100 characters"),
+    ('stream="flight-scheduled"', 'stream="flight-departed"', "flights.py:10: event Departed: stream 'flight-departed' is declared by Scheduled already"),
+    ("seats: int", "seats: list[int]", "flights.py:7: event Scheduled: field 'seats': type list[int] is not possible; use str, int, float, bool or datetime"),
+    ("seats: int", "seats: int | str", "flights.py:7: event Scheduled: field 'seats': type int | str is not possible"),
+    ("seats: int", "seats: Seats", "flights.py:7: NameError: name 'Seats' is not defined"),
+    ("seats: int", "seats: int = 3", "flights.py:7: event Scheduled: field 'seats': a field has no default value"),
+    # Views.
+    ('tm.count("2h")', 'tm.mean("dep_dealy_minutes", "2h")', "flights.py:17: view 'origin': no field 'dep_dealy_minutes' in Departed; did you mean 'dep_delay_minutes'?"),
+    ('tm.count("2h")', 'tm.mean("dep_delay_minutes >", "2h")', "flights.py:17: view 'origin': not an SQL expression: something is missing after '>'"),
+    ('tm.count("2h")', 'tm.mean("carrier", "2h")', "flights.py:17: view 'origin': feature 'departures_2h': mean takes bool, int64, float64, not string"),
+    ('tm.count("2h")', 'tm.sum("random()", "2h")', "flights.py:17: view 'origin': RAND is not deterministic: a replay would give other values"),
+    ('tm.count("2h")', 'tm.count("2h", where="dep_delay_minutes")', "flights.py:17: view 'origin': where: a condition is wanted, not float64"),
+    ('tm.count("2h")', 'tm.count("2 h")', "flights.py:17: view 'origin': feature 'departures_2h': '2 h' is not a duration"),
+    ('tm.count("2h")', 'tm.count("0h")', "flights.py:17: view 'origin': feature 'departures_2h': a duration above zero is needed"),
+    ('tm.count("2h")', 'tm.count("3650d")', "flights.py:16: view 'origin': feature 'departures_2h' its window needs 3652 slots, at most 400 fit"),
+    ('tm.count("2h")', 'tm.last("dep_delay_minutes")', "flights.py:17: view 'origin': feature 'departures_2h' is a last without a window; give it a window, or the view a max_age"),
+    ('tm.count("2h")', 'tm.variance("dep_delay_minutes", "2h")', "flights.py:17: view 'origin': feature 'departures_2h': tm.variance is not in this release; there are count, sum, mean, min, max and last"),
+    ('tm.count("2h")', '"2h"', "flights.py:17: view 'origin': feature 'departures_2h' is an aggregation such as tm.mean(…), not '2h'"),
+    ('"departures_2h"', '"Departures 2h"', "flights.py:17: view 'origin': 'Departures 2h' is no feature name; start with a letter and use a-z, 0-9 and _"),
+    ('by="origin"', 'by="orgin"', "flights.py:16: view 'origin': no field 'orgin' in Departed; did you mean 'origin'?"),
+    ('by="origin"', 'by="dep_delay_minutes"', "flights.py:16: view 'origin': by takes no float ('dep_delay_minutes'); equal floats are no identity"),
+    ('by="origin"', 'by=("origin", "origin")', "flights.py:16: view 'origin': by takes 1 to 4 different fields"),
+    ('by="origin"', 'by="origin", accuracy="exact"', "flights.py:16: view 'origin': accuracy 'exact' is not in this release; there is \"hop\""),
+    ('tm.View("origin", Departed', 'tm.View("origin", "flight-departed"', "flights.py:16: view 'origin': an event class (class X(tm.Event, …)) is wanted, not 'flight-departed'"),
+    ('tm.View("origin"', 'tm.View("Origin"', "flights.py:16: view 'Origin': 'Origin' is no name; use a-z, 0-9, - and _, at most 100 characters"),
+    # Pipelines.
+    ('origin.on("origin")', 'origin.on("orign")', "flights.py:23: pipeline 'delays': feature 'origin': no field 'orign' in Scheduled; did you mean 'origin'?"),
+    ('origin.on("origin")', 'origin.on("seats")', "flights.py:23: pipeline 'delays': feature 'origin': 'seats' is int64, but the view's 'origin' is string"),
+    ('origin.on("origin")', 'origin.on("origin", "tailnum")', "flights.py:23: pipeline 'delays': feature 'origin': view 'origin' is kept by (origin); on() takes one field for each"),
+    ('origin.on("origin")', "origin", "flights.py:23: pipeline 'delays': feature 'origin': write view.on(\"…\"), not View("),
+    ('"distance": "distance"', '"at": "asked_at"', "flights.py:23: pipeline 'delays': feature 'at': a timestamp is no feature; use parts of it, such as hour(…) or dow(…)"),
+    ('"distance": "distance"', '"x": "hour(asked_att)"', "flights.py:23: pipeline 'delays': feature 'x': no field 'asked_att' in Scheduled; did you mean 'asked_at'?"),
+    ('tm.last("carrier", "2h")', 'tm.last("departed_at", "2h")', "flights.py:23: pipeline 'delays': feature 'origin': 'carrier' of view 'origin' is a timestamp, which no model takes"),
+    ("dep_delay_minutes > 15", "dep_delay_minutes", "flights.py:24: pipeline 'delays': label: a label of type float64 (regression, multi-class) is not in this release; write a condition"),
+    ('by="flight_id", wait', 'by="flight", wait', "flights.py:24: pipeline 'delays': label: by: no field 'flight' in Scheduled; did you mean 'flight_id'?"),
+    ('tm.Label(Departed, "dep_delay_minutes > 15"', 'tm.Label(Scheduled, "seats > 15"', "flights.py:24: pipeline 'delays': label: it comes from the request's own stream, so it would be known when asking"),
+    ('wait="36h"', 'wait="later"', "flights.py:24: pipeline 'delays': label: wait: 'later' is not a duration"),
+    ("tm.XGBoost(max_depth=tm.Int(3, 8))", 'tm.Sklearn("ensemble.RandomForestClassifier")', "flights.py:25: pipeline 'delays': learner: tm.Sklearn is not in this release; there are tm.XGBoost and tm.River"),
+    ("tm.XGBoost(max_depth=tm.Int(3, 8))", "tm.LightGBM()", "flights.py:25: pipeline 'delays': learner: tm.LightGBM is not in this release"),
+    ("tm.XGBoost(max_depth=tm.Int(3, 8))", 'tm.River("tree.HoeffdingTreeClassifier")', "flights.py:25: pipeline 'delays': learner: river 'tree.HoeffdingTreeClassifier' is not in this release; there is linear_model.LogisticRegression"),
+    ("max_depth=tm.Int(3, 8)", "max_deph=tm.Int(3, 8)", "flights.py:25: pipeline 'delays': learner: parameter 'max_deph': unknown parameter 'max_deph'; did you mean 'max_depth'?"),
+    ("max_depth=tm.Int(3, 8)", "max_depth=tm.Float(3, 8)", "flights.py:25: pipeline 'delays': learner: parameter 'max_depth': it is a whole number; use tm.Int"),
+    ("max_depth=tm.Int(3, 8)", "max_depth=tm.Int(8, 3)", "flights.py:25: pipeline 'delays': learner: parameter 'max_depth': tm.Int takes whole numbers, low to high, not 8 and 3"),
+    ("max_depth=tm.Int(3, 8)", "gamma=tm.Float(0, 1, log=True)", "flights.py:25: pipeline 'delays': learner: parameter 'gamma': a logarithmic range starts above zero"),
+    ("max_depth=tm.Int(3, 8)", "gamma=tm.Choice()", "flights.py:25: pipeline 'delays': learner: parameter 'gamma': 1 to 50 options are possible"),
+    ("max_depth=tm.Int(3, 8)", 'gamma="big"', "flights.py:25: pipeline 'delays': learner: parameter 'gamma': a finite number is needed, not 'big'"),
+    ('tm.Train(window="60d")', 'tm.Train(window="60d", trials=0)', "flights.py:26: pipeline 'delays': train: trials: a whole number from 1 to 200 is needed, not 0"),
+    ('tm.Train(window="60d")', '"60d"', "flights.py:20: pipeline 'delays': train: tm.Train(…) is wanted, not '60d'"),
+    ('tm.Better("log_loss"', 'tm.Better("logloss"', "flights.py:27: pipeline 'delays': gates: Better: metric: unknown 'logloss'; did you mean 'log_loss'?"),
+    ('than="champion"', 'than="static"', "flights.py:27: pipeline 'delays': gates: Better: than: unknown 'static'; there are champion"),
+    ('tm.Better("log_loss", than="champion")', 'tm.Slices("carrier", metric="log_loss", max_regression=0.1)', "flights.py:27: pipeline 'delays': gates: Slices: unknown category feature 'carrier'; did you mean 'origin.carrier'?"),
+    ('tm.Better("log_loss", than="champion")', 'tm.AtLeast("roc_auc", "high")', "flights.py:27: pipeline 'delays': gates: AtLeast: a number from 0 to 1e+06 is needed, not 'high'"),
+    ("tm.Canary(0.1,", "tm.Canary(10,", "flights.py:28: pipeline 'delays': rollout: Canary: share: a number from 0.001 to 0.999 is needed, not 10"),
+    ('tm.Shadow("12h"), tm.Canary(0.1, "12h")', 'tm.Canary(0.5, "12h"), tm.Canary(0.1, "12h")', "flights.py:28: pipeline 'delays': rollout: Canary: each step gives the challenger at least the share of the one before"),
+    ('tm.Shadow("12h")', 'tm.Shadow("12h", min_labels=0)', "flights.py:28: pipeline 'delays': rollout: Shadow: min_labels: a whole number from 1 to 1e+06 is needed, not 0"),
+    ('tm.Performance("log_loss", limit=0.05)', 'tm.Performance("roc_auc", limit=0.05), tm.Performance("log_loss", limit=0.1)', "flights.py:29: pipeline 'delays': monitors: Performance: metric: unknown 'roc_auc'; there are log_loss"),
+    ('tm.Performance("log_loss", limit=0.05)', "tm.DataQuality()", "flights.py:29: pipeline 'delays': monitors: tm.DataQuality is not in this release"),
+    ('tm.Performance("log_loss", limit=0.05)', 'tm.Fairness("carrier")', "flights.py:29: pipeline 'delays': monitors: tm.Fairness is not in this release"),
+    ('[tm.Performance("log_loss", limit=0.05)]', "[]", "flights.py:30: pipeline 'delays': retrain: Drift: nothing watches the loss; add tm.Performance("),
+    ("tm.Drift(), ", "tm.NewLabels(1000), ", "flights.py:30: pipeline 'delays': retrain: tm.NewLabels is not in this release; there are tm.Drift and tm.Every"),
+    ('[tm.Drift(), tm.Every("28d")]', "[]", "flights.py:30: pipeline 'delays': retrain: on=[…] names no trigger; there are tm.Drift() and tm.Every(…)"),
+    ('tm.Every("28d")]', 'tm.Every("28d")], budget="six a month"', "flights.py:30: pipeline 'delays': retrain: budget: 'six a month' is not a budget; write \"6 per 90d\""),
+    ('tm.Every("28d")]', 'tm.Every("28d")], false_alarms="0 per 90d"', "flights.py:30: pipeline 'delays': retrain: false_alarms: a count and a period above zero are needed"),
+    # Python itself.
+    ("import tidemill as tm", "import tidemill as tm\nimport nowhere_at_all", "flights.py:3: ModuleNotFoundError: No module named 'nowhere_at_all'"),
+    ("    request=Scheduled,", "    request=Scheduled", "flights.py:22: not Python: "),
+    ("    request=Scheduled,", "    requst=Scheduled,", "flights.py:20: Pipeline() got an unexpected keyword argument 'requst'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "wanted"), FAULTS, ids=[wanted.split(": ", 1)[1][:60] for *_, wanted in FAULTS])
+def test_a_fault_is_named_with_its_line_and_its_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, wanted: str
+) -> None:
+    assert old in GOOD
+    found = problems_of(tmp_path, monkeypatch, GOOD.replace(old, new, 1))
+    assert any(sentence.startswith(wanted) for sentence in found), found
+
+
+def test_faults_in_several_places_are_told_together_in_the_order_of_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = GOOD.replace('tm.count("2h")', 'tm.count("2 h")').replace("log_loss", "logloss").replace('"36h"', '"36"')
+    found = problems_of(tmp_path, monkeypatch, text)
+    assert [sentence.split(":")[1] for sentence in found] == ["17", "24", "27", "29"]
+
+
+def test_a_fault_in_a_stream_is_told_once_and_not_again_by_all_that_stands_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = problems_of(tmp_path, monkeypatch, GOOD.replace("dep_delay_minutes: float", "dep_delay_minutes: bytes"))
+    assert len(found) == 1
+
+
+def test_the_place_in_an_expression_is_pointed_at(tmp_path: Path) -> None:
+    path = tmp_path / "flights.py"
+    path.write_text(GOOD.replace('"dep_delay_minutes > 15"', '"15 < dep_dealy"'))
+    with pytest.raises(DefinitionError) as caught:
+        compile_file(path)
+    assert caught.value.problems[0].pointer == "15 < dep_dealy\n     ^"
+
+
+def test_a_file_without_events_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert problems_of(tmp_path, monkeypatch, "import tidemill as tm\n") == [
+        "flights.py:0: it declares no event, so there is nothing to register"
+    ]
+
+
+def test_a_missing_file_is_a_fault_like_any_other(tmp_path: Path) -> None:
+    with pytest.raises(DefinitionError, match="cannot be read: No such file"):
+        compile_file(tmp_path / "none.py")
