@@ -35,8 +35,9 @@ $(SYNCED): $(MANIFESTS) | $(UV)
 	$(UV) sync --locked
 	@touch $@
 
-gen: $(SYNCED) ## Generate the Python code of the protobuf contracts.
+gen: $(SYNCED) ## Generate the Python code of the contracts and the reference of settings and metrics.
 	$(RUN) python proto/generate.py
+	$(RUN) python docs/generate.py
 
 lint: $(SYNCED)
 	$(RUN) ruff check .

@@ -87,7 +87,7 @@ async def spawn(program: Program, inherited: Mapping[str, str], sink: Callable[[
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env={**inherited, **program.environment},
-        cwd="/" if program.account is not None else None,
+        cwd=program.folder,
         start_new_session=True,  # Ctrl-C in a terminal reaches the supervisor alone, which stops its children in order
         preexec_fn=die_with_parent(os.getpid(), program.orphan_signal),
         **account,

@@ -53,8 +53,9 @@ class Layout:
     def verify_key(self) -> Path:
         return self.home / "keys" / "verify.pem"
 
-    def data(self, server: str) -> Path:
-        return self.home / server
+    def data(self, name: str) -> Path:
+        """Return the folder that one server or service has for itself."""
+        return self.home / name
 
 
 @dataclass(frozen=True)
@@ -67,16 +68,16 @@ class Needs:
 
 
 NEEDS: Mapping[str, Needs] = {
-    "registry": Needs(servers=("kafka", "postgres"), paths=("ARTIFACTS", "VERIFY_KEY_FILE")),
+    "registry": Needs(servers=("kafka", "postgres")),
     "ingestion": Needs(servers=("kafka",)),
     "feature": Needs(servers=("kafka", "postgres", "redis"), paths=("WAREHOUSE",)),
     "training": Needs(
         servers=("kafka", "postgres"),
         peers=("registry", "feature"),
-        paths=("ARTIFACTS", "WAREHOUSE", "SIGNING_KEY_FILE"),
+        paths=("ARTIFACTS", "WAREHOUSE", "SIGNING_KEY_FILE", "DATADIR"),
     ),
-    "serving": Needs(servers=("kafka", "redis"), paths=("ARTIFACTS", "VERIFY_KEY_FILE")),
-    "monitoring": Needs(servers=("kafka", "postgres")),
+    "serving": Needs(servers=("kafka", "redis"), paths=("ARTIFACTS", "VERIFY_KEY_FILE", "CACHE")),
+    "monitoring": Needs(servers=("kafka", "postgres"), paths=("DATADIR",)),
 }
 
 
@@ -103,6 +104,8 @@ def service_environment(service: str, endpoints: Endpoints, layout: Layout) -> d
         "WAREHOUSE": layout.warehouse,
         "SIGNING_KEY_FILE": layout.signing_key,
         "VERIFY_KEY_FILE": layout.verify_key,
+        "DATADIR": layout.data(service),
+        "CACHE": layout.data(service),
     }
     values = {"GRPC__LISTEN": address.grpc, "HTTP__LISTEN": address.http}
     for server in needs.servers:

@@ -104,6 +104,7 @@ def program(data: Path, port: int, password: str, *, install: Path, user: Accoun
         command=(str(install / "bin/postgres"), "-D", str(data / "cluster")),
         ready=functools.partial(postgres_answers, dsn(port, password)),
         account=user,
+        folder=Path("/"),  # its user may not enter the supervisor's folder
         stop_signal=signal.SIGINT,
         # An orphaned postmaster must take its own children along, which SIGKILL would leave to find out by themselves.
         orphan_signal=signal.SIGQUIT,

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Program:
     command: tuple[str, ...]
     ready: Callable[[], Awaitable[bool]]
     environment: Mapping[str, str] = field(default_factory=dict)
+    # Where it runs; the supervisor's own folder unless told.
+    folder: Path | None = None
     account: Account | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     stop_deadline_s: float = 20.0

@@ -81,7 +81,7 @@ def server_programs(
 def service_programs(spec: StackSpec, layout: Layout, endpoints: Endpoints) -> tuple[Program, ...]:
     """Create the keys and folders the services share and return their programs."""
     ensure_key_pair(layout.signing_key, layout.verify_key)
-    for folder in (layout.artifacts, layout.warehouse):
+    for folder in (layout.artifacts, layout.warehouse, *(layout.data(name) for name in spec.services)):
         folder.mkdir(parents=True, exist_ok=True)
     return tuple(
         Program(
@@ -92,6 +92,7 @@ def service_programs(spec: StackSpec, layout: Layout, endpoints: Endpoints) -> t
                 **spec.service_environment,
                 **service_environment(name, endpoints, layout),
             },
+            folder=layout.data(name),
         )
         for name in spec.services
     )
