@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from tidemill_contracts.reasons import Reason
 from tidemill_runtime import dead_letters as dlq
 from tidemill_runtime.batches import Assignment, Batch, Pipeline, Record, Restored, Step, StreamOptions
 from tidemill_runtime.dead_letters import DeadLetterLimit, DeadLetters
-from tidemill_runtime.errors import Fatal, Poison, Retryable, StateLost
+from tidemill_runtime.errors import Fatal, Poison, Retryable, Stalled, StateLost
+from tidemill_runtime.health import Health
 from tidemill_runtime.lifecycle import running
 from tidemill_runtime.positions import Partition
 from tidemill_runtime.producer import Outgoing, Producer
@@ -275,6 +277,42 @@ async def test_an_offset_beyond_the_log_is_fatal_and_not_skipped(kafka: KafkaSet
     with pytest.raises(Fatal, match="re-created or truncated"):
         async with running(StreamRunner(pipeline, kafka, OPTIONS, topics=["t"])):
             await asyncio.Event().wait()
+
+
+class Hanging(Collecting):
+    """Never comes back from its first effect."""
+
+    async def apply(self, effects: list[bytes]) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_a_consumer_with_lag_that_does_not_advance_is_not_live_and_ends_the_service(
+    kafka: KafkaSettings, make_topic: MakeTopic
+) -> None:
+    await make_topic("t")
+    health = Health()
+    options = StreamOptions("laws", stall_s=1.0)
+    async with Producer(kafka) as producer:
+        await fill(producer, "t", [b"a"])
+        with pytest.raises(Stalled, match="1 records behind"):
+            async with running(StreamRunner(Hanging(), kafka, options, topics=["t"], health=health)):
+                await asyncio.Event().wait()
+    assert "no progress" in health.live()["stream:laws"]
+
+
+async def test_an_idle_or_busy_consumer_is_live(kafka: KafkaSettings, make_topic: MakeTopic) -> None:
+    await make_topic("t")
+    health = Health()
+    options = StreamOptions("laws", stall_s=0.3)
+    async with (
+        Producer(kafka) as producer,
+        running(StreamRunner(Collecting(), kafka, options, topics=["t"], health=health)) as runner,
+    ):
+        ends = time.monotonic() + 1.0
+        while time.monotonic() < ends:
+            await fill(producer, "t", [b"a"])
+            await runner.reached(producer.written)
+        assert health.live() == {}
 
 
 WORKER = """

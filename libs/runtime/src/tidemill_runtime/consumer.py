@@ -1,12 +1,13 @@
-"""Opening an aiokafka consumer while Kafka may be away, and committing in the background."""
+"""Opening an aiokafka consumer while Kafka may be away, committing in the background, hearing of rebalances."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from tidemill_runtime.retries import delays
@@ -101,3 +102,20 @@ class Committer:
                 self._offsets = offsets | self._offsets
                 return False
             return True
+
+
+class GroupListener:
+    """Passes group events on; registered with aiokafka's abstract class, which has no types to inherit."""
+
+    def __init__(self, revoked: Callable[[], Awaitable[None]], assigned: Callable[[], None]) -> None:
+        self._revoked = revoked
+        self._assigned = assigned
+
+    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        await self._revoked()
+
+    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        self._assigned()
+
+
+ConsumerRebalanceListener.register(GroupListener)

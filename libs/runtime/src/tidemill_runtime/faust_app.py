@@ -23,16 +23,16 @@ from faust.types import TP
 from tidemill_runtime.batches import Record, Refused
 from tidemill_runtime.consumer import sleep_unless
 from tidemill_runtime.dead_letters import DeadLetters
-from tidemill_runtime.errors import Fatal, Poison, Retryable, Stalled
+from tidemill_runtime.errors import Fatal, Poison, Retryable
 from tidemill_runtime.health import Health
 from tidemill_runtime.positions import Offsets, Partition, Positions
 from tidemill_runtime.retries import delays
 from tidemill_runtime.settings import KafkaSettings
-from tidemill_runtime.watchdog import Sighting, StallDetector
+from tidemill_runtime.watchdog import Sighting, watch
 
 _STOP_LIMIT_S = 10.0
 _MAX_REBUILDS = 20
-_LOOKS_PER_STALL = 5
+_SIGHT_LIMIT_S = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -107,10 +107,12 @@ class FaustApp:
         self._failure: Exception | None = None
         self._ended = asyncio.Event()
         self._fault: str | None = "not connected yet"
+        self._stall: str | None = None
         self._retrying = 0
         self._decided = 0
         if health is not None:
             health.require_ready(f"faust:{options.group}", self.fault)
+            health.require_live(f"faust:{options.group}", lambda: self._stall)
 
     def fault(self) -> str | None:
         """Return what is wrong, for readiness."""
@@ -242,6 +244,9 @@ class FaustApp:
         if self._dead_letters is not None:
             await self._dead_letters.send(refused, 1)
 
+    def _set_stall(self, fault: str) -> None:
+        self._stall = self._fault = fault
+
     def _fail(self, error: Exception) -> None:
         self._failure = self._failure or error
         self._ended.set()
@@ -267,22 +272,27 @@ class FaustApp:
             await sleep_unless(self._stopping, delay_s)
 
     async def _watch(self, app: Any) -> None:
-        """Keep the positions of what is assigned, and end the process when it stalls."""
-        detector = StallDetector(self._options.stall_s)
+        adopting = asyncio.create_task(self._adopt_assignments(app), name="faust-assignments")
+        watching = asyncio.create_task(self._watch_stalls(app), name="faust-stalls")
+        try:
+            done, _ = await asyncio.wait({adopting, watching}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            adopting.cancel()
+            watching.cancel()
+
+    async def _watch_stalls(self, app: Any) -> None:
+        async def sight() -> Sighting:
+            return await self._sight(app)
+
+        await watch(sight, self._options.stall_s, self._options.group, self._set_stall)
+
+    async def _adopt_assignments(self, app: Any) -> None:
         while True:
-            timed_out = False
-            try:
-                await asyncio.wait_for(self._reassigned.wait(), self._options.stall_s / _LOOKS_PER_STALL)
-            except TimeoutError:
-                timed_out = True
-            if not timed_out:
-                self._reassigned.clear()
-                await self._adopt(app)
-                continue
-            fault = detector.observe(await self._sight(app), monotonic())
-            if fault is not None:
-                self._fault = fault
-                raise Stalled(f"{self._options.group}: {fault}")
+            await self._reassigned.wait()
+            self._reassigned.clear()
+            await self._adopt(app)
 
     async def _adopt(self, app: Any) -> None:
         """Start the positions of an assignment at the committed offsets: a bound from below, whatever runs by now."""
@@ -309,7 +319,7 @@ class FaustApp:
         held = sorted(app.consumer.assignment()) if app.consumer is not None else []
         applied = sum(self.positions.next.values())
         try:
-            async with asyncio.timeout(self._options.stall_s / _LOOKS_PER_STALL):
+            async with asyncio.timeout(_SIGHT_LIMIT_S):
                 ends: Mapping[TP, int] = await app.consumer.highwaters(*held) if held else {}
         except (KafkaError, OSError, TimeoutError):
             return Sighting(assigned=True, lag=None, applied=applied)

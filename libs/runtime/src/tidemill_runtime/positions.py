@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from tidemill_runtime.errors import Fatal
+
 
 class Partition(NamedTuple):
     """One partition of a topic; `topic` is the logical name, without the prefix."""
@@ -15,6 +17,24 @@ class Partition(NamedTuple):
 
 # The next offset of each partition: what lies before it counts.
 Offsets = Mapping[Partition, int]
+
+
+def start_offset(partition: Partition, wanted: int | None, begin: int, end: int) -> tuple[int, int]:
+    """Return where to read from, within what the log holds, and how many wanted records retention has removed.
+
+    >>> start_offset(Partition("t", 0), 3, 5, 9)
+    (5, 2)
+
+    Raises `Fatal` where the log ends before `wanted`: going on would skip whatever a new log brings.
+    """
+    if wanted is None:
+        return begin, 0
+    if wanted > end:
+        raise Fatal(
+            f"{partition.topic}[{partition.number}] ends at {end}, before the offset {wanted} that was applied: "
+            "the topic was re-created or truncated; reset the group's offsets and its state together"
+        )
+    return max(wanted, begin), max(0, begin - wanted)
 
 
 @dataclass(eq=False, slots=True)

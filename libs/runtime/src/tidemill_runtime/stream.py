@@ -15,19 +15,18 @@ from typing import Any, Generic, Self, TypeVar
 
 import structlog
 from aiokafka import TopicPartition
-from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import IllegalStateError, KafkaError
 
 from tidemill_runtime import metrics
 from tidemill_runtime.batches import Assignment, Batch, Pipeline, Record, Refused, Restored, StreamOptions
-from tidemill_runtime.consumer import Committer, close, connect, sleep_unless
+from tidemill_runtime.consumer import Committer, GroupListener, close, connect, sleep_unless
 from tidemill_runtime.dead_letters import DeadLetters
-from tidemill_runtime.errors import Fatal, Retryable, Stalled, StateLost
+from tidemill_runtime.errors import Fatal, Retryable, StateLost
 from tidemill_runtime.health import Health
-from tidemill_runtime.positions import Offsets, Partition, Positions
+from tidemill_runtime.positions import Offsets, Partition, Positions, start_offset
 from tidemill_runtime.retries import delays
 from tidemill_runtime.settings import KafkaSettings
-from tidemill_runtime.watchdog import Sighting, StallDetector
+from tidemill_runtime.watchdog import Sighting, watch
 
 S = TypeVar("S")
 E = TypeVar("E")
@@ -35,30 +34,12 @@ R = TypeVar("R")
 
 # How long one wait for records lasts; a stop is noticed after at most this.
 _POLL_MS = 200
-_PROBES_PER_STALL = 5
 
 log = structlog.get_logger(__name__)
 
 
 class _Abandoned(Exception):  # noqa: N818 -- control flow, not an error: the batch in work will be read again
     """While an attempt was repeated the service was stopped or the partitions were taken away."""
-
-
-class _Listener:
-    """Passes group events on; registered with aiokafka's abstract class, which has no types to inherit."""
-
-    def __init__(self, revoked: Callable[[], Awaitable[None]], assigned: Callable[[], None]) -> None:
-        self._revoked = revoked
-        self._assigned = assigned
-
-    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
-        await self._revoked()
-
-    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
-        self._assigned()
-
-
-ConsumerRebalanceListener.register(_Listener)
 
 
 class StreamRunner(Generic[S, E]):
@@ -96,9 +77,11 @@ class StreamRunner(Generic[S, E]):
         self._epoch = 0
         self._flushed_s = monotonic()
         self._fault: str | None = "not connected yet"
+        self._stall: str | None = None
         self._excused = False
         if health is not None:
             health.require_ready(f"stream:{options.group}", self.fault)
+            health.require_live(f"stream:{options.group}", lambda: self._stall)
 
     def fault(self) -> str | None:
         """Return what is wrong, for readiness."""
@@ -196,7 +179,7 @@ class StreamRunner(Generic[S, E]):
             self._topics_changed.clear()
         if self._topics:
             names = [self._kafka.physical(topic) for topic in self._topics]
-            self._consumer.subscribe(names, listener=_Listener(self._on_revoked, self._on_assigned))
+            self._consumer.subscribe(names, listener=GroupListener(self._on_revoked, self._on_assigned))
 
     async def _cycle(self) -> None:
         if self._held is None and self._consumer.assignment():
@@ -326,17 +309,11 @@ class StreamRunner(Generic[S, E]):
     def _start(
         self, place: TopicPartition, wanted: int | None, begin: Mapping[Any, int], end: Mapping[Any, int]
     ) -> int:
-        """Return where to read from, within what the log still holds."""
-        if wanted is None:
-            return begin[place]
-        if wanted > end[place]:
-            raise Fatal(
-                f"{place.topic}[{place.partition}] ends at {end[place]}, before the offset {wanted} that was applied: "
-                "the topic was re-created or truncated; reset the group's offsets and its state together"
-            )
-        if wanted < begin[place]:
-            self._count_lost(self._partition(place), begin[place] - wanted)
-        return max(wanted, begin[place])
+        partition = self._partition(place)
+        offset, lost = start_offset(partition, wanted, begin[place], end[place])
+        if lost:
+            self._count_lost(partition, lost)
+        return offset
 
     def _count_lost(self, partition: Partition, count: int) -> None:
         log.error("records_lost_to_retention", topic=partition.topic, partition=partition.number, count=count)
@@ -391,13 +368,7 @@ class StreamRunner(Generic[S, E]):
             await self._committer.commit()
 
     async def _watch(self) -> None:
-        detector = StallDetector(self._options.stall_s)
-        while True:
-            await asyncio.sleep(self._options.stall_s / _PROBES_PER_STALL)
-            fault = detector.observe(await self._sight(), monotonic())
-            if fault is not None:
-                self._set_fault(fault)
-                raise Stalled(f"{self._options.group}: {fault}")
+        await watch(self._sight, self._options.stall_s, self._options.group, self._set_stall)
 
     async def _sight(self) -> Sighting:
         places = list(self._consumer.assignment())
@@ -416,6 +387,9 @@ class StreamRunner(Generic[S, E]):
     def _poll_ms(self) -> int:
         every_ms = self._options.flush_every_ms
         return min(_POLL_MS, every_ms) if every_ms else _POLL_MS
+
+    def _set_stall(self, fault: str) -> None:
+        self._stall = self._fault = fault
 
     def _set_fault(self, fault: str) -> None:
         self._fault = fault

@@ -1,6 +1,13 @@
-"""Tells a stalled consumer from one that waits for the world; pure."""
+"""Tells a stalled consumer from one that waits for the world, and ends the process that stalls."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from time import monotonic
+
+from tidemill_runtime.errors import Stalled
+
+_LOOKS_PER_STALL = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +42,16 @@ class StallDetector:
         if stalled_s < self._limit_s:
             return None
         return f"assigned, {sighting.lag} records behind, and no progress for {stalled_s:.0f} s"
+
+
+async def watch(
+    sight: Callable[[], Awaitable[Sighting]], stall_s: float, name: str, tell: Callable[[str], None]
+) -> None:
+    """Look several times per `stall_s`, for ever. Raises `Stalled`, after telling readiness."""
+    detector = StallDetector(stall_s)
+    while True:
+        await asyncio.sleep(stall_s / _LOOKS_PER_STALL)
+        fault = detector.observe(await sight(), monotonic())
+        if fault is not None:
+            tell(fault)
+            raise Stalled(f"{name}: {fault}")
