@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
-from typing import Generic, TypeVar
+from types import TracebackType
+from typing import Generic, Self, TypeVar
 
 import structlog
 from tidemill_runtime.errors import Poison, Retryable
@@ -31,12 +32,6 @@ class _Outcome(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class _Held(Generic[E]):
-    wanted: Wanted
-    entry: E
-
-
-@dataclass(frozen=True, slots=True)
 class Refusal:
     """A deployment that cannot be served; what served before goes on."""
 
@@ -46,7 +41,7 @@ class Refusal:
 
 
 class Deployer(Generic[E]):
-    """Owns the routing table. `load` turns a wanted pipeline into an entry, given the entry it replaces.
+    """Owns the routing table. `load` turns a wanted pipeline into an entry.
 
     `load` raises `Poison` where the deployment will never be right, `Retryable` where it may be later. `remember` is
     called with what is served after every change.
@@ -54,12 +49,12 @@ class Deployer(Generic[E]):
 
     def __init__(
         self,
-        load: Callable[[Wanted, E | None], Awaitable[E]],
+        load: Callable[[Wanted], Awaitable[E]],
         remember: Callable[[Registered], Awaitable[None]],
     ) -> None:
         self._load = load
         self._remember = remember
-        self._held: dict[str, _Held[E]] = {}
+        self._held: dict[str, Wanted] = {}
         self._refused: dict[str, Refusal] = {}
         self._seen: dict[str, tuple[str, bytes]] = {}
         self._registered = Registered()
@@ -70,10 +65,9 @@ class Deployer(Generic[E]):
         self._stopping = False
         self.table: RoutingTable[E] = RoutingTable()
 
-    @property
-    def known(self) -> Mapping[str, object]:
-        """The registered pipelines, served or not."""
-        return self._registered.definitions
+    def entry(self, pipeline: str) -> E:
+        """Return what serves a pipeline now. Raises `Poison`: unknown, or without a model."""
+        return self.table.entry(pipeline, known=pipeline in self._registered.definitions)
 
     @property
     def refusals(self) -> Mapping[str, Refusal]:
@@ -86,16 +80,28 @@ class Deployer(Generic[E]):
         self._target += 1
         self._changed.set()
 
-    async def settled(self) -> None:
-        """Return once everything wanted so far is served or refused. Raises `Retryable` naming what was refused."""
+    async def attempted(self) -> None:
+        """Return once everything wanted so far is served or refused."""
         target = self._target
         async with self._reached:
             await self._reached.wait_for(lambda: self._done >= target)
+
+    async def settled(self) -> None:
+        """Return once everything wanted so far is served. Raises `Retryable` naming what was refused."""
+        await self.attempted()
         if self._refused:
             sentences = "; ".join(
                 f"{one.pipeline} revision {one.revision}: {one.reason}" for one in self._refused.values()
             )
             raise Retryable(f"not everything deployed is served: {sentences}")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
 
     def stop(self) -> None:
         """Change nothing more."""
@@ -132,14 +138,13 @@ class Deployer(Generic[E]):
             self._drop(name)
         outcomes = [await self._replace(one) for one in wanted.values() if self._seen.get(one.name) != one.key]
         if gone or any(outcome is _Outcome.SERVED for outcome in outcomes):
-            await self._remember(remembered(held.wanted for held in self._held.values()))
+            await self._remember(remembered(self._held.values()))
         return _Outcome.UNREACHABLE not in outcomes
 
     async def _replace(self, wanted: Wanted) -> _Outcome:
-        old = self._held.get(wanted.name)
         detail = {"pipeline": wanted.name, "revision": wanted.deployment.revision}
         try:
-            entry = await self._load(wanted, old.entry if old else None)
+            entry = await self._load(wanted)
         except Retryable as error:
             log.warning("deployment_waits", **detail, error=str(error))
             metrics.deployments.labels(wanted.name, "waiting").inc()
@@ -150,7 +155,7 @@ class Deployer(Generic[E]):
             self._seen[wanted.name] = wanted.key
             self._refused[wanted.name] = Refusal(wanted.name, wanted.deployment.revision, str(error))
             return _Outcome.REFUSED
-        self._held[wanted.name] = _Held(wanted, entry)
+        self._held[wanted.name] = wanted
         self._seen[wanted.name] = wanted.key
         self._refused.pop(wanted.name, None)
         # One assignment: a request sees the old table or the new one, never a mixture.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.feature.v1 import feature_pb2 as feature
@@ -30,6 +30,13 @@ _TYPE_NAMES = {
     definition.FIELD_TYPE_STRING: "a string",
     definition.FIELD_TYPE_TIMESTAMP: "a timestamp",
 }
+
+
+class Row(NamedTuple):
+    """One request as it came: fields by name, and the caller's id (empty: derived)."""
+
+    fields: Mapping[str, feature.Scalar]
+    prediction_id: str
 
 
 @dataclass(frozen=True)

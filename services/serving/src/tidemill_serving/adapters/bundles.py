@@ -1,9 +1,9 @@
 """Fetches signed bundles: from the local cache where one is kept, else from the artifact store; always verified."""
 
+import asyncio
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import structlog
@@ -16,19 +16,17 @@ from tidemill_models.scorer import Scorer, load_scorer
 from tidemill_models.store import ArtifactStore, LocalStore
 from tidemill_runtime.errors import Poison, Retryable
 
+from tidemill_serving.assembly import Loaded, Rings, assemble
+from tidemill_serving.desired import Wanted
+from tidemill_serving.routing import scorers_of
+from tidemill_serving.served import Served
+
 CACHE = "bundles"
 # Shapes that requests will have: ONNX Runtime plans its memory at the first run of each.
 _WARM_UP_ROWS = (1, 2, 16, 64)
 _SIGNATURE_BYTES = 64
 
 log = structlog.get_logger(__name__)
-
-
-class Loaded(NamedTuple):
-    """A verified bundle and its warm scorer."""
-
-    bundle: Bundle
-    scorer: Scorer
 
 
 class BundleLoader:
@@ -108,3 +106,26 @@ def _cache_path(version: registry.DeployedVersion) -> str:
 def _warm_up(scorer: Scorer, width: int) -> None:
     for rows in _WARM_UP_ROWS:
         scorer.predict_proba(np.zeros((rows, width), dtype=np.float32))
+
+
+class EntryLoader:
+    """Turns a wanted pipeline into what serves it; bundles are opened in a thread, never on the event loop.
+
+    Bundles stay in memory as long as the entry that they serve: a version that is served already is not loaded again.
+    """
+
+    def __init__(self, bundles: BundleLoader, rings: Rings) -> None:
+        self._bundles = bundles
+        self._rings = rings
+        self._kept: dict[str, dict[str, Loaded]] = {}
+
+    async def load(self, wanted: Wanted) -> Served:
+        """Return the entry, every version verified and warm. Raises `Poison` or `Retryable`."""
+        kept = self._kept.get(wanted.name, {})
+        loaded: dict[str, Loaded] = {}
+        for version, _ in scorers_of(wanted.deployment):
+            name = version.manifest_hash
+            loaded[name] = kept[name] if name in kept else await asyncio.to_thread(self._bundles.load, version)
+        served = await asyncio.to_thread(assemble, wanted, loaded, self._rings)
+        self._kept[wanted.name] = loaded
+        return served

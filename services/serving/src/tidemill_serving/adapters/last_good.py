@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -10,6 +11,7 @@ from tidemill_contracts.canonical import to_json
 from tidemill_runtime.errors import Poison
 
 from tidemill_serving.desired import Registered
+from tidemill_serving.routing import scorers_of
 
 FILE = "last-good.json"
 FORMAT = 1
@@ -20,7 +22,9 @@ log = structlog.get_logger(__name__)
 class LastGood:
     """One JSON file, replaced whole; a file that cannot be read is as good as none."""
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, keep_bundles: Callable[[list[str]], None]) -> None:
+        """`folder`: None keeps nothing. `keep_bundles` is told which bundles the state on disk needs, by their hash."""
+        self._keep_bundles = keep_bundles
         self._path = None if folder is None else folder / FILE
 
     async def remember(self, registered: Registered) -> None:
@@ -29,6 +33,7 @@ class LastGood:
             return
         try:
             await asyncio.to_thread(_replace, self._path, _encode(registered))
+            await asyncio.to_thread(self._keep_bundles, _bundles(registered))
         except OSError as error:
             log.warning("last_good_not_written", path=str(self._path), error=str(error))
 
@@ -41,6 +46,11 @@ class LastGood:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, Poison) as error:
             log.warning("last_good_unreadable", path=str(self._path), error=str(error))
             return Registered()
+
+
+def _bundles(registered: Registered) -> list[str]:
+    deployments = [record for record in registered.deployments.values() if record is not None]
+    return sorted({version.manifest_hash for record in deployments for version, _ in scorers_of(record)})
 
 
 def _encode(registered: Registered) -> bytes:

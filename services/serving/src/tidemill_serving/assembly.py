@@ -1,0 +1,72 @@
+"""Puts together what serves a pipeline, and refuses what does not fit together."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from tidemill_contracts.catalogue import Catalogue
+from tidemill_contracts.reasons import Reason
+from tidemill_features.expressions import ExpressionError
+from tidemill_features.plan import PlanError
+from tidemill_features.reader import Reader
+from tidemill_features.vector import PipelineVector, compile_vector
+from tidemill_models.bundle import Bundle
+from tidemill_models.scorer import Scorer
+from tidemill_runtime.errors import Poison
+
+from tidemill_serving.desired import Wanted
+from tidemill_serving.request import RequestSchema
+from tidemill_serving.routing import scorers_of, split_of
+from tidemill_serving.served import Served, Version
+
+
+class Loaded(NamedTuple):
+    """A verified bundle and its warm scorer."""
+
+    bundle: Bundle
+    scorer: Scorer
+
+
+class Rings(NamedTuple):
+    """Whose rings are read: the feature service's project and worker group."""
+
+    project: str
+    group: str
+
+
+def assemble(wanted: Wanted, loaded: Mapping[str, Loaded], rings: Rings) -> Served:
+    """Return what serves a pipeline; `loaded` holds the bundle of every version by its manifest hash.
+
+    Raises `Poison` where a bundle was not trained for these features, or the definition cannot be computed here.
+    """
+    catalogue = wanted.catalogue
+    try:
+        pipeline = catalogue.pipelines[wanted.name]
+        vector = compile_vector(pipeline, catalogue.views, catalogue.streams)
+    except (KeyError, PlanError, ExpressionError) as error:
+        raise Poison(Reason.UNSUPPORTED, f"definition of {wanted.name}: {error}") from error
+    versions = []
+    for deployed, role in scorers_of(wanted.deployment):
+        bundle, scorer = loaded[deployed.manifest_hash]
+        _check_fits(deployed.version, bundle, vector, catalogue)
+        versions.append(Version(deployed.version, deployed.manifest_hash, role, bundle.encoding, scorer))
+    return Served(
+        pipeline=wanted.name,
+        definition_hash=wanted.definition.hash,
+        revision=wanted.deployment.revision,
+        schema=RequestSchema(catalogue.streams[pipeline.request], pipeline.label.by),
+        vector=vector,
+        reader=Reader(vector.plans, project=rings.project, group=rings.group),
+        split=split_of(wanted.deployment),
+        versions=tuple(versions),
+    )
+
+
+def _check_fits(version: int, bundle: Bundle, vector: PipelineVector, catalogue: Catalogue) -> None:
+    known = dict(zip(vector.names, vector.category, strict=True))
+    for column in bundle.encoding.columns:
+        if known.get(column.name) is not column.category:
+            kind = "category" if column.category else "number"
+            raise Poison(Reason.CONFLICT, f"version {version} needs the {kind} {column.name!r}, which is not declared")
+    for view, view_hash in bundle.manifest.views.items():
+        if view not in catalogue.views or catalogue.view_hash(view) != view_hash:
+            raise Poison(Reason.CONFLICT, f"version {version} was trained on another definition of view {view!r}")

@@ -1,0 +1,243 @@
+"""Answers requests: checks them, reads features of all that wait in one trip, scores them together, logs them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Protocol
+
+from tidemill_contracts.progress.v1 import progress_pb2 as progress
+from tidemill_contracts.serving.v1 import records_pb2 as records
+from tidemill_contracts.serving.v1 import serving_pb2 as messages
+from tidemill_features.reader import Place, Request
+from tidemill_runtime.errors import Poison, Retryable
+from tidemill_runtime.positions import Offsets
+from tidemill_runtime.retries import delays
+
+from tidemill_serving import metrics
+from tidemill_serving.answers import Answers, Checked
+from tidemill_serving.batching import MicroBatcher
+from tidemill_serving.prediction_log import Journal, Origin, Scored
+from tidemill_serving.request import Row, check_as_of, check_batch, check_prediction_id
+from tidemill_serving.served import Served
+
+
+class PredictionLog(Protocol):
+    """Where predictions are logged."""
+
+    def offer(self, predictions: Sequence[records.PredictionRecord]) -> None: ...
+
+    async def write(self, predictions: Sequence[records.PredictionRecord]) -> None: ...
+
+    @property
+    def written(self) -> Offsets: ...
+
+
+# Fetches values by key in one trip. Raises `Retryable`.
+Fetch = Callable[[list[bytes]], Awaitable[Sequence[bytes | None]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One call: rows of one pipeline as of one instant (0: now), and how to log them."""
+
+    pipeline: str
+    rows: Sequence[Row]
+    as_of_us: int
+    include: Offsets
+    durable: bool
+    return_features: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One answer or refusal per row, in order, and where DURABLE records end."""
+
+    answers: Sequence[messages.Prediction | Poison]
+    written: Offsets
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Sizes that bound a call and what may wait."""
+
+    batch_rows: int
+    micro_batch_rows: int
+    waiting_rows: int
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    served: Served
+    requests: Sequence[Checked]
+    as_of_us: int
+    include: Offsets
+    return_features: bool
+
+
+@dataclass(slots=True)
+class _Read:
+    """Jobs that read the same features at the same instant, and what they ask of Redis."""
+
+    served: Served
+    as_of_us: int
+    jobs: list[_Job] = field(default_factory=list)
+    requests: list[Checked] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    scored: Sequence[Scored]
+    predictions: Sequence[messages.Prediction]
+    origin: Origin
+
+
+class _BehindError(Exception):
+    """The rings do not include yet what the caller wants included."""
+
+
+class Predictor:
+    """The way of a request through the service; `table` and `known` say what is served now."""
+
+    def __init__(
+        self,
+        lookup: Callable[[str], Served],
+        fetch: Fetch,
+        log: PredictionLog,
+        journal: Journal,
+        clock_us: Callable[[], int],
+        bounds: Bounds,
+    ) -> None:
+        self._lookup = lookup
+        self._fetch = fetch
+        self._log = log
+        self._journal = journal
+        self._clock_us = clock_us
+        self._bounds = bounds
+        self._batcher: MicroBatcher[_Job, _Done] = MicroBatcher(
+            self._run, max_rows=bounds.micro_batch_rows, max_waiting_rows=bounds.waiting_rows
+        )
+
+    async def predict(self, ask: Ask) -> Asked:
+        """Answer one call. Raises `Poison` where the call itself is wrong, `Retryable` where now is no good time."""
+        check_batch(len(ask.rows), self._bounds.batch_rows)
+        served = self._lookup(ask.pipeline)
+        as_of_us = check_as_of(ask.as_of_us, self._clock_us(), served.schema.stream.max_future_ms)
+        checked = [_check(served, row) for row in ask.rows]
+        good = [one for one in checked if isinstance(one, Checked)]
+        if not good:
+            return Asked([one for one in checked if isinstance(one, Poison)], {})
+        done = await self._scored(_Job(served, good, as_of_us, ask.include, ask.return_features))
+        written = await self._logged(done, durable=ask.durable)
+        predictions = iter(done.predictions)
+        return Asked([one if isinstance(one, Poison) else next(predictions) for one in checked], written)
+
+    async def drained(self) -> None:
+        """Return once nothing is being scored."""
+        await self._batcher.drained()
+
+    async def _scored(self, job: _Job) -> _Done:
+        for delay_s in delays(0.002, 0.05):
+            try:
+                return await self._batcher.submit(job, len(job.requests))
+            except _BehindError:
+                # Redis tells nobody that a ring moved on: look again until the call's deadline.
+                await asyncio.sleep(delay_s)
+        raise AssertionError("delays never end")
+
+    async def _logged(self, done: _Done, *, durable: bool) -> Offsets:
+        entries = [self._journal.record(scored, done.origin, durable=durable) for scored in done.scored]
+        if not durable:
+            self._log.offer(entries)
+            return {}
+        await self._log.write(entries)
+        return self._log.written
+
+    async def _run(self, jobs: Sequence[_Job]) -> Sequence[_Done | Exception]:
+        now_us = self._clock_us()
+        reads = _grouped(jobs, now_us)
+        asked = [read.served.ask([one.values for one in read.requests]) for read in reads]
+        raws = await self._fetched(asked)
+        metrics.batch_rows.observe(sum(len(read.requests) for read in reads))
+        results: dict[int, _Done | Exception] = {}
+        start = 0
+        for read, request in zip(reads, asked, strict=True):
+            stop = start + len(request.keys)
+            results.update(_answered(read, request, raws[start:stop], now_us))
+            start = stop
+        return [results[id(job)] for job in jobs]
+
+    async def _fetched(self, asked: Sequence[Request]) -> Sequence[bytes | None]:
+        began = perf_counter()
+        keys = asked[0].keys if len(asked) == 1 else [key for request in asked for key in request.keys]
+        raws = await self._fetch(keys)
+        metrics.feature_read_seconds.observe(perf_counter() - began)
+        return raws
+
+
+def _check(served: Served, row: Row) -> Checked | Poison:
+    try:
+        return Checked(served.schema.check(row.fields), check_prediction_id(row.prediction_id))
+    except Poison as poison:
+        metrics.refused_rows.labels(poison.reason).inc()
+        return poison
+
+
+def _grouped(jobs: Sequence[_Job], now_us: int) -> list[_Read]:
+    """Return the reads that answer the jobs: one per pipeline entry and instant; "now" is one instant for all."""
+    reads: dict[tuple[int, int], _Read] = {}
+    for job in jobs:
+        as_of_us = job.as_of_us or now_us
+        read = reads.setdefault((id(job.served), as_of_us), _Read(job.served, as_of_us))
+        read.jobs.append(job)
+        read.requests.extend(job.requests)
+    return list(reads.values())
+
+
+def _answered(read: _Read, request: Request, raws: Sequence[bytes | None], now_us: int) -> dict[int, _Done | Exception]:
+    """Return what each job of a read gets: its answers, or why there are none."""
+    served = read.served
+    try:
+        rows = served.read(request, raws, read.as_of_us, [one.values for one in read.requests])
+        began = perf_counter()
+        scores = served.score(rows.vector)
+        metrics.score_seconds.labels(served.pipeline).observe(perf_counter() - began)
+    except (Retryable, Poison) as error:
+        return {id(job): error for job in read.jobs}
+    origin = Origin(served.pipeline, served.definition_hash, served.revision, _positions(rows.positions), now_us)
+    answers = Answers(served, rows.vector, scores, read.as_of_us)
+    results: dict[int, _Done | Exception] = {}
+    first = 0
+    for job in read.jobs:
+        results[id(job)] = (
+            _done(job, answers, origin, first) if _covers(rows.positions, job.include) else _BehindError()
+        )
+        first += len(job.requests)
+    return results
+
+
+def _done(job: _Job, answers: Answers, origin: Origin, first: int) -> _Done:
+    scored = [answers.scored(first + row, request) for row, request in enumerate(job.requests)]
+    predictions = [
+        answers.prediction(first + row, one, with_features=job.return_features) for row, one in enumerate(scored)
+    ]
+    return _Done(scored, predictions, origin)
+
+
+def _positions(positions: Mapping[Place, int]) -> list[progress.TopicPartitionOffset]:
+    return [
+        progress.TopicPartitionOffset(topic=place.topic, partition=place.partition, next_offset=offset)
+        for place, offset in positions.items()
+    ]
+
+
+def _covers(positions: Mapping[Place, int], include: Offsets) -> bool:
+    """Return whether what was read includes these positions; topics that the pipeline does not read do not count."""
+    if not include:
+        return True
+    topics = {place.topic for place in positions}
+    return all(
+        positions.get(Place(wanted.topic, wanted.number), -1) >= offset
+        for wanted, offset in include.items()
+        if wanted.topic in topics
+    )

@@ -1,0 +1,102 @@
+"""One pipeline as it is served at one moment: request schema, features, versions and split; immutable."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tidemill_contracts.reasons import Reason
+from tidemill_contracts.serving.v1 import records_pb2 as records
+from tidemill_features.layout import LayoutError
+from tidemill_features.reader import Place, Reader, Request
+from tidemill_features.vector import PipelineVector, VectorRows
+from tidemill_models.encoding import Encoding
+from tidemill_models.scorer import Scorer
+from tidemill_runtime.errors import Poison, Retryable
+
+from tidemill_serving.request import RequestSchema, Values
+from tidemill_serving.routing import Split
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Version:
+    """A loaded version and why it scores."""
+
+    number: int
+    manifest_hash: str
+    role: "records.Role.ValueType"
+    encoding: Encoding
+    scorer: Scorer
+
+    def score(self, rows: VectorRows) -> Floats:
+        """Return the probability of each row; float64[n]."""
+        return self.scorer.predict_proba(self.encoding.encode(rows.numbers, rows.categories))
+
+
+class FeatureRead(NamedTuple):
+    """Features of some requests, and how far the rings had come."""
+
+    vector: VectorRows
+    positions: Mapping[Place, int]
+
+
+@dataclass(frozen=True)
+class Served:
+    """Everything that a request to a pipeline needs; a request that began with one ends with it."""
+
+    pipeline: str
+    definition_hash: str
+    revision: int
+    schema: RequestSchema
+    vector: PipelineVector
+    reader: Reader
+    split: Split
+    # The champion first.
+    versions: Sequence[Version]
+
+    @property
+    def champion(self) -> Version:
+        return self.versions[0]
+
+    @property
+    def challenger(self) -> Version | None:
+        """The version under rollout, if any."""
+        return next((one for one in self.versions if one.role == records.ROLE_CHALLENGER), None)
+
+    def answering(self, prediction_id: str) -> Version:
+        """Return the version that answers a request."""
+        challenger = self.challenger
+        if challenger is not None and self.split.challenger_answers(prediction_id):
+            return challenger
+        return self.champion
+
+    def ask(self, requests: Sequence[Values]) -> Request:
+        """Return what to fetch for these requests."""
+        return self.reader.request(self.vector.lookups(requests))
+
+    def read(
+        self, request: Request, raws: Sequence[bytes | None], as_of_us: int, requests: Sequence[Values]
+    ) -> FeatureRead:
+        """Return the features of the requests from what was fetched.
+
+        Raises `Retryable` where the rings are not what they must be: half built, or of another format.
+        """
+        try:
+            result = self.reader.values(request, raws, as_of_us)
+        except LayoutError as error:
+            raise Retryable(f"the features in Redis cannot be read: {error}") from error
+        if result.unready:
+            raise Retryable(f"view {', '.join(result.unready)} is still being built from the log", retry_after_s=1.0)
+        rows = self.vector.rows(result.views, self.vector.columns(requests), len(requests))
+        return FeatureRead(rows, result.positions)
+
+    def score(self, rows: VectorRows) -> dict[int, list[float]]:
+        """Return the probabilities of each version by its number. Raises `Poison` where a score is no number."""
+        scores = {version.number: version.score(rows) for version in self.versions}
+        for number, probabilities in scores.items():
+            if not np.isfinite(probabilities).all():
+                raise Poison(Reason.HANDLER, f"{self.pipeline} version {number} gave a score that is no number")
+        return {number: probabilities.tolist() for number, probabilities in scores.items()}

@@ -1,0 +1,167 @@
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from tidemill_contracts.canonical import to_json
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.reasons import Reason
+from tidemill_contracts.registry.v1 import records_pb2 as registry
+from tidemill_runtime.errors import Poison, Retryable
+from tidemill_serving.adapters.last_good import LastGood
+from tidemill_serving.deployer import Deployer
+from tidemill_serving.desired import Registered, Wanted
+from tidemill_testkit.eventually import aeventually
+
+
+def registered(
+    revision: int, champion: int = 1, name: str = "flight-delays", older: Registered | None = None
+) -> Registered:
+    pipeline = definition.DefinitionRecord(kind="pipeline", name=name, revision=1, hash="sha256:d")
+    deployment = registry.DeploymentRecord(
+        pipeline=name, revision=revision, champion=registry.DeployedVersion(version=champion, manifest_hash="sha256:b")
+    )
+    state = (older or Registered()).with_definition(to_json(pipeline))
+    return state.with_deployment(name.encode(), to_json(deployment))
+
+
+class Loader:
+    """Loads champions by number: 13 is refused, 14 cannot be reached until `reachable`."""
+
+    def __init__(self) -> None:
+        self.reachable = False
+        self.gate: asyncio.Event | None = None
+        self.remembered: list[Registered] = []
+
+    async def load(self, wanted: Wanted) -> int:
+        if self.gate is not None:
+            await self.gate.wait()
+        champion = wanted.deployment.champion.version
+        if champion == 13:
+            raise Poison(Reason.CONFLICT, "the signature does not fit")
+        if champion == 14 and not self.reachable:
+            raise Retryable("the store is away")
+        return champion
+
+    async def remember(self, state: Registered) -> None:
+        self.remembered.append(state)
+
+
+@asynccontextmanager
+async def deploying(loader: Loader) -> AsyncIterator[Deployer[int]]:
+    deployer: Deployer[int] = Deployer(loader.load, loader.remember)
+    task = asyncio.create_task(deployer.run())
+    try:
+        yield deployer
+    finally:
+        deployer.stop()
+        await task
+
+
+async def test_what_is_wanted_is_served_and_remembered() -> None:
+    loader = Loader()
+    async with deploying(loader) as deployer:
+        deployer.want(registered(1))
+        await deployer.settled()
+        assert dict(deployer.table.entries) == {"flight-delays": 1}
+        assert set(loader.remembered[-1].wanted()) == {"flight-delays"}
+
+
+async def test_the_old_entry_serves_until_the_new_one_is_loaded() -> None:
+    loader = Loader()
+    async with deploying(loader) as deployer:
+        deployer.want(registered(1))
+        await deployer.settled()
+        loader.gate = asyncio.Event()
+        deployer.want(registered(2, champion=2))
+        waiting = asyncio.create_task(deployer.settled())
+        await asyncio.sleep(0.01)
+        assert dict(deployer.table.entries) == {"flight-delays": 1}
+        assert not waiting.done()
+        loader.gate.set()
+        await waiting
+        assert dict(deployer.table.entries) == {"flight-delays": 2}
+
+
+async def test_a_refused_deployment_leaves_the_last_good_one_and_says_so() -> None:
+    loader = Loader()
+    async with deploying(loader) as deployer:
+        deployer.want(registered(1))
+        await deployer.settled()
+        deployer.want(registered(2, champion=13))
+        with pytest.raises(Retryable, match="signature"):
+            await deployer.settled()
+        assert dict(deployer.table.entries) == {"flight-delays": 1}
+        assert loader.remembered[-1].deployments["flight-delays"].revision == 1
+        deployer.want(registered(3, champion=2))
+        await deployer.settled()
+        assert dict(deployer.table.entries) == {"flight-delays": 2}
+        assert not deployer.refusals
+
+
+async def test_a_bundle_that_cannot_be_reached_is_tried_again_and_holds_up_no_other_pipeline() -> None:
+    loader = Loader()
+    async with deploying(loader) as deployer:
+        deployer.want(registered(1, champion=2, name="other", older=registered(1, champion=14)))
+        settled = asyncio.create_task(deployer.settled())
+        await aeventually(lambda: deployer.table.entries)
+        assert dict(deployer.table.entries) == {"other": 2}
+        assert not settled.done()
+        loader.reachable = True
+        await settled
+        assert dict(deployer.table.entries) == {"flight-delays": 14, "other": 2}
+
+
+async def test_a_withdrawn_deployment_is_served_no_more() -> None:
+    loader = Loader()
+    async with deploying(loader) as deployer:
+        state = registered(1)
+        deployer.want(state)
+        await deployer.settled()
+        deployer.want(state.with_deployment(b"flight-delays", None))
+        await deployer.settled()
+        assert not deployer.table.entries
+        with pytest.raises(Poison) as caught:
+            deployer.entry("flight-delays")
+        assert caught.value.reason is Reason.NO_MODEL
+
+
+async def test_only_the_newest_of_several_deployments_has_to_be_loaded() -> None:
+    loader = Loader()
+    async with deploying(loader) as deployer:
+        for revision in (1, 2, 3):
+            deployer.want(registered(revision, champion=14 if revision < 3 else 3))
+        await deployer.settled()
+        assert dict(deployer.table.entries) == {"flight-delays": 3}
+
+
+def test_the_log_wins_over_the_last_good_state_in_what_it_mentions() -> None:
+    old = registered(9, champion=9, name="kept", older=registered(5, champion=5))
+    new = registered(2, champion=2)
+    wanted = new.over(old).wanted()
+    assert {name: one.deployment.revision for name, one in wanted.items()} == {"kept": 9, "flight-delays": 2}
+    assert "kept" not in new.with_deployment(b"kept", None).over(old).wanted()
+
+
+@pytest.mark.parametrize("value", [b"{", b"[]", b'{"pipeline": 3}', b"\xff", b'{"pipeline": "p"}'])
+def test_a_record_that_is_no_deployment_is_poison(value: bytes) -> None:
+    with pytest.raises(Poison):
+        Registered().with_deployment(b"p", value)
+
+
+def keep_nothing(hashes: list[str]) -> None:
+    raise AssertionError(hashes)
+
+
+async def test_the_last_good_state_survives_a_restart_and_damage_is_as_good_as_none(tmp_path: Path) -> None:
+    kept: list[list[str]] = []
+    disk = LastGood(tmp_path, kept.append)
+    assert not disk.recall().wanted()
+    await disk.remember(registered(4))
+    assert LastGood(tmp_path, kept.append).recall().wanted()["flight-delays"].deployment.revision == 4
+    assert kept == [["sha256:b"]]
+    (tmp_path / "last-good.json").write_bytes(b'{"format": 1, "defin')
+    assert not LastGood(tmp_path, kept.append).recall().wanted()
+    await LastGood(None, keep_nothing).remember(registered(4))
+    assert not LastGood(None, keep_nothing).recall().wanted()
