@@ -349,3 +349,12 @@ def test_a_row_without_a_prediction_sees_the_rings_as_they_were_when_its_moment_
         live = answers(read_live(run_live(seen, rules, [5], []), as_of_us))
         want = expected(seen, rules, as_of_us)
         assert [[(a.status, a.value) for a in row] for row in live] == [[(a.status, a.value) for a in r] for r in want]
+
+
+def test_a_null_key_or_an_unknown_entity_is_not_found() -> None:
+    reader = Reader([PLAN])
+    for keys in ([(None, 1)], [("nobody", 1)], []):
+        request = reader.request([Lookup("payer", keys)])
+        result = reader.values(request, [None] * len(request.keys), 0)
+        assert [f.status.tolist() for f in result.views[0].features] == [[3] * len(keys)] * len(WANTED)
+        assert result.positions == {Place("events.paid", 0): 0, Place("events.paid", 1): 0}

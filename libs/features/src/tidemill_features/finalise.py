@@ -36,36 +36,45 @@ HEAD_EXCLUDED_BIT = 0x80
 class Merged:
     """One feature's partials merged over its window, one per row.
 
-    `count` None for last; `value` None for count; `event_us` EMPTY where nothing was merged.
+    `count`: int64, None for last; `value` None for count; `event_us` EMPTY where nothing was merged.
     """
 
-    count: Ints | None
+    count: Any
     value: Any
     event_us: Ints
 
 
-@dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of each row's entity: whether any event was folded, and whether the newest is too old."""
+    """What is known of each row's entity: whether it has events, and whether the newest is older than max_age."""
 
-    found: Bools
-    outside: Bools
+    def __init__(self, newest_us: Ints, found: Bools, as_of_us: Any, max_age_us: int) -> None:
+        self.missing = ~found
+        self.withheld = self.missing | (newest_us < as_of_us - max_age_us)
+        # The status of a value that is not null by itself.
+        self.status = np.where(self.withheld, OUTSIDE_MAX_AGE, PRESENT).astype(np.uint8)
+        self.status[self.missing] = NOT_FOUND
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureValues:
     """One feature over many rows.
 
-    `values`: float64 (NaN under a null), int64, bool or object (None); `nulls`: where there is no value;
-    `status`: uint8; `event_us`: the newest event behind the value, 0 where there is none.
+    `values`: float64 (NaN under a null), int64, bool or object (None); `status`: uint8; `event_us`: the newest event in
+    the window, or of last the value's own; 0 where there is none.
     """
 
     name: str
     type: Type
+    counts: bool
     values: Any
-    nulls: Bools
     status: Bytes
     event_us: Ints
+
+    @property
+    def nulls(self) -> Bools:
+        """Return where there is no value."""
+        null = self.status == NOT_FOUND if self.counts else self.status != PRESENT
+        return np.asarray(null, np.bool_)
 
     def numbers(self) -> NDArray[np.float64]:
         """Return float64 with NaN for null. Raises `TypeError` for strings."""
@@ -76,43 +85,26 @@ class FeatureValues:
         return np.where(self.nulls, np.nan, self.values)
 
 
-def known(newest_us: Ints, found: Bools, as_of_us: Any, max_age_us: int) -> Known:
-    """Return what the entities' newest event times say."""
-    return Known(found, found & (newest_us < as_of_us - max_age_us))
-
-
 def finalise(feature: Feature, merged: Merged, entity: Known, as_of_us: Any) -> FeatureValues:
     """Return a feature's values. `as_of_us`: one instant, or int64[rows]."""
-    outside = entity.outside
-    if feature.max_age_us:
-        stale = (merged.event_us != EMPTY) & (merged.event_us < as_of_us - feature.max_age_us)
-        outside = outside | stale
+    event_us = np.where(merged.event_us == EMPTY, 0, merged.event_us)
     if feature.function == COUNT:
-        assert merged.count is not None
-        values: Any = np.where(outside | ~entity.found, 0, merged.count)
-        null = ~entity.found
-    else:
-        empty = merged.event_us == EMPTY if feature.function == LAST else _nothing(merged)
-        null = empty | outside | ~entity.found
-        values = _values(feature, merged, null)
-    status = np.where(null, NULL, PRESENT).astype(np.uint8)
-    status[outside] = OUTSIDE_MAX_AGE
-    status[~entity.found] = NOT_FOUND
-    event_us = np.where(null | (merged.event_us == EMPTY), 0, merged.event_us)
-    return FeatureValues(feature.name, feature.type, values, null, status, event_us)
+        values: Any = np.where(entity.withheld, 0, merged.count)
+        return FeatureValues(feature.name, feature.type, True, values, entity.status, event_us)
+    status = entity.status
+    if feature.max_age_us:
+        stale = (merged.event_us < as_of_us - feature.max_age_us) & (merged.event_us != EMPTY) & ~entity.missing
+        status = np.where(stale, np.uint8(OUTSIDE_MAX_AGE), status)
+    empty = merged.event_us == EMPTY if feature.function == LAST else merged.count == 0
+    status = np.where(empty & (status == PRESENT), np.uint8(NULL), status)
+    values = _values(feature, merged, status != PRESENT)
+    return FeatureValues(feature.name, feature.type, False, values, status, event_us)
 
 
-def _nothing(merged: Merged) -> Bools:
-    assert merged.count is not None
-    return np.asarray(merged.count == 0, np.bool_)
-
-
-def _values(feature: Feature, merged: Merged, null: Bools) -> Any:
+def _values(feature: Feature, merged: Merged, null: Any) -> Any:
     value = merged.value
     if feature.function == MEAN:
-        assert merged.count is not None
-        with np.errstate(invalid="ignore", divide="ignore"):
-            value = value / merged.count
+        value = value / np.maximum(merged.count, 1)
     if value.dtype == object:
         kept = value.copy()
         kept[null] = None

@@ -21,7 +21,6 @@ A shard's key carries its view's hash, so a changed definition never meets old b
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -189,18 +188,21 @@ def shard_keys(prefix: bytes, entities: Iterable[bytes], suffixes: Sequence[byte
     return [prefix + entity + suffix for entity in entities for suffix in suffixes]
 
 
-def to_words(raws: Sequence[bytes | None], ring: RingPlan, blank: Words) -> Any:
-    """Return int64[len(raws), ring.words]: stored shards, `blank` where there is none.
+def to_words(raws: Sequence[bytes | None], ring: RingPlan, blank: bytes) -> Words:
+    """Return int64[len(raws), ring.words]: stored shards, `blank` (an empty shard's bytes) where there is none.
 
     Raises `LayoutError` where bytes do not fit the plan.
     """
     size = ring.words * 8
-    empty = blank.tobytes()
-    block = b"".join([empty if raw is None else raw if len(raw) == size else raw[:size] for raw in raws])
+    if ring.has_strings:
+        block = b"".join([blank if raw is None else raw[:size] for raw in raws])
+    else:
+        block = b"".join([raw or blank for raw in raws])
     if len(block) != size * len(raws):
         raise LayoutError("a shard cut short")
     words = np.frombuffer(block, "<i8").reshape(len(raws), ring.words)
-    wrong = (words[:, 0] != _MAGIC_WORD) | (words[:, FINGERPRINT_WORD] != ring.fingerprint)
-    if wrong.any():
+    # The magic word and, six further on, the fingerprint.
+    marks = words[:, 0 : FINGERPRINT_WORD + 1 : FINGERPRINT_WORD]
+    if np.any(marks != (_MAGIC_WORD, ring.fingerprint)):
         raise LayoutError("a shard of another format or slot layout")
     return words

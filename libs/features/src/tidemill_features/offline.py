@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill_features.expressions import Column
-from tidemill_features.finalise import FeatureValues, Known, Merged, finalise, known
+from tidemill_features.finalise import FeatureValues, Known, Merged, finalise
 from tidemill_features.fold import Events
 from tidemill_features.inputs import Values, evaluate_inputs
 from tidemill_features.layout import EMPTY
@@ -85,7 +85,7 @@ class OfflineView:
         code, cut = self._encode(rows.keys, grow=False), self._cut(rows)
         newest = self._newest_at(code, cut)
         beyond = newest > rows.as_of_us[:, None]
-        entity = known(newest.max(axis=1), (newest != EMPTY).any(axis=1), rows.as_of_us, self.plan.max_age_us)
+        entity = Known(newest.max(axis=1), (newest != EMPTY).any(axis=1), rows.as_of_us, self.plan.max_age_us)
         asked = _Asked(code, rows.as_of_us, cut, beyond, entity)
         values: list[FeatureValues | None] = [None] * len(self.plan.features)
         for index, ring in enumerate(self._rings):
@@ -254,7 +254,5 @@ def _slice(rows: Rows, first: int, end: int) -> Rows:
 
 def _joined(parts: list[FeatureValues]) -> FeatureValues:
     head = parts[0]
-    arrays = [
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("values", "nulls", "status", "event_us")
-    ]
-    return FeatureValues(head.name, head.type, *arrays)
+    arrays = [np.concatenate([getattr(part, name) for part in parts]) for name in ("values", "status", "event_us")]
+    return FeatureValues(head.name, head.type, head.counts, *arrays)

@@ -115,24 +115,15 @@ class Feature:
 
 @dataclass(frozen=True, slots=True)
 class RingPlan:
-    """One hop class of a view. A shard is `words` words of eight bytes: a header, then `slots` slots."""
+    """One hop class of a view. A shard is `words` words of eight bytes: a header, then slots of `slot_words`."""
 
     hop_us: int
     slots: int
     partials: tuple[Partial, ...]
     fingerprint: int
-
-    @property
-    def slot_words(self) -> int:
-        return SLOT_PREFIX_WORDS + sum(partial.words for partial in self.partials)
-
-    @property
-    def words(self) -> int:
-        return HEADER_WORDS + self.slots * self.slot_words
-
-    @property
-    def has_strings(self) -> bool:
-        return any(partial.dtype is Dtype.STRING for partial in self.partials)
+    slot_words: int
+    words: int
+    has_strings: bool
 
     def bucket(self, instant_us: int) -> int:
         """Return the number of the bucket that holds an instant."""
@@ -311,7 +302,15 @@ class _Compiler:
         for kind, dtype, index in self._rings[hop_us]:
             partials.append(Partial(kind, dtype, index, word))
             word += partials[-1].words
-        return RingPlan(hop_us, slots, tuple(partials), self._fingerprint(hop_us, slots))
+        return RingPlan(
+            hop_us,
+            slots,
+            tuple(partials),
+            self._fingerprint(hop_us, slots),
+            slot_words=word,
+            words=HEADER_WORDS + slots * word,
+            has_strings=any(partial.dtype is Dtype.STRING for partial in partials),
+        )
 
     def _fingerprint(self, hop_us: int, slots: int) -> int:
         """Return a number that differs wherever bytes of one layout would be misread under another."""

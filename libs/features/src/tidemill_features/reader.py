@@ -8,14 +8,13 @@ All entities of a view are merged at once. Buckets merge in the order of (bucket
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tidemill_contracts.topics import events_topic
 
-from tidemill_features.finalise import NOT_FOUND, FeatureValues, Merged, finalise, known
+from tidemill_features.finalise import NOT_FOUND, FeatureValues, Known, Merged, finalise
 from tidemill_features.layout import (
     DEFAULT_GROUP,
     DEFAULT_PROJECT,
@@ -101,53 +100,63 @@ class Result:
 class RingReader:
     """Merges the shards of one ring."""
 
-    def __init__(self, plan: RingPlan, features: Sequence[Feature]) -> None:
+    def __init__(self, plan: RingPlan, features: Sequence[Feature], partitions: int) -> None:
         self.plan = plan
         self.features = features
+        self._partitions = partitions
         self._longest_us = max(feature.window_us for feature in features)
-        self._blank = empty_shard(plan, NO_TOPIC_ID, 0)
+        self._blank = empty_shard(plan, NO_TOPIC_ID, 0).tobytes()
         self._slot = empty_slot(plan)
+        # Where each word of each slot lies within the shards of an entity: [slot, partition, word].
+        shard = np.arange(partitions)[:, None] * plan.words + HEADER_WORDS
+        slot = np.arange(plan.slots)[:, None, None] * plan.slot_words
+        self._at = slot + shard + np.arange(plan.slot_words)
 
-    def headers(self, raws: Sequence[bytes | None], partitions: int) -> "Shards":
-        """Return stored shards as words: int64[entities, partitions, words]."""
+    def shards(self, raws: Sequence[bytes | None]) -> "Shards":
+        """Return stored shards, entity by entity and within it partition by partition, as words."""
         words = to_words(raws, self.plan, self._blank)
-        return Shards(words.reshape(-1, partitions, self.plan.words), raws)
+        return Shards(words.reshape(len(raws) // self._partitions, self._partitions, self.plan.words), raws)
 
-    def merge(self, shards: "Shards", as_of_us: int) -> tuple[list[Merged], Bools]:
-        """Return each feature's merged partials, and the entities whose head bucket was left out somewhere."""
-        plan = self.plan
+    def merge(self, shards: "Shards", as_of_us: int) -> list[Merged]:
+        """Return each feature's merged partials."""
+        plan, partitions = self.plan, self._partitions
         first, last = plan.window_buckets(as_of_us, self._longest_us)
         buckets = np.arange(first, last + 1)
-        entities, partitions, _ = shards.words.shape
-        slots = shards.words[:, :, HEADER_WORDS:].reshape(entities, partitions, plan.slots, plan.slot_words)
-        # [entity, bucket, partition, word]: the order in which partials merge.
-        taken = slots.transpose(0, 2, 1, 3)[:, buckets % plan.slots]
-        dead = taken[..., 0] != buckets[:, None]
+        entities = len(shards.words)
+        at = self._at[buckets % plan.slots].reshape(-1, plan.slot_words)
+        # [entity, (bucket, partition), word]: the order in which partials merge.
+        slots = shards.words.reshape(entities, partitions * plan.words).take(at, axis=1)
+        dead = slots[:, :, 0] != buckets.repeat(partitions)
         beyond = shards.words[:, :, NEWEST_WORD] > as_of_us
-        dead[:, -1] |= beyond
-        taken[dead] = self._slot
-        flat = taken.reshape(entities, len(buckets) * partitions, plan.slot_words)
-        merged = []
+        if beyond.any():
+            dead[:, -partitions:] |= beyond
+        np.copyto(slots, self._slot, where=dead[:, :, None])
+        merged, newest = [], {}
         for feature in self.features:
-            start = plan.window_buckets(as_of_us, feature.window_us)[0] - first
-            merged.append(self._merge(feature, flat, start * partitions, shards))
-        return merged, np.asarray(beyond.any(axis=1), np.bool_)
+            start = (plan.window_buckets(as_of_us, feature.window_us)[0] - first) * partitions
+            window = slots[:, start:]
+            if feature.function == LAST:
+                merged.append(self._last(feature, window, start, shards))
+                continue
+            if start not in newest:
+                newest[start] = np.maximum.reduce(window[:, :, 1], axis=1)
+            merged.append(self._merge(feature, window, newest[start]))
+        return merged
 
-    def _merge(self, feature: Feature, flat: Ints, start: int, shards: "Shards") -> Merged:
-        window = flat[:, start:]
-        if feature.function == LAST:
-            return self._last(feature, window, start, shards)
-        count = None if feature.count is None else window[:, :, self.plan.partials[feature.count].word].sum(axis=1)
-        event_us = window[:, :, 1].max(axis=1)
+    def _merge(self, feature: Feature, window: Ints, event_us: Ints) -> Merged:
+        partials = self.plan.partials
+        count = None
+        if feature.count is not None:
+            count = np.add.reduce(window[:, :, partials[feature.count].word], axis=1)
         if feature.value is None:
             return Merged(count, None, event_us)
-        partial = self.plan.partials[feature.value]
-        values: Any = window.view(np.float64) if partial.dtype is Dtype.FLOAT else window
-        lane = values[:, :, partial.word]
+        partial = partials[feature.value]
+        lane = _typed(window, partial.dtype)[:, :, partial.word]
         if partial.kind is Kind.SUM:
-            # accumulate adds one after the other; sum and reduce add in pairs, so that bits would hang on the shape.
+            # accumulate adds one after the other; reduce adds in pairs, so that bits would hang on the shape.
             return Merged(count, np.add.accumulate(lane, axis=1)[:, -1], event_us)
-        return Merged(count, lane.min(axis=1) if partial.kind is Kind.MIN else lane.max(axis=1), event_us)
+        ufunc = np.minimum if partial.kind is Kind.MIN else np.maximum
+        return Merged(count, ufunc.reduce(lane, axis=1), event_us)
 
     def _last(self, feature: Feature, window: Ints, start: int, shards: "Shards") -> Merged:
         assert feature.value is not None
@@ -156,22 +165,24 @@ class RingReader:
         # Equal times lie in one bucket, so that of equal times the highest partition comes last.
         chosen = times.shape[1] - 1 - times[:, ::-1].argmax(axis=1)
         rows = np.arange(len(times))
-        words = window[rows, chosen, partial.word + 2]
         event_us = times[rows, chosen]
-        if partial.dtype is Dtype.FLOAT:
-            return Merged(None, words.view(np.float64), event_us)
-        if partial.dtype is Dtype.INT:
-            return Merged(None, words, event_us)
-        return Merged(None, self._strings(words, event_us, (chosen + start) % shards.words.shape[1], shards), event_us)
+        if partial.dtype is not Dtype.STRING:
+            return Merged(None, _typed(window, partial.dtype)[rows, chosen, partial.word + 2], event_us)
+        pointers = window[rows, chosen, partial.word + 2]
+        return Merged(None, self._strings(pointers, event_us, (chosen + start) % self._partitions, shards), event_us)
 
     def _strings(self, pointers: Ints, event_us: Ints, partition: Ints, shards: "Shards") -> Any:
-        partitions, area = shards.words.shape[1], self.plan.words * 8
+        area = self.plan.words * 8
         strings = np.full(len(pointers), None, object)
         for row in np.flatnonzero(event_us != EMPTY).tolist():
-            raw = shards.raws[row * partitions + int(partition[row])]
+            raw = shards.raws[row * self._partitions + int(partition[row])]
             assert raw is not None
             strings[row] = pointed(raw, area, int(pointers[row])).decode("utf-8", "surrogatepass")
         return strings
+
+
+def _typed(words: Ints, dtype: Dtype) -> Any:
+    return words.view(np.float64) if dtype is Dtype.FLOAT else words
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,77 +209,74 @@ class ViewReader:
         self._prefix = shard_prefix(project, plan.hash)
         self._suffixes = [[shard_suffix(ring, p) for p in range(plan.partitions)] for ring in plan.rings]
         self._rings = [
-            RingReader(ring, [feature for feature in plan.features if feature.ring == index])
+            RingReader(ring, [feature for feature in plan.features if feature.ring == index], plan.partitions)
             for index, ring in enumerate(plan.rings)
         ]
 
-    @cached_property
-    def keys_per_entity(self) -> int:
-        """How many shards an entity can have."""
-        return self.plan.partitions * len(self.plan.rings)
-
-    def request(self, keys: Sequence[Sequence[EntityValue]], into: list[bytes]) -> ViewRequest:
+    def request(self, keys: Iterable[Sequence[EntityValue]], into: list[bytes]) -> ViewRequest:
         """Append to `into` the keys of every shard wanted, ring by ring, within it entity by entity."""
-        seen: dict[bytes, int] = {}
-        row_of = np.empty(len(keys), np.int64)
-        for row, values in enumerate(keys):
-            entity = entity_key(values)
-            row_of[row] = -1 if entity is None else seen.setdefault(entity, len(seen))
+        numbers: dict[Sequence[EntityValue], int] = {}
+        heads: list[bytes] = []
+        rows = []
+        for key in keys:
+            values = tuple(key)
+            number = numbers.get(values)
+            if number is None:
+                entity = entity_key(values)
+                number = numbers[values] = -1 if entity is None else len(heads)
+                if entity is not None:
+                    heads.append(self._prefix + entity)
+            rows.append(number)
         first = len(into)
-        heads = [self._prefix + entity for entity in seen]
         for suffixes in self._suffixes:
             into.extend([head + suffix for head in heads for suffix in suffixes])
-        return ViewRequest(self, len(seen), row_of, first)
+        row_of = np.array(rows, np.int64)
+        return ViewRequest(self, len(heads), row_of, first)
 
     def values(self, request: ViewRequest, raws: Sequence[bytes | None], as_of_us: int) -> ViewValues:
         """Return the features of every row of a lookup. Raises `LayoutError`."""
-        plan, rows = self.plan, request.row_of
-        if not request.entities:
-            return ViewValues(plan.name, plan.hash, self._nothing(len(rows)), np.zeros(len(rows), np.bool_))
-        size = request.entities * plan.partitions
+        plan, size = self.plan, request.entities * self.plan.partitions
         features: dict[str, FeatureValues] = {}
         excluded = np.zeros(request.entities, np.bool_)
         for index, ring in enumerate(self._rings):
             first = request.first_key + index * size
-            shards = ring.headers(raws[first : first + size], plan.partitions)
-            entity = known(shards.newest_us(), shards.found(), as_of_us, plan.max_age_us)
-            merged, beyond = ring.merge(shards, as_of_us)
-            excluded |= beyond
-            for feature, partials in zip(ring.features, merged, strict=True):
-                features[feature.name] = finalise(feature, partials, entity, as_of_us)
-        ordered = [_spread(features[feature.name], rows) for feature in plan.features]
-        return ViewValues(plan.name, plan.hash, ordered, excluded[rows] & (rows >= 0))
-
-    def _nothing(self, rows: int) -> list[FeatureValues]:
-        """Return NOT_FOUND for every row."""
-        none = known(np.full(rows, EMPTY), np.zeros(rows, np.bool_), 0, 0)
-        values = []
-        for feature in self.plan.features:
-            ring = self.plan.rings[feature.ring]
-            dtype = ring.partials[feature.value].dtype if feature.value is not None else Dtype.INT
-            value = np.zeros(rows, {Dtype.INT: np.int64, Dtype.FLOAT: np.float64, Dtype.STRING: object}[dtype])
-            merged = Merged(np.zeros(rows, np.int64), value, np.full(rows, EMPTY))
-            values.append(finalise(feature, merged, none, 0))
-        return values
+            shards = ring.shards(raws[first : first + size])
+            if index == 0:
+                # Every ring of a view takes in the same events, so that the first one's headers speak for all.
+                newest_us = shards.newest_us()
+                entity = Known(newest_us, shards.found(), as_of_us, plan.max_age_us)
+                excluded = newest_us > as_of_us
+            for feature, merged in zip(ring.features, ring.merge(shards, as_of_us), strict=True):
+                features[feature.name] = finalise(feature, merged, entity, as_of_us)
+        ordered = [features[feature.name] for feature in plan.features]
+        rows = request.row_of
+        if len(rows) == request.entities:
+            return ViewValues(plan.name, plan.hash, ordered, excluded)
+        null_key = rows < 0
+        spread = [_spread(feature, rows, null_key) for feature in ordered]
+        return ViewValues(plan.name, plan.hash, spread, _take(excluded, rows, null_key, False))
 
 
-def _spread(feature: FeatureValues, rows: Ints) -> FeatureValues:
+def _spread(feature: FeatureValues, rows: Ints, null_key: Bools) -> FeatureValues:
     """Give each row its entity's value; NOT_FOUND where the key is null."""
-    null_key = rows < 0
-    spread = FeatureValues(
+    nothing = {"O": None, "f": np.nan}.get(feature.values.dtype.kind, 0)
+    return FeatureValues(
         feature.name,
         feature.type,
-        feature.values[rows],
-        feature.nulls[rows],
-        feature.status[rows],
-        feature.event_us[rows],
+        feature.counts,
+        _take(feature.values, rows, null_key, nothing),
+        _take(feature.status, rows, null_key, NOT_FOUND),
+        _take(feature.event_us, rows, null_key, 0),
     )
+
+
+def _take(values: Any, rows: Ints, null_key: Bools, nothing: Any) -> Any:
+    if not len(values):
+        return np.full(len(rows), nothing, values.dtype)
+    taken = values[rows]
     if null_key.any():
-        spread.nulls[null_key] = True
-        spread.status[null_key] = NOT_FOUND
-        spread.event_us[null_key] = 0
-        spread.values[null_key] = {"O": None, "f": np.nan}.get(spread.values.dtype.kind, 0)
-    return spread
+        taken[null_key] = nothing
+    return taken
 
 
 class Reader:
