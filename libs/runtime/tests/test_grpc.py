@@ -1,8 +1,12 @@
 """The gRPC server and channel, over a real connection on the loopback."""
 
 import asyncio
+import shutil
+import subprocess
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tidemill_contracts.progress.v1 import progress_pb2, progress_pb2_grpc
 from tidemill_contracts.reasons import Reason
 from tidemill_runtime import rpc_errors
+from tidemill_runtime.actor import require_actor
 from tidemill_runtime.errors import Fatal, Overloaded, Poison, Retryable, TidemillError
 from tidemill_runtime.grpc_client import channel
 from tidemill_runtime.grpc_server import GrpcServer
@@ -184,6 +189,63 @@ async def test_calls_past_the_bound_are_refused_and_health_still_answers() -> No
 
 async def _awaited(call: Any) -> Any:
     return await call
+
+
+async def test_tls_serves_known_clients_and_no_others(tmp_path: Path) -> None:
+    certificate, key = own_certificate(tmp_path)
+    secure = GrpcSettings(tls_cert=certificate, tls_key=key, tls_ca=certificate, peer_tls=True)
+
+    async def stage(offsets: Offsets, event_time_us: int) -> Reached:
+        return Reached({}, event_time_us)
+
+    async with serving(stage, secure) as opened:
+        assert (await wait(opened, timeout=5)).event_time_us == 9
+    server = GrpcServer(secure, Health())
+    anonymous = GrpcSettings(tls_ca=certificate, peer_tls=True)
+    async with running(server):
+        for stranger in (GrpcSettings(), anonymous):
+            async with channel(f"127.0.0.1:{server.port}", stranger) as opened:
+                with pytest.raises(grpc.aio.AioRpcError) as failed:
+                    await wait(opened, timeout=2)
+                assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def own_certificate(folder: Path) -> tuple[str, str]:
+    """Return files of a self-signed certificate for the loopback, and of its key."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs the openssl command")
+    certificate, key = str(folder / "cert.pem"), str(folder / "key.pem")
+    request = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    name = ["-days", "1", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
+    subprocess.run([*request, *name, "-out", certificate, "-keyout", key], check=True, capture_output=True)
+    return certificate, key
+
+
+async def test_the_channel_says_who_calls_and_the_hop_delay_delays() -> None:
+    seen: list[str] = []
+
+    class Servicer(progress_pb2_grpc.ProgressServiceServicer):
+        async def WaitProgress(  # noqa: N802 -- the wire's name
+            self, request: Any, context: Any
+        ) -> progress_pb2.WaitProgressResponse:
+            seen.append(require_actor(context))
+            return progress_pb2.WaitProgressResponse()
+
+    settings = GrpcSettings()
+    server = GrpcServer(settings, Health(), hop_delay_ms=40, seed=1)
+    server.add(progress_pb2_grpc.add_ProgressServiceServicer_to_server, Servicer())
+    async with running(server):
+        async with channel(f"127.0.0.1:{server.port}", settings, actor="service/training") as opened:
+            began = time.monotonic()
+            for _ in range(10):
+                await wait(opened)
+            assert 0.05 < time.monotonic() - began < 2
+        async with channel(f"127.0.0.1:{server.port}", settings) as opened:
+            with pytest.raises(grpc.aio.AioRpcError, match="x-tidemill-actor") as failed:
+                await wait(opened)
+    assert seen == ["service/training"] * 10
+    assert rpc_errors.from_rpc(failed.value).reason is Reason.MISSING_ACTOR  # type: ignore[attr-defined]
 
 
 async def test_every_reason_has_a_code_and_survives_the_way_back() -> None:

@@ -172,6 +172,21 @@ async def test_retries_that_are_exhausted_end_the_service_without_a_commit(
     assert await committed(kafka, "t") == -1
 
 
+async def test_a_library_error_that_nobody_translated_ends_the_service_and_skips_nothing(
+    kafka: KafkaSettings, make_topic: MakeTopic
+) -> None:
+    await make_topic("t")
+    first, second = Collecting([ConnectionRefusedError("PostgreSQL")]), Collecting()
+    async with Producer(kafka) as producer:
+        await fill(producer, "t", [b"a"])
+        with pytest.raises(Fatal, match="let a library's error through"):
+            async with running(StreamRunner(first, kafka, OPTIONS, topics=["t"])):
+                await asyncio.Event().wait()
+        async with running(StreamRunner(second, kafka, OPTIONS, topics=["t"])) as runner:
+            await runner.reached(producer.written)
+    assert second.applied == [b"a"]
+
+
 async def test_a_stop_during_retries_ends_at_once_and_leaves_the_record_for_the_next(
     kafka: KafkaSettings, make_topic: MakeTopic
 ) -> None:

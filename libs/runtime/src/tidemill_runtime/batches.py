@@ -11,6 +11,8 @@ S = TypeVar("S")
 E = TypeVar("E")
 D = TypeVar("D")
 
+_POLL_MS = 200
+
 
 class Record(Protocol):
     """An aiokafka ConsumerRecord, unmodified: bytes as they lay in the log.
@@ -118,7 +120,7 @@ class Pipeline(Generic[S, E]):
         raise NotImplementedError
 
     def step(self, state: S, batch: Batch, now_us: int) -> Step[S, E]:
-        """Fold one batch; no clock, no I/O, no await. Anything raised here but `Retryable` ends the process."""
+        """Fold one batch; no clock, no I/O, no await. Anything raised here ends the process."""
         raise NotImplementedError
 
     async def apply(self, effects: E) -> None:
@@ -150,6 +152,11 @@ class StreamOptions:
     session_ms: int = 10_000
     hop_delay_ms: int = 0
     seed: int = 0
+
+    @property
+    def poll_ms(self) -> int:
+        """How long one wait for records lasts; a stop and a due flush are noticed after at most this."""
+        return min(_POLL_MS, self.flush_every_ms or _POLL_MS)
 
     def consumer_kwargs(self) -> dict[str, Any]:
         """Return the keyword arguments of the aiokafka consumer, the group aside."""

@@ -10,6 +10,8 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
+from tidemill_runtime import metrics
+from tidemill_runtime.positions import Partition
 from tidemill_runtime.retries import delays
 from tidemill_runtime.settings import KafkaSettings
 
@@ -57,6 +59,12 @@ async def close(consumer: Any, timeout_s: float = 5.0) -> None:
         log.warning("consumer_abandoned")
     elif (error := stopping.exception()) is not None:
         log.warning("consumer_stop_failed", error=repr(error))
+
+
+def note_lost(group: str, partition: Partition, count: int) -> None:
+    """Say loudly that retention removed records before the group read them."""
+    log.error("records_lost_to_retention", group=group, partition=partition, count=count)
+    metrics.stream_lost.labels(group, partition.topic).inc(count)
 
 
 class Committer:

@@ -147,6 +147,8 @@ class FaustApp:
             except (KafkaError, OSError) as error:
                 self._fault = f"Kafka: {error!r}"
                 log.warning("faust_waits_for_kafka", group=self._options.group, error=repr(error))
+            if self._failure is not None:
+                raise self._failure
             if self._stopping.is_set():
                 return
             rebuilds = 1 if self._decided > decided else rebuilds + 1
@@ -165,8 +167,6 @@ class FaustApp:
             ended.cancel()
             if watchdog.done():
                 watchdog.result()
-            if self._failure is not None:
-                raise self._failure
             self._fault = None if self._stopping.is_set() else f"Faust crashed: {app.crash_reason!r}"
         finally:
             watchdog.cancel()

@@ -79,20 +79,20 @@ class Guard(grpc.aio.ServerInterceptor):
         )
 
         async def answer(request: Any, context: Any) -> AsyncIterator[Any]:
-            async with self._guarded(method, context):
+            async with self._guarded(method, context, streaming=True):
                 async for response in inner(request, context):
                     yield response
 
         return kind(answer, handler.request_deserializer, handler.response_serializer)
 
     @asynccontextmanager
-    async def _guarded(self, method: str, context: Any) -> AsyncIterator[None]:
+    async def _guarded(self, method: str, context: Any, *, streaming: bool = False) -> AsyncIterator[None]:
         began, code = perf_counter(), grpc.StatusCode.OK
         bounded = not method.startswith(_UNBOUNDED)
         self._in_flight += bounded
         metrics.rpc_in_flight.inc()
         try:
-            async with asyncio.timeout(self._remaining_s(context)):
+            async with asyncio.timeout(self._remaining_s(context, streaming)):
                 if bounded and self._in_flight > self._settings.max_in_flight:
                     raise Overloaded(f"{self._settings.max_in_flight} calls are being answered", retry_after_s=0.1)
                 if self._hop_delay_ms:
@@ -118,9 +118,12 @@ class Guard(grpc.aio.ServerInterceptor):
             metrics.rpc_in_flight.dec()
             metrics.rpc_seconds.labels(method, code.name).observe(perf_counter() - began)
 
-    def _remaining_s(self, context: Any) -> float:
+    def _remaining_s(self, context: Any, streaming: bool) -> float | None:
         remaining_s: float | None = context.time_remaining()
-        return self._settings.default_deadline_s if remaining_s is None else remaining_s
+        if remaining_s is None and not streaming:
+            return self._settings.default_deadline_s
+        # A watch without a deadline is meant to last.
+        return remaining_s
 
     async def _abort(self, method: str, context: Any, error: TidemillError) -> None:
         code, status = to_status(error)

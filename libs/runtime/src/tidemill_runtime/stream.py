@@ -19,7 +19,7 @@ from aiokafka.errors import IllegalStateError, KafkaError
 
 from tidemill_runtime import metrics
 from tidemill_runtime.batches import Assignment, Batch, Pipeline, Record, Refused, Restored, StreamOptions
-from tidemill_runtime.consumer import Committer, GroupListener, close, connect, sleep_unless
+from tidemill_runtime.consumer import Committer, GroupListener, close, connect, note_lost, sleep_unless
 from tidemill_runtime.dead_letters import DeadLetters
 from tidemill_runtime.errors import Fatal, Retryable, StateLost
 from tidemill_runtime.health import Health
@@ -31,9 +31,6 @@ from tidemill_runtime.watchdog import Sighting, watch
 S = TypeVar("S")
 E = TypeVar("E")
 R = TypeVar("R")
-
-# How long one wait for records lasts; a stop is noticed after at most this.
-_POLL_MS = 200
 
 log = structlog.get_logger(__name__)
 
@@ -145,13 +142,11 @@ class StreamRunner(Generic[S, E]):
     async def flush(self) -> None:
         """Make what was applied durable now, without waiting for the interval."""
         async with self._lock:
-            await self._flush()
-
-    def lag(self) -> dict[Partition, int]:
-        """Return the records known to be in the log and not yet durable."""
-        held = self.positions.next
-        marks = {partition: self._consumer.highwater(self._physical(partition)) for partition in held}
-        return {partition: max(0, mark - held[partition]) for partition, mark in marks.items() if mark is not None}
+            try:
+                await self._flush()
+            except StateLost:
+                self._drop_state()
+                raise
 
     async def _loop(self) -> None:
         while not self._stopping.is_set():
@@ -185,16 +180,24 @@ class StreamRunner(Generic[S, E]):
         if self._held is None and self._consumer.assignment():
             await self._restore()
         epoch = self._epoch
-        fetched = await self._consumer.getmany(timeout_ms=self._poll_ms(), max_records=self._options.max_records)
+        fetched = await self._consumer.getmany(timeout_ms=self._options.poll_ms, max_records=self._options.max_records)
         async with self._lock:
             if epoch != self._epoch:
                 self._read_again(fetched)
-            elif fetched and self._held is not None:
+            else:
+                await self._work(fetched)
+        # A full buffer is handed over without suspending once; others must get their turn between batches.
+        await asyncio.sleep(0)
+
+    async def _work(self, fetched: Mapping[TopicPartition, Sequence[Record]]) -> None:
+        try:
+            if fetched and self._held is not None:
                 await self._process(fetched, self._held.state)
             elif self._flush_due():
                 await self._retried(self._flush)
-        # A full buffer is handed over without suspending once; others must get their turn between batches.
-        await asyncio.sleep(0)
+        except (KafkaError, OSError) as error:
+            # Taken for an outage of Kafka, an error of the pipeline would pass over the batch.
+            raise Fatal(f"the pipeline let a library's error through: {error!r}") from error
 
     async def _process(self, fetched: Mapping[TopicPartition, Sequence[Record]], state: S) -> None:
         began, epoch = perf_counter(), self._epoch
@@ -312,12 +315,8 @@ class StreamRunner(Generic[S, E]):
         partition = self._partition(place)
         offset, lost = start_offset(partition, wanted, begin[place], end[place])
         if lost:
-            self._count_lost(partition, lost)
+            note_lost(self._options.group, partition, lost)
         return offset
-
-    def _count_lost(self, partition: Partition, count: int) -> None:
-        log.error("records_lost_to_retention", topic=partition.topic, partition=partition.number, count=count)
-        metrics.stream_lost.labels(self._options.group, partition.topic).inc(count)
 
     async def _count_gaps(self, batch: Batch) -> None:
         for partition, records in batch.partitions.items():
@@ -326,9 +325,12 @@ class StreamRunner(Generic[S, E]):
                 continue
             # Compaction leaves gaps too; only what lies before the log's beginning was lost.
             place = self._physical(partition)
-            begin = (await self._consumer.beginning_offsets([place]))[place]
+            try:
+                begin = (await self._consumer.beginning_offsets([place]))[place]
+            except (KafkaError, OSError) as error:
+                raise _Abandoned from error
             if begin > expected:
-                self._count_lost(partition, min(begin, first) - expected)
+                note_lost(self._options.group, partition, min(begin, first) - expected)
 
     def _read_again(self, fetched: Iterable[TopicPartition]) -> None:
         if self._held is None:
@@ -383,10 +385,6 @@ class StreamRunner(Generic[S, E]):
         for place, lag in lags.items():
             metrics.stream_lag.labels(self._options.group, self._kafka.logical(place.topic)).set(lag)
         return Sighting(bool(places), sum(lags.values()), applied, excused=self._excused)
-
-    def _poll_ms(self) -> int:
-        every_ms = self._options.flush_every_ms
-        return min(_POLL_MS, every_ms) if every_ms else _POLL_MS
 
     def _set_stall(self, fault: str) -> None:
         self._stall = self._fault = fault
