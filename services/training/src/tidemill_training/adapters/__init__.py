@@ -1,1 +1,1 @@
-"""Everything of the training service that touches the world."""
+"""What touches the world: Kafka, PostgreSQL, gRPC, processes, the offline log."""

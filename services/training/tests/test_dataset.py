@@ -1,0 +1,226 @@
+"""The training set, row by row, on made-up columns."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_features.expressions import Column
+from tidemill_models.errors import ModelError
+from tidemill_training.dataset import Asked, StreamLog, build_table, cut_by_time
+from tidemill_training.experiment import Table
+from tidemill_training.spec import Window
+
+MINUTE_US = 60_000_000
+EVER = Window(0, 10**15)
+
+
+def text(*values: str | None) -> Column:
+    nulls = np.array([value is None for value in values], dtype=np.bool_)
+    return Column(np.array([value or "" for value in values], dtype=np.object_), nulls)
+
+
+def number(*values: float | None) -> Column:
+    nulls = np.array([value is None for value in values], dtype=np.bool_)
+    return Column(np.array([0.0 if value is None else value for value in values]), nulls)
+
+
+def closure(label: str = "delay > 15", wait_minutes: int = 600) -> definition.Definition:
+    string, float64, timestamp = (
+        definition.FIELD_TYPE_STRING,
+        definition.FIELD_TYPE_FLOAT64,
+        definition.FIELD_TYPE_TIMESTAMP,
+    )
+    asked = definition.Stream(name="asked", key_field="id", time_field="at", partitions=2)
+    landed = definition.Stream(name="landed", key_field="id", time_field="at", partitions=2)
+    for name, kind, nullable in (("id", string, False), ("origin", string, True), ("at", timestamp, False)):
+        asked.fields.add(name=name, type=kind, nullable=nullable)
+        landed.fields.add(name=name, type=kind, nullable=nullable)
+    landed.fields.add(name="delay", type=float64, nullable=True)
+    view = definition.View(name="origin", stream="landed", entity=["origin"])
+    view.features.add(
+        name="seen",
+        function=definition.AGGREGATION_FUNCTION_COUNT,
+        window_ms=3_600_000,
+        type=definition.FIELD_TYPE_INT64,
+    )
+    view.features.add(
+        name="worst",
+        function=definition.AGGREGATION_FUNCTION_MAX,
+        expression="delay",
+        window_ms=3_600_000,
+        type=float64,
+    )
+    pipeline = definition.Pipeline(name="late", request="asked")
+    pipeline.features.add(name="o", view=definition.ViewLookup(view="origin", on=["origin"]))
+    pipeline.features.add(name="from", expression="origin")
+    pipeline.features.add(name="hour", expression="hour(at)")
+    pipeline.label.CopyFrom(definition.Label(stream="landed", expression=label, by="id", wait_ms=wait_minutes * 60_000))
+    return definition.Definition(streams=[asked, landed], views=[view], pipelines=[pipeline])
+
+
+@dataclass(frozen=True)
+class Landing:
+    """One record of `landed`; its offset is its place in the list, counted per partition."""
+
+    id: str
+    minute: int
+    delay: float | None
+    partition: int = 0
+    counts: bool = True
+    origin: str = "JFK"
+
+
+@dataclass(frozen=True)
+class Request:
+    id: str
+    minute: int
+    partition: int = 0
+    counts: bool = True
+
+
+def offsets(partitions: list[int]) -> np.ndarray:
+    seen: dict[int, int] = {}
+    found = []
+    for partition in partitions:
+        found.append(seen.get(partition, 0))
+        seen[partition] = found[-1] + 1
+    return np.array(found, dtype=np.int64)
+
+
+def log(rows: list[Landing] | list[Request], columns: dict[str, Column]) -> StreamLog:
+    minutes = np.array([row.minute for row in rows], dtype=np.int64)
+    partitions = [row.partition for row in rows]
+    at = Column(minutes * MINUTE_US, np.zeros(len(rows), dtype=np.bool_))
+    counts = np.array([row.counts for row in rows], dtype=np.bool_)
+    return StreamLog(
+        np.array(partitions, dtype=np.int64), offsets(partitions), minutes * MINUTE_US, counts, {**columns, "at": at}
+    )
+
+
+def logs(requests: list[Request], landings: list[Landing]) -> dict[str, StreamLog]:
+    asked = {"id": text(*(row.id for row in requests)), "origin": text(*("JFK" for _ in requests))}
+    landed = {
+        "id": text(*(row.id for row in landings)),
+        "origin": text(*(row.origin for row in landings)),
+        "delay": number(*(row.delay for row in landings)),
+    }
+    return {"asked": log(requests, asked), "landed": log(landings, landed)}
+
+
+def nobody_predicted() -> Asked:
+    empty = np.empty(0, dtype=np.int64)
+    at = Column(empty, np.empty(0, dtype=np.bool_))
+    return Asked(np.empty(0, dtype=np.object_), empty, {"id": text(), "origin": text(), "at": at}, {})
+
+
+def predicted(key: str, minute: int, cut: tuple[int, int]) -> Asked:
+    at = np.array([minute * MINUTE_US])
+    columns = {"id": text(key), "origin": text("JFK"), "at": Column(at, np.array([False]))}
+    cuts = {"asked": np.zeros((1, 2), dtype=np.int64), "landed": np.array([cut], dtype=np.int64)}
+    return Asked(np.array([key], dtype=np.object_), at, columns, cuts)
+
+
+def table(requests: list[Request], landings: list[Landing], asked: Asked | None = None, window: Window = EVER) -> Table:
+    return build_table(closure(), logs(requests, landings), asked or nobody_predicted(), window)
+
+
+def test_a_row_without_a_prediction_sees_the_events_before_the_first_one_after_it() -> None:
+    landings = [
+        Landing("x", 10, 20.0),
+        Landing("a", 50, 0.0),
+        # Lies after the request in the log, though its time is before it: the rings did not hold it yet.
+        Landing("y", 20, 90.0),
+    ]
+    found = table([Request("a", 30)], landings)
+    assert found.labels.tolist() == [0.0]
+    assert found.numbers["o.seen"].tolist() == [1.0]
+    assert found.numbers["o.worst"].tolist() == [20.0]
+    assert found.numbers["hour"].tolist() == [0.0]
+    assert found.categories["from"] == ["JFK"]
+    assert [(column.name, column.category) for column in found.columns] == [
+        ("o.seen", False),
+        ("o.worst", False),
+        ("from", True),
+        ("hour", False),
+    ]
+
+
+def test_a_prediction_sees_what_its_positions_say_whatever_its_time() -> None:
+    landings = [
+        Landing("x", 10, 20.0),
+        Landing("y", 20, 90.0),
+        Landing("z", 20, 99.0, partition=1),
+        Landing("a", 50, 30.0),
+    ]
+    for cut, worst in (((1, 0), 20.0), ((2, 0), 90.0), ((2, 1), 99.0)):
+        found = table([Request("a", 30)], landings, predicted("a", 30, cut))
+        assert found.numbers["o.worst"].tolist() == [worst]
+    assert np.isnan(table([Request("a", 30)], landings, predicted("a", 30, (0, 0))).numbers["o.worst"]).all()
+
+
+def test_a_predicted_request_is_one_row_and_the_others_are_rows_too() -> None:
+    landings = [Landing("a", 50, 30.0), Landing("b", 60, 0.0)]
+    found = table([Request("a", 30), Request("b", 40)], landings, predicted("a", 31, (0, 0)))
+    assert found.as_of_us.tolist() == [31 * MINUTE_US, 40 * MINUTE_US]
+    assert found.labels.tolist() == [1.0, 0.0]
+
+
+def test_a_label_counts_only_when_it_had_come_by_the_request_for_training() -> None:
+    landings = [Landing("a", 50, 30.0), Landing("b", 60, 30.0)]
+    requests = [Request("a", 30), Request("b", 30)]
+    assert len(table(requests, landings, window=Window(0, 59 * MINUTE_US))) == 1
+    assert len(table(requests, landings, window=Window(0, 60 * MINUTE_US))) == 2
+
+
+def test_the_newest_label_wins_within_the_wait_and_a_null_one_is_none() -> None:
+    requests = [Request("a", 30), Request("b", 30), Request("c", 30), Request("d", 30)]
+    landings = [
+        Landing("a", 50, 0.0),
+        Landing("a", 55, 30.0),
+        Landing("a", 54, 0.0),
+        Landing("b", 50, None),
+        Landing("c", 700, 30.0),
+        Landing("d", 50, 0.0),
+        Landing("d", 700, 30.0),
+    ]
+    found = table(requests, landings)
+    assert found.labels.tolist() == [1.0, 0.0]
+
+
+def test_duplicates_and_late_ones_are_no_rows_no_labels_and_no_features() -> None:
+    landings = [
+        Landing("x", 10, 5.0),
+        Landing("x", 10, 99.0, counts=False),
+        Landing("a", 50, 0.0),
+        Landing("a", 51, 99.0, counts=False),
+    ]
+    found = table([Request("a", 30), Request("a", 30, counts=False)], landings)
+    assert found.labels.tolist() == [0.0]
+    assert found.numbers["o.seen"].tolist() == [1.0]
+
+
+def test_the_window_holds_its_start_and_not_its_end() -> None:
+    landings = [Landing(key, 20, 0.0) for key in "abc"]
+    requests = [Request("a", 9), Request("b", 10), Request("c", 20)]
+    found = table(requests, landings, window=Window(10 * MINUTE_US, 20 * MINUTE_US))
+    assert found.as_of_us.tolist() == [10 * MINUTE_US]
+
+
+def test_rows_come_in_time_order_with_ties_by_key_whatever_the_order_of_the_log() -> None:
+    landings = [Landing(key, 50, delay) for key, delay in (("a", 0.0), ("b", 30.0), ("c", 0.0))]
+    one = table([Request("c", 30), Request("a", 30), Request("b", 20, partition=1)], landings)
+    other = table([Request("a", 30), Request("b", 20), Request("c", 30, partition=1)], landings)
+    assert one.labels.tolist() == other.labels.tolist() == [1.0, 0.0, 0.0]
+    assert one.as_of_us.tolist() == other.as_of_us.tolist()
+
+
+def test_a_label_that_is_no_predicate_is_refused_by_name() -> None:
+    with pytest.raises(ModelError, match="no predicate"):
+        build_table(closure(label="delay"), logs([Request("a", 1)], [Landing("a", 2, 1.0)]), nobody_predicted(), EVER)
+
+
+def test_cuts_by_time_do_not_touch_what_a_prediction_named() -> None:
+    landings = [Landing("x", 10, 1.0), Landing("y", 40, 1.0)]
+    asked = predicted("a", 30, (7, 9))
+    assert cut_by_time(asked, logs([], landings)).cuts["landed"].tolist() == [[7, 9]]
