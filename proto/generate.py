@@ -52,7 +52,8 @@ def generate(out: Path) -> None:
 
 def committed() -> list[Path]:
     """Return every generated file of the contracts library."""
-    return [*PACKAGE.rglob("*_pb2*.py*"), *PACKAGE.glob("topics_data/*.yaml")]
+    code = [path for path in PACKAGE.rglob("*_pb2*.py*") if path.parent.name != "__pycache__"]
+    return [*code, *PACKAGE.glob("topics_data/*.yaml")]
 
 
 def stale(fresh: Path) -> list[str]:
