@@ -1,0 +1,194 @@
+"""What becomes of each event of a request: headers, identity, repeats, gates that follow definitions."""
+
+import json
+
+import pytest
+from tidemill_contracts.canonical import stream_hash, to_json
+from tidemill_contracts.cloudevents import WATERMARK_TYPE, Attributes, from_headers
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.ingestion.v1 import ingestion_pb2 as messages
+from tidemill_contracts.instants import parse_us
+from tidemill_contracts.reasons import Reason
+from tidemill_ingestion.admission import Admission, Admitted, Gate, Repeat
+from tidemill_ingestion.gates import Gates
+from tidemill_ingestion.recent import Recent
+from tidemill_ingestion.verdicts import Refusal
+
+NOW_US = 1_800_000_000_000_000
+HOUR_MS = 3_600_000
+STREAM = definition.Stream(
+    name="rides",
+    fields=[
+        definition.Field(name="ride_id", type=definition.FIELD_TYPE_STRING),
+        definition.Field(name="at", type=definition.FIELD_TYPE_TIMESTAMP),
+    ],
+    key_field="ride_id",
+    time_field="at",
+    partitions=3,
+    dedup_window_ms=HOUR_MS,
+    max_future_ms=600_000,
+)
+
+
+def event(identity: str = "", *, at: str = "2013-06-04T10:00:00Z", **attributes: str) -> messages.Event:
+    data = json.dumps({"ride_id": "r-1", "at": at}).encode()
+    return messages.Event(id=identity, data=data, **attributes)  # type: ignore[arg-type]
+
+
+def admit(gate: Gate, *events: messages.Event, source: str = "") -> list[Admission]:
+    return gate.admit(events, source, NOW_US, lambda: "assigned")
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate(STREAM, Recent(100))
+
+
+def admitted(admission: Admission) -> Admitted:
+    assert isinstance(admission, Admitted)
+    return admission
+
+
+def test_headers_are_what_the_codec_reads(gate: Gate) -> None:
+    one = admitted(admit(gate, event("e-1", source="meter", type="ride.ended", traceparent="00-1"))[0])
+    assert (one.topic, one.key, one.value) == ("events.rides", b"r-1", event().data)
+    assert from_headers(one.headers) == Attributes(
+        id="e-1",
+        source="meter",
+        type="ride.ended",
+        time_us=parse_us("2013-06-04T10:00:00Z"),
+        subject="rides",
+        dataschema=stream_hash(STREAM),
+        traceparent="00-1",
+    )
+    assert dict(one.headers)["ce_specversion"] == b"1.0"
+    assert dict(one.headers)["content-type"] == b"application/json"
+
+
+def test_event_time_is_written_in_utc(gate: Gate) -> None:
+    one = admitted(admit(gate, event(at="2013-06-04T12:00:00+02:00"))[0])
+    assert dict(one.headers)["ce_time"] == b"2013-06-04T10:00:00Z"
+
+
+def test_an_event_without_id_gets_one_and_is_nobodys_repeat(gate: Gate) -> None:
+    one, two = admit(gate, event(), event())
+    attributes = from_headers(admitted(one).headers)
+    assert (attributes.id, attributes.source) == ("assigned", "tidemill/ingestion")
+    assert attributes.type == "tidemill.event.v1"
+    assert isinstance(two, Admitted)
+
+
+def test_source_of_the_batch_stands_in_for_the_events(gate: Gate) -> None:
+    one, two = admit(gate, event("1"), event("1", source="own"), source="batch")
+    assert from_headers(admitted(one).headers).source == "batch"
+    assert from_headers(admitted(two).headers).source == "own"
+
+
+def test_a_repeat_within_the_request_points_to_the_first(gate: Gate) -> None:
+    assert admit(gate, event("1"), event("2"), event("1"))[2] == Repeat(0)
+
+
+def test_only_what_kafka_acknowledged_makes_a_later_event_a_repeat(gate: Gate) -> None:
+    first = admitted(admit(gate, event("1"))[0])
+    assert isinstance(admit(gate, event("1"))[0], Admitted)
+    gate.accepted(first)
+    assert admit(gate, event("1"))[0] == Repeat(None)
+
+
+def test_the_same_identity_beyond_the_window_is_another_event(gate: Gate) -> None:
+    gate.accepted(admitted(admit(gate, event("1"))[0]))
+    assert admit(gate, event("1", at="2013-06-04T11:00:00Z"))[0] == Repeat(None)
+    assert isinstance(admit(gate, event("1", at="2013-06-04T11:00:00.000001Z"))[0], Admitted)
+
+
+def test_memory_of_identities_is_bounded_and_forgets_the_oldest() -> None:
+    recent = Recent(2)
+    for number in range(3):
+        recent.add(("s", str(number)), 0)
+    recent.add(("s", "1"), 5)
+    recent.add(("s", "9"), 0)
+    assert len(recent) == 2
+    assert [recent.holds(("s", name), 0, 10) for name in ("0", "1", "2", "9")] == [False, True, False, True]
+
+
+def test_watermarks_cannot_be_forged_by_a_producer(gate: Gate) -> None:
+    refused = admit(gate, event("1", type=WATERMARK_TYPE))[0]
+    assert isinstance(refused, Refusal)
+    assert (refused.reason, refused.field) == (Reason.UNSUPPORTED, "type")
+
+
+@pytest.mark.parametrize("name", ["id", "source", "type", "traceparent"])
+def test_attributes_are_bounded(gate: Gate, name: str) -> None:
+    one = event()
+    setattr(one, name, "x" * 600)
+    refused = admit(gate, one)[0]
+    assert isinstance(refused, Refusal)
+    assert (refused.reason, refused.field) == (Reason.OVERSIZED, name)
+
+
+def record(stream: definition.Stream) -> bytes:
+    closure = definition.Definition(streams=[stream])
+    return to_json(definition.DefinitionRecord(kind="stream", name=stream.name, definition=closure))
+
+
+def test_gates_follow_definitions() -> None:
+    gates = Gates(10)
+    missing = gates.find("rides")
+    assert isinstance(missing, Refusal)
+    assert missing.reason is Reason.UNKNOWN_STREAM
+    gates.fold(record(STREAM))
+    before = gates.find("rides")
+    gates.fold(record(STREAM))
+    assert gates.find("rides") is before
+    wider = definition.Stream()
+    wider.CopyFrom(STREAM)
+    wider.fields.add(name="tip", type=definition.FIELD_TYPE_FLOAT64)
+    gates.fold(record(wider))
+    after = gates.find("rides")
+    assert isinstance(after, Gate)
+    refused = admit(after, event("1"))[0]
+    assert isinstance(refused, Refusal)
+    assert (refused.reason, refused.field) == (Reason.MISSING_FIELD, "tip")
+    gates.fold(None)
+    with pytest.raises(ValueError, match="DefinitionRecord"):
+        gates.fold(b"[]")
+
+
+def test_a_redefined_stream_still_knows_its_repeats() -> None:
+    gates = Gates(10)
+    gates.fold(record(STREAM))
+    before = gates.find("rides")
+    assert isinstance(before, Gate)
+    before.accepted(admitted(admit(before, event("1"))[0]))
+    longer = definition.Stream()
+    longer.CopyFrom(STREAM)
+    longer.max_future_ms += 1
+    gates.fold(record(longer))
+    after = gates.find("rides")
+    assert isinstance(after, Gate)
+    assert admit(after, event("1"))[0] == Repeat(None)
+
+
+def test_a_watermark_reaches_every_partition_of_its_streams() -> None:
+    gates = Gates(10)
+    gates.fold(record(STREAM))
+    assert gates.check_watermark(["rides"], 1_370_000_000_000_000, NOW_US) is None
+    marks = list(gates.watermarks(["rides", "rides"], 1_370_000_000_000_000))
+    assert [(topic, partition) for topic, partition, _ in marks] == [("events.rides", number) for number in range(3)]
+    assert from_headers(marks[0][2]).is_watermark
+
+
+@pytest.mark.parametrize(
+    ("streams", "time_us", "reason"),
+    [
+        (["walks"], NOW_US, Reason.UNKNOWN_STREAM),
+        (["rides"], NOW_US + 600_000_001, Reason.TOO_FAR_IN_FUTURE),
+        (["rides"], -(2**63), Reason.OUT_OF_RANGE),
+    ],
+)
+def test_a_watermark_that_would_break_clocks_is_refused(streams: list[str], time_us: int, reason: Reason) -> None:
+    gates = Gates(10)
+    gates.fold(record(STREAM))
+    refusal = gates.check_watermark(streams, time_us, NOW_US)
+    assert refusal is not None
+    assert refusal.reason is reason
