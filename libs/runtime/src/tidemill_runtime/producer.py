@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,9 +13,12 @@ from tidemill_contracts.reasons import Reason
 
 from tidemill_runtime import metrics
 from tidemill_runtime.errors import Fatal, Overloaded, Poison, Retryable, TidemillError
+from tidemill_runtime.outgoing import Outgoing, Placed
 from tidemill_runtime.positions import Partition
 from tidemill_runtime.retries import delays
 from tidemill_runtime.settings import KafkaSettings
+
+__all__ = ["Handed", "Outgoing", "Placed", "Producer", "translate"]
 
 log = structlog.get_logger(__name__)
 
@@ -28,27 +30,6 @@ _BROKEN = (
     kafka_errors.UnsupportedVersionError,
 )
 _FORBIDDEN = (kafka_errors.TopicAuthorizationFailedError, kafka_errors.ClusterAuthorizationFailedError)
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A record to write; `topic` is the logical name; without a partition the key decides."""
-
-    topic: str
-    value: bytes | None
-    key: bytes | None = None
-    headers: Sequence[tuple[str, bytes]] = ()
-    partition: int | None = None
-    timestamp_ms: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """Where an acknowledged record lies."""
-
-    topic: str
-    partition: int
-    offset: int
 
 
 # A record given to the client: its acknowledgement to come, or why it was not taken.
