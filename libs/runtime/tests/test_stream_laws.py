@@ -14,8 +14,9 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from tidemill_contracts.reasons import Reason
+from tidemill_contracts.topics import stream_topics
 from tidemill_runtime import dead_letters as dlq
-from tidemill_runtime.batches import Assignment, Batch, Pipeline, Record, Restored, Step, StreamOptions
+from tidemill_runtime.batches import Assignment, Batch, Pipeline, Record, Refused, Restored, Step, StreamOptions
 from tidemill_runtime.dead_letters import DeadLetterLimit, DeadLetters
 from tidemill_runtime.errors import Fatal, Poison, Retryable, Stalled, StateLost
 from tidemill_runtime.health import Health
@@ -124,6 +125,29 @@ async def test_poison_goes_to_the_dead_letters_with_its_bytes_untouched_before_t
     assert ours[dlq.GROUP] == b"laws"
     assert ours[dlq.ATTEMPT] == b"1"
     assert await committed(kafka, "events.s") == 2
+
+
+async def test_the_largest_record_that_a_topic_takes_fits_its_dead_letters(
+    kafka: KafkaSettings, make_topic: MakeTopic, read_topic: ReadTopic
+) -> None:
+    (dead,) = (topic for topic in stream_topics([("s", 1)]) if topic.name.endswith(".dlq"))
+    await make_topic("events.s")
+    await make_topic(dead.name, **dead.config())
+    largest = b"x" * (1024 * 1024 - 100)
+
+    class Refusing(Collecting):
+        def step(self, state: int, batch: Batch, now_us: int) -> Step[int, list[bytes]]:
+            return Step(state, [], [Refused(record, Poison(Reason.OVERSIZED, "y" * 5_000)) for record in batch])
+
+    async with Producer(kafka) as producer:
+        await producer.send(Outgoing("events.s", largest))
+        letters = DeadLetters(producer, kafka, "laws")
+        async with running(
+            StreamRunner(Refusing(), kafka, OPTIONS, topics=["events.s"], dead_letters=letters)
+        ) as runner:
+            await runner.reached({Partition("events.s", 0): 1})
+    (letter,) = await read_topic("events.s.dlq")
+    assert letter.value == largest
 
 
 async def test_a_topic_full_of_poison_stops_the_service_and_is_not_drained(

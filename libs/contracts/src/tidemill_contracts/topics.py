@@ -39,7 +39,11 @@ class Topic:
     def config(self) -> dict[str, str]:
         """Return the topic's Kafka configuration."""
         retention_ms = -1 if self.retention_hours < 0 else self.retention_hours * 3_600_000
-        return {"cleanup.policy": self.cleanup, "retention.ms": str(retention_ms)}
+        config = {"cleanup.policy": self.cleanup, "retention.ms": str(retention_ms)}
+        if self.message == "original":
+            # The largest record that its source took must fit here with the headers that say why it was refused.
+            config["max.message.bytes"] = str(2 * 1024 * 1024)
+        return config
 
 
 def _topic(raw: dict[str, Any]) -> Topic:
