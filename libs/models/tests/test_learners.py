@@ -85,13 +85,17 @@ def test_a_served_form_that_differs_is_not_exported() -> None:
         Constructor("xgboost", "", {"max_depth": 2.5}),
         Constructor("xgboost", "", {"max_depth": "deep"}),
         Constructor("xgboost", "", {"n_estimators": 10**9}),
+        Constructor("xgboost", "", {"max_depth": -3}),
+        Constructor("xgboost", "", {"subsample": 7.0}),
+        Constructor("xgboost", "", {"max_bin": 1}),
+        Constructor("river", "linear_model.LogisticRegression", {"l1": 0.1, "l2": 0.1}),
         Constructor("river", "tree.HoeffdingTreeClassifier", {}),
         Constructor("river", "linear_model.LogisticRegression", {"optimizer": 1.0}),
     ],
 )
-def test_an_unknown_library_class_or_parameter_is_refused(constructor: Constructor, rows: Rows) -> None:
+def test_an_unknown_library_class_parameter_or_value_is_refused(constructor: Constructor, rows: Rows) -> None:
     with pytest.raises(ModelError):
-        build(constructor, rows.encoding, seed=1)
+        build(constructor, rows.encoding, seed=1).fit(rows.x, rows.y)
 
 
 @pytest.mark.parametrize("kind", ["onnx", "linear", "pickle"])

@@ -58,9 +58,12 @@ class Boosted:
         self._booster: xgboost.Booster | None = None
 
     def fit(self, x: Matrix, y: Floats) -> Self:
-        """Fit on x: float32[n, width], y: float64[n] of 0 and 1."""
-        rows = xgboost.QuantileDMatrix(x, y, nthread=1, max_bin=self._parameters.get("max_bin", 256))
-        self._booster = xgboost.train(self._parameters, rows, num_boost_round=self._rounds)
+        """Fit on x: float32[n, width], y: float64[n] of 0 and 1. Raises `ModelError` for a value out of its range."""
+        try:
+            rows = xgboost.QuantileDMatrix(x, y, nthread=1, max_bin=self._parameters.get("max_bin", 256))
+            self._booster = xgboost.train(self._parameters, rows, num_boost_round=self._rounds)
+        except xgboost.core.XGBoostError as error:
+            raise ModelError(f"XGBoost refuses: {_first_line(str(error))}") from error
         return self
 
     def predict_proba(self, x: Matrix) -> Floats:
@@ -86,6 +89,13 @@ class Boosted:
         if self._booster is None:
             raise ModelError("not fitted yet")
         return self._booster
+
+
+def _first_line(message: str) -> str:
+    """Return what an error of XGBoost says, without its time, file and C++ stack."""
+    _, found, rest = message.partition("Check failed: ")
+    text = (rest if found else message).partition("Stack trace")[0].strip()
+    return text.partition("\n")[0]
 
 
 build = Boosted

@@ -33,6 +33,8 @@ class OnlineLogistic:
         if constructor.algorithm != _ALGORITHM:
             raise ModelError(f"river's {constructor.algorithm!r} is not in this release; {_ALGORITHM} is")
         parameters: dict[str, Any] = checked_parameters(constructor.parameters, _PARAMETERS)
+        if parameters.get("l1") and parameters.get("l2"):
+            raise ModelError("river's logistic regression takes l1 or l2, not both")
         optimizer = optim.SGD(parameters.pop("learning_rate", _LEARNING_RATE))
         # River's methods carry no types.
         self._scaler: Any = preprocessing.StandardScaler()

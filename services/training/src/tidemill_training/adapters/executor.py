@@ -20,7 +20,7 @@ from tidemill_contracts.training.v1 import training_pb2 as training
 from tidemill_runtime.errors import Poison, Retryable
 from tidemill_runtime.retries import delays
 
-from tidemill_training import run_records
+from tidemill_training import metrics, run_records
 from tidemill_training.adapters.claims import Claims
 from tidemill_training.adapters.ledger import Ledger, OpenRun
 from tidemill_training.adapters.peers import FeaturePeer, RegistryPeer
@@ -60,14 +60,9 @@ class Executor:
         self._stopping = asyncio.Event()
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._fault: str | None = None
         catalogue = parts.settings.postgres.url("postgresql+psycopg2")
         key = str(parts.settings.signing_key_file)
         self._places = Places(catalogue, parts.settings.warehouse, parts.settings.artifacts, key)
-
-    def fault(self) -> str | None:
-        """Return what keeps runs from going on, for readiness."""
-        return self._fault
 
     def wake(self) -> None:
         """Say that there may be a new run, or a run to cancel."""
@@ -104,7 +99,7 @@ class Executor:
         try:
             causes = await self._parts.ledger.open_causes()
         except Retryable as error:
-            self._note_fault(str(error))
+            log.warning("runs_not_listed", error=str(error))
             return
         working = {task.get_name() for task in self._tasks}
         for cause_key in causes:
@@ -133,17 +128,16 @@ class Executor:
                         await self._to_end(cause_key, crash)
                     except Retryable as error:
                         crash = str(error) if isinstance(error, RunCrashedError) else crash
-                        self._note_fault(f"run waits: {error}")
                         log.warning("run_waits", cause_key=cause_key, error=str(error))
-                        await asyncio.sleep(delay_s)
+                        with metrics.runs_waiting.track_inprogress():
+                            await asyncio.sleep(delay_s)
                     else:
-                        self._fault = None
                         return
         except asyncio.CancelledError:
             if not self._stopping.is_set():
                 raise
         except Retryable as error:
-            self._note_fault(str(error))
+            log.warning("run_not_claimed", cause_key=cause_key, error=str(error))
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _to_end(self, cause_key: str, crash: str) -> None:
@@ -157,6 +151,7 @@ class Executor:
         await self._parts.feed.publish(record)
         await self._parts.ledger.end(cause_key, record)
         self._parts.feed.wake()
+        metrics.runs_ended.labels(record.status).inc()
         log.info("run_ended", run_id=record.run_id, status=record.status, summary=record.summary)
 
     async def _execute(self, run: OpenRun, crash: str) -> training.RunRecord:
@@ -219,7 +214,8 @@ class Executor:
                 places=self._places,
             )
             await parts.ledger.note_attempt(run.cause_key, run_id)
-            return await process.ask(spec, partial(self._progress, run, run_id, request))
+            with metrics.attempt_seconds.time(), metrics.attempts_ended_early.count_exceptions(RunCrashedError):
+                return await process.ask(spec, partial(self._progress, run, run_id, request))
 
     async def _asked_to_cancel(self, cause_key: str) -> str:
         while True:
@@ -266,6 +262,3 @@ class Executor:
         except Poison as poison:
             log.warning("run_not_registered", cause_key=run.cause_key, reason=poison.reason, error=str(poison))
             return ""
-
-    def _note_fault(self, fault: str) -> None:
-        self._fault = fault

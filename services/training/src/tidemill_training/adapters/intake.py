@@ -3,16 +3,14 @@
 from collections.abc import Callable
 
 import structlog
-from tidemill_runtime import metrics
 from tidemill_runtime.batches import Record
 from tidemill_runtime.positions import Partition
 
 from tidemill_training.adapters.ledger import Ledger
+from tidemill_training.metrics import requests_taken
 from tidemill_training.requests import TOPIC, decode_request
 
 log = structlog.get_logger(__name__)
-
-requests_taken = metrics.counter("training_requests", "Retrain requests by what became of them.", ("outcome",))
 
 
 class Intake:
