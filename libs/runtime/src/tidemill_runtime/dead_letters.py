@@ -13,7 +13,8 @@ from tidemill_contracts.topics import dead_letter_topic
 from tidemill_runtime import metrics
 from tidemill_runtime.batches import Record, Refused
 from tidemill_runtime.errors import Fatal
-from tidemill_runtime.producer import Outgoing, Producer
+from tidemill_runtime.outgoing import Outgoing
+from tidemill_runtime.producer import Producer
 from tidemill_runtime.settings import KafkaSettings
 
 TOPIC = "__connect.errors.topic"

@@ -21,7 +21,8 @@ from tidemill_runtime import metrics
 from tidemill_runtime.consumer import sleep_unless
 from tidemill_runtime.errors import Retryable
 from tidemill_runtime.health import Health
-from tidemill_runtime.producer import Outgoing, Producer
+from tidemill_runtime.outgoing import Outgoing
+from tidemill_runtime.producer import Producer
 from tidemill_runtime.retries import delays
 
 # Rows of one round trip; a round is acknowledged whole before the next.
