@@ -17,7 +17,7 @@ PACKAGES := tidemill $(addprefix tidemill_,$(filter-out sdk,$(LIBS)) $(SERVICES)
 MANIFESTS := pyproject.toml uv.lock $(wildcard libs/*/pyproject.toml services/*/pyproject.toml)
 WITHOUT_SERVERS := not servers and not e2e
 
-.PHONY: help install gen lint types imports protos unit check servers e2e members test up down clean
+.PHONY: help install gen lint types imports protos unit check servers e2e members test demo bench up down clean
 
 help: ## List every target with what it does.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -42,8 +42,11 @@ gen: $(SYNCED) ## Generate the Python code of the contracts and the reference of
 lint: $(SYNCED)
 	$(RUN) ruff check .
 
+# Test modules of different members share names, so each folder is checked by itself.
 types: $(SYNCED)
 	$(RUN) mypy $(addprefix -p ,$(PACKAGES))
+	@for folder in $(sort $(dir $(wildcard libs/*/tests/*.py services/*/tests/*.py tests/*/*.py))); do \
+		echo "mypy $$folder"; $(RUN) mypy "$$folder" || exit 1; done
 
 imports: $(SYNCED)
 	$(RUN) lint-imports
@@ -68,6 +71,12 @@ members: $(SYNCED) ## Run each member's tests alone, in an environment with only
 	$(RUN) python .ci/members.py $(UV)
 
 test: check members servers e2e ## Run everything CI runs.
+
+demo: $(SYNCED) ## Watch a year of real flights go through the whole loop, in a few minutes.
+	$(RUN) tidemill demo
+
+bench: $(SYNCED) ## Measure the hot paths against baselines and write build/bench.json.
+	$(RUN) python tests/bench/run.py
 
 up: $(SYNCED) ## Start the local stack: Kafka, Redis, PostgreSQL and the six services.
 	$(RUN) tidemill up

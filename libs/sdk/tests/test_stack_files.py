@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from tidemill.stack import unprivileged
 from tidemill.stack.keys import ensure_key_pair
 from tidemill.stack.logs import LogFile, last_lines
+from tidemill.stack.programs import Account
 from tidemill.stack.spec import StackError
 from tidemill.stack.state import process_started, write_private
 from tidemill.stack.wheels import locked_jars, verify_jars
@@ -96,6 +97,19 @@ def test_a_closed_home_is_seen_and_has_a_stand_in(tmp_path: Path) -> None:
     assert not unprivileged.enterable(closed)
     assert unprivileged.data_folder(closed, None) == closed / "postgres"
     assert unprivileged.outside(closed) != unprivileged.outside(tmp_path)
+
+
+def test_the_stand_in_of_a_home_that_is_gone_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unprivileged, "OPEN_FOLDER", tmp_path / "open")
+    user = Account(uid=65534, gid=65534)
+    for name in ("open", "kept", "gone"):
+        (tmp_path / name).mkdir(mode=0o700)
+    kept = unprivileged.data_folder(tmp_path / "kept", user).parent
+    gone = unprivileged.data_folder(tmp_path / "gone", user).parent
+    (tmp_path / "gone").rmdir()
+    unprivileged.remove_abandoned()
+    assert kept.exists()
+    assert not gone.exists()
 
 
 def test_a_folder_of_ours_is_not_a_link_that_someone_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 FIRST_PAUSE_S = 0.005
@@ -49,13 +49,33 @@ def eventually(
         pause = min(pause * 1.5, LONGEST_PAUSE_S)
 
 
+@overload
 async def aeventually(
-    predicate: Callable[[], T | Awaitable[T]],
+    predicate: Callable[[], Awaitable[T]],
+    deadline_s: float = ...,
+    *,
+    claim: str = ...,
+    tolerate: tuple[type[Exception], ...] = ...,
+) -> T: ...
+
+
+@overload
+async def aeventually(
+    predicate: Callable[[], T],
+    deadline_s: float = ...,
+    *,
+    claim: str = ...,
+    tolerate: tuple[type[Exception], ...] = ...,
+) -> T: ...
+
+
+async def aeventually(
+    predicate: Callable[[], Any],
     deadline_s: float = 10.0,
     *,
     claim: str = "",
     tolerate: tuple[type[Exception], ...] = (AssertionError,),
-) -> T:
+) -> Any:
     """Return the first true value of `predicate`, a function or a coroutine function, without blocking the loop.
 
     An exception of the `tolerate` kinds counts as "not yet". Raises: NeverTrueError with what was seen last.

@@ -11,6 +11,8 @@ from tidemill.stack.programs import Account
 from tidemill.stack.spec import StackError
 
 OPEN_FOLDER = Path("/var/tmp")  # noqa: S108 - reached as any user; every folder made there is checked for its owner
+STAND_IN = "tidemill-data-"
+MARK = "home"
 
 
 def account() -> Account | None:
@@ -47,12 +49,25 @@ def data_folder(home: Path, user: Account | None) -> Path:
     """Return where the cluster lives: under the home, or under /var/tmp where `user` cannot enter the home."""
     if user is None or enterable(home):
         return home / "postgres"
-    return own_folder(outside(home).name) / "postgres"
+    remove_abandoned()
+    folder = own_folder(outside(home).name)
+    (folder / MARK).write_text(str(home))
+    return folder / "postgres"
+
+
+def remove_abandoned() -> None:
+    """Delete the stand-ins of homes that are gone, such as temporary ones."""
+    for folder in OPEN_FOLDER.glob(f"{STAND_IN}*"):
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or not (folder / MARK).exists():
+            continue
+        if not Path((folder / MARK).read_text()).exists():
+            shutil.rmtree(folder)
 
 
 def outside(home: Path) -> Path:
     """Return the folder under /var/tmp that stands in for a home that others cannot enter."""
-    return OPEN_FOLDER / f"tidemill-data-{hashlib.sha256(str(home).encode()).hexdigest()[:12]}"
+    return OPEN_FOLDER / f"{STAND_IN}{hashlib.sha256(str(home).encode()).hexdigest()[:12]}"
 
 
 def usable_install(install: Path, user: Account | None) -> Path:
