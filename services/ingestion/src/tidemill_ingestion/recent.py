@@ -3,6 +3,8 @@
 Whoever folds events decides by identity itself: a restart forgets this window, and a second replica never saw it.
 """
 
+from collections import OrderedDict
+
 Identity = tuple[str, str]
 
 
@@ -11,7 +13,8 @@ class Recent:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._times_us: dict[Identity, int] = {}
+        # A plain dict would walk over what it has forgotten to find its oldest entry.
+        self._times_us: OrderedDict[Identity, int] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._times_us)
@@ -23,7 +26,7 @@ class Recent:
 
     def add(self, identity: Identity, time_us: int) -> None:
         """Remember an accepted event."""
-        self._times_us.pop(identity, None)
         self._times_us[identity] = time_us
+        self._times_us.move_to_end(identity)
         if len(self._times_us) > self._capacity:
-            del self._times_us[next(iter(self._times_us))]
+            self._times_us.popitem(last=False)
