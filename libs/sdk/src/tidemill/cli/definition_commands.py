@@ -1,0 +1,115 @@
+"""check, apply, diff: a definition file from the desk to the registry."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from tidemill_contracts.canonical import message_hash, to_dict
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.registry.v1 import registry_pb2
+
+from tidemill.cli.answers import NO, RefusedError, answering
+from tidemill.cli.difference import differences
+from tidemill.cli.targets import DEFAULT_STACK, Home, Json, Registry, StackName, Target
+from tidemill.clients.calls import actor
+from tidemill.clients.registry import RegistryClient
+from tidemill.definition import DefinitionError, Problem, compile_file
+
+File = Annotated[Path, typer.Argument(help="The definition file.", show_default=False)]
+_COLUMNS = ("kind", "name", "change", "revision")
+
+
+def check(
+    file: File,
+    canonical: Annotated[bool, typer.Option("--canonical", help="Print the canonical form, as JSON.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compile a definition file; exit 1 and name file, line and fix of every fault."""
+    with answering(as_json or canonical) as answer:
+        compiled = _compiled(file)
+        if canonical:
+            typer.echo(json.dumps(to_dict(compiled), indent=1, sort_keys=True, ensure_ascii=False))
+            return
+        names = {
+            "streams": [stream.name for stream in compiled.streams],
+            "views": [view.name for view in compiled.views],
+            "pipelines": [pipeline.name for pipeline in compiled.pipelines],
+        }
+        if as_json:
+            answer.json({"ok": True, "hash": message_hash(compiled), **names})
+            return
+        counts = ", ".join(f"{len(found)} {kind if len(found) != 1 else kind[:-1]}" for kind, found in names.items())
+        answer.say(f"{file}: {counts}, sound ({message_hash(compiled)})")
+
+
+def apply(
+    file: File,
+    stack: StackName = DEFAULT_STACK,
+    home: Home = None,
+    registry: Registry = None,
+    as_json: Json = False,
+) -> None:
+    """Register what a definition file declares; the same file twice changes nothing."""
+    with answering(as_json) as answer:
+        compiled = _compiled(file)
+        with Target(stack, home).connect("registry", registry) as connection:
+            changes = RegistryClient(connection).apply(compiled, actor())
+        if as_json:
+            answer.json({"changes": [to_dict(change) for change in changes]})
+        rows = [[getattr(change, column) for column in _COLUMNS] for change in changes]
+        answer.table(_COLUMNS, rows, "nothing to register")
+
+
+def diff(
+    file: File,
+    stack: StackName = DEFAULT_STACK,
+    home: Home = None,
+    registry: Registry = None,
+    as_json: Json = False,
+) -> None:
+    """Say what applying a definition file would change; exit 1 where it would break what others use."""
+    with answering(as_json) as answer:
+        compiled = _compiled(file)
+        with Target(stack, home).connect("registry", registry) as connection:
+            client = RegistryClient(connection)
+            changes = client.apply(compiled, actor(), dry_run=True)
+            found: list[dict[str, Any]] = []
+            for change in changes:
+                entry: dict[str, Any] = {"kind": change.kind, "name": change.name, "change": change.change}
+                if change.change == "changed":
+                    before = client.definition(change.kind, change.name).definition
+                    entry["differences"] = list(differences(_own(before, change), _own(compiled, change)))
+                found.append(entry)
+        if as_json:
+            answer.json({"changes": found})
+        for entry in found:
+            answer.say(f"{entry['change']:<10}{entry['kind']} {entry['name']}")
+            for line in entry.get("differences", ()):
+                answer.say(f"          {line}")
+
+
+def _compiled(file: Path) -> definition.Definition:
+    """Return what the file declares. Raises `RefusedError` that names every fault."""
+    try:
+        return compile_file(file)
+    except DefinitionError as error:
+        count = len(error.problems)
+        summary = f"{count} {'fault' if count == 1 else 'faults'}"
+        lines = [line for problem in error.problems for line in _lines(problem)]
+        details = {"ok": False, "error": summary, "problems": [problem.to_json() for problem in error.problems]}
+        raise RefusedError("\n".join([*lines, summary]), NO, details) from error
+
+
+def _lines(problem: Problem) -> list[str]:
+    """Return the fault's sentence and, where a character is at fault, the text with a caret under it."""
+    pointer = problem.pointer.splitlines() if "^" in problem.pointer else []
+    return [problem.sentence, *(f"    {line}" for line in pointer)]
+
+
+def _own(whole: definition.Definition, change: registry_pb2.ObjectChange) -> definition.Definition:
+    """Return one object alone: what it refers to is compared on its own."""
+    own = definition.Definition()
+    kind = f"{change.kind}s"
+    getattr(own, kind).extend(item for item in getattr(whole, kind) if item.name == change.name)
+    return own

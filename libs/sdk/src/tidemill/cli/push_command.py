@@ -1,0 +1,215 @@
+"""push: a file's rows through ingestion, with a verdict for each."""
+
+import hashlib
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from tidemill_contracts.ingestion.v1 import ingestion_pb2
+
+from tidemill.cli.answers import NO, NOT_REACHABLE, Answer, RefusedError, answering
+from tidemill.cli.rows import Row, Source
+from tidemill.cli.targets import DEFAULT_STACK, Home, Ingestion, Json, Registry, StackName, Target
+from tidemill.clients.calls import CallError
+from tidemill.clients.errors import ClientError
+from tidemill.clients.ingestion import IngestionClient
+from tidemill.clients.registry import RegistryClient
+
+BATCH_ROWS = 500
+ATTEMPTS = 8
+FIRST_PAUSE_S = 0.1
+EXAMPLES = 10
+
+
+@dataclass
+class Tally:
+    """What became of the rows so far."""
+
+    rows: int = 0
+    accepted: int = 0
+    duplicates: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+    def note(self, rows: list[Row], verdicts: Sequence[ingestion_pb2.Verdict]) -> list[Row]:
+        """Count the verdicts of some rows; return those rows that are to be sent again."""
+        again = []
+        for row, verdict in zip(rows, verdicts, strict=True):
+            if verdict.outcome == ingestion_pb2.OUTCOME_RETRY:
+                again.append(row)
+                continue
+            self.rows += 1
+            if verdict.outcome == ingestion_pb2.OUTCOME_ACCEPTED:
+                self.accepted += 1
+            elif verdict.outcome == ingestion_pb2.OUTCOME_DUPLICATE:
+                self.duplicates += 1
+            else:
+                self.refused[verdict.reason] += 1
+                if len(self.examples) < EXAMPLES:
+                    example = {"row": row.number, "reason": verdict.reason, "field": verdict.field}
+                    self.examples.append({**example, "message": verdict.message})
+        return again
+
+
+def identified(row: Row) -> ingestion_pb2.Event:
+    """Return the row as an event named by its content, so that sending it again adds nothing."""
+    return ingestion_pb2.Event(id=hashlib.sha256(row.data).hexdigest()[:32], data=row.data)
+
+
+class Sender:
+    """Sends one batch after the other; Ctrl-C ends it after the one under way, at once while it waits for rows."""
+
+    def __init__(self, client: IngestionClient, stream: str, source: str) -> None:
+        self._client = client
+        self._stream = stream
+        self._source = source
+        self.tally = Tally()
+        self.interrupted = False
+        self._sending = False
+
+    def run(self, batches: Iterable[list[Row]], after: Callable[[Row], None]) -> None:
+        """Send every batch; `after` is told the last row of each.
+
+        Raises `CallError` where ingestion stays away, `RefusedError` where it stays overloaded.
+        """
+        previous = signal.signal(signal.SIGINT, self._interrupt)
+        try:
+            for batch in batches:
+                self._sending = True
+                self._send(batch)
+                after(batch[-1])
+                self._sending = False
+                if self.interrupted:
+                    return
+        except KeyboardInterrupt:
+            self.interrupted = True
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+    def _interrupt(self, _signal: int, _frame: FrameType | None) -> None:
+        if not self._sending or self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+
+    def _send(self, rows: list[Row]) -> None:
+        """Send rows until each has a verdict, again after growing pauses where ingestion asks for patience."""
+        for attempt in range(ATTEMPTS):
+            try:
+                answer = self._client.publish(self._stream, self._source, [identified(row) for row in rows])
+            except CallError as error:
+                if not error.repeatable or attempt == ATTEMPTS - 1:
+                    raise
+            else:
+                rows = self.tally.note(rows, answer.verdicts)
+                if not rows:
+                    return
+            time.sleep(FIRST_PAUSE_S * 2**attempt)
+        raise RefusedError(f"ingestion is overloaded: {len(rows)} rows were still to be sent after {ATTEMPTS} attempts")
+
+
+def _batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
+    while batch := list(islice(rows, size)):
+        yield batch
+
+
+# Each option of a command is one parameter, so this function has more than the usual six.
+def push(
+    stream: Annotated[str, typer.Argument(help="A registered stream.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="CSV, NDJSON or Parquet; - for standard input.", show_default=False)],
+    file_format: Annotated[str | None, typer.Option("--format", help="csv, ndjson or parquet; else by suffix.")] = None,
+    null: Annotated[str, typer.Option(help="What a CSV writes for null, besides nothing.")] = "NA",
+    source: Annotated[str, typer.Option(help="The events' CloudEvents source.")] = "tidemill/push",
+    batch: Annotated[int, typer.Option(min=1, max=5_000, help="Rows per call.")] = BATCH_ROWS,
+    stack: StackName = DEFAULT_STACK,
+    home: Home = None,
+    ingestion: Ingestion = None,
+    registry: Registry = None,
+    as_json: Json = False,
+) -> None:
+    """Send a file's rows to a stream and count every refusal by its reason; exit 1 when there was one."""
+    with answering(as_json) as answer:
+        rows = Source.of(file, file_format)
+        target = Target(stack, home)
+        with target.connect("registry", registry) as connection:
+            schema = RegistryClient(connection).schema(stream)
+        began = time.monotonic()
+        with target.connect("ingestion", ingestion) as connection, _progress(rows, answer) as advance:
+            sender = Sender(IngestionClient(connection), stream, source)
+            try:
+                sender.run(_batches(rows.rows(schema, null), batch), advance)
+            except (ClientError, RefusedError) as error:
+                code = NOT_REACHABLE if isinstance(error, ClientError) and not error.reached else NO
+                raise RefusedError(f"{error}; {_kept(sender.tally)}", code, _counts(sender, began)) from error
+        _report(answer, sender, began)
+
+
+@contextmanager
+def _progress(source: Source, answer: Answer) -> Iterator[Callable[[Row], None]]:
+    """Show how far the file is and how long it will take, on a terminal."""
+    console = Console(stderr=True)
+    if answer.as_json or not console.is_terminal:
+        yield lambda _row: None
+        return
+    columns = (
+        TextColumn(source.path.name),
+        BarColumn(),
+        TextColumn("{task.fields[rows]:,} rows"),
+        TextColumn("{task.fields[rate]:,.0f}/s"),
+        TimeRemainingColumn(),
+    )
+    began = time.monotonic()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("push", total=source.size, rows=0, rate=0.0)
+
+        def advance(row: Row) -> None:
+            rate = row.number / max(time.monotonic() - began, 1e-9)
+            progress.update(task, completed=row.position, rows=row.number, rate=rate)
+
+        yield advance
+
+
+def _counts(sender: Sender, began: float) -> dict[str, Any]:
+    tally = sender.tally
+    seconds = time.monotonic() - began
+    return {
+        "rows": tally.rows,
+        "accepted": tally.accepted,
+        "duplicates": tally.duplicates,
+        "refused": dict(tally.refused),
+        "examples": tally.examples,
+        "interrupted": sender.interrupted,
+        "seconds": round(seconds, 3),
+        "rows_per_s": round(tally.rows / max(seconds, 1e-9), 1),
+    }
+
+
+def _kept(tally: Tally) -> str:
+    return (
+        f"{tally.accepted:,} of {tally.rows:,} rows sent are kept, {tally.duplicates:,} were there already, "
+        f"{tally.refused.total():,} refused"
+    )
+
+
+def _report(answer: Answer, sender: Sender, began: float) -> None:
+    tally = sender.tally
+    if answer.as_json:
+        answer.json(_counts(sender, began))
+    else:
+        stopped = "stopped; sending the file again adds only what is missing: " if sender.interrupted else ""
+        answer.say(f"{stopped}{_kept(tally)} ({time.monotonic() - began:.1f} s)")
+        if tally.refused:
+            answer.table(("reason", "rows"), tally.refused.most_common(), "")
+            rows = [list(example.values()) for example in tally.examples]
+            answer.table(("row", "reason", "field", "what to do"), rows, "")
+    if tally.refused or sender.interrupted:
+        raise typer.Exit(NO)

@@ -1,0 +1,112 @@
+"""One call to a service: deadline, actor, and the service's own reason when it says no."""
+
+import getpass
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+from google.rpc import error_details_pb2 as details
+from google.rpc import status_pb2
+
+from tidemill.clients.errors import ClientError
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+DEADLINE_S = 30.0
+DETAILS_KEY = "grpc-status-details-bin"
+ACTOR_KEY = "x-tidemill-actor"
+_NOT_REACHED = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+_REPEATABLE = {*_NOT_REACHED, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED}
+
+T = TypeVar("T")
+
+
+class CallError(ClientError):
+    """A service said no, or nothing."""
+
+    def __init__(self, service: str, code: grpc.StatusCode, message: str, *, reason: str = "", field: str = "") -> None:
+        super().__init__(f"{service}: {message}", reached=code not in _NOT_REACHED, reason=reason, field=field)
+        self.service = service
+        self.code = code
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether the same call may succeed a little later."""
+        return self.code in _REPEATABLE
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Files (PEM) for calls over TLS; certificate and key only where the service asks for them."""
+
+    ca: Path
+    certificate: Path | None = None
+    key: Path | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> "Tls | None":
+        """Read TIDEMILL_TLS_CA, TIDEMILL_TLS_CERT and TIDEMILL_TLS_KEY; None without the first."""
+        paths = [environment.get(f"TIDEMILL_TLS_{name}") for name in ("CA", "CERT", "KEY")]
+        ca, certificate, key = (Path(path) if path else None for path in paths)
+        return None if ca is None else cls(ca, certificate, key)
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        read = [None if path is None else path.read_bytes() for path in (self.ca, self.key, self.certificate)]
+        return grpc.ssl_channel_credentials(*read)
+
+
+def actor(environment: Mapping[str, str] = os.environ) -> str:
+    """Return who a change is ascribed to: TIDEMILL_ACTOR, else the user's name."""
+    return environment.get("TIDEMILL_ACTOR") or environment.get("USER") or getpass.getuser()
+
+
+class Connection:
+    """A channel to one service; close it, or use it in a `with`."""
+
+    def __init__(self, service: str, address: str, tls: Tls | None = None) -> None:
+        self.service = service
+        self.address = address
+        options = [
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ]
+        if tls is None:
+            self.channel = grpc.insecure_channel(address, options=options)
+        else:
+            self.channel = grpc.secure_channel(address, tls.credentials(), options=options)
+
+    def __enter__(self) -> "Connection":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.channel.close()
+
+    def call(
+        self, method: Callable[..., T], request: object, *, by: str | None = None, deadline_s: float = DEADLINE_S
+    ) -> T:
+        """Return the method's answer; `by` is the actor of a change. Raises `CallError`."""
+        metadata: Sequence[tuple[str, str]] = [] if by is None else [(ACTOR_KEY, by)]
+        try:
+            return method(request, metadata=metadata, timeout=deadline_s)
+        except grpc.RpcError as error:
+            raise self._translated(error) from error
+
+    def _translated(self, error: Any) -> CallError:
+        """Return gRPC's error with what `google.rpc.Status` says of it."""
+        status, info, bad = status_pb2.Status(), details.ErrorInfo(), details.BadRequest()
+        for key, value in error.trailing_metadata() or ():
+            if key == DETAILS_KEY:
+                status.ParseFromString(value)
+        for detail in status.details:
+            detail.Unpack(info)
+            detail.Unpack(bad)
+        code = error.code()
+        message = error.details() or code.name
+        if code is grpc.StatusCode.UNAVAILABLE and not info.reason:
+            message = f"not reachable at {self.address}"
+        elif code is grpc.StatusCode.DEADLINE_EXCEEDED and not info.reason:
+            message = f"no answer from {self.address} in time"
+        field = bad.field_violations[0].field if bad.field_violations else ""
+        return CallError(self.service, code, message, reason=info.reason.lower(), field=field)

@@ -1,0 +1,116 @@
+"""Reads Kafka topics from outside: no consumer group, nothing committed."""
+
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.structs import ConsumerRecord, TopicPartition
+
+from tidemill.clients.errors import ClientError
+
+POLL_MS = 500
+STEP_RECORDS = 500
+
+
+class TopicError(ClientError):
+    """A topic cannot be read."""
+
+
+@dataclass(frozen=True)
+class KafkaTarget:
+    """Where Kafka is and how it is talked to; `prefix` starts the name of every topic."""
+
+    bootstrap: str
+    prefix: str = "tidemill."
+    security: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_environment(cls, bootstrap: str, prefix: str, environment: Mapping[str, str]) -> "KafkaTarget":
+        """Read TIDEMILL_KAFKA_SECURITY_PROTOCOL, _SASL_MECHANISM, _SASL_USERNAME, _SASL_PASSWORD and _SSL_CAFILE."""
+        names = {
+            "security_protocol": "SECURITY_PROTOCOL",
+            "sasl_mechanism": "SASL_MECHANISM",
+            "sasl_plain_username": "SASL_USERNAME",
+            "sasl_plain_password": "SASL_PASSWORD",
+        }
+        found = {option: environment.get(f"TIDEMILL_KAFKA_{name}") for option, name in names.items()}
+        security: dict[str, Any] = {option: value for option, value in found.items() if value}
+        if "SSL" in security.get("security_protocol", ""):
+            security["ssl_context"] = ssl.create_default_context(cafile=environment.get("TIDEMILL_KAFKA_SSL_CAFILE"))
+        return cls(bootstrap, prefix, security)
+
+
+@asynccontextmanager
+async def _consumer(target: KafkaTarget) -> AsyncIterator[AIOKafkaConsumer]:
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=target.bootstrap,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        fetch_max_wait_ms=100,
+        **target.security,
+    )
+    try:
+        await consumer.start()
+        yield consumer
+    except KafkaConnectionError as error:
+        raise TopicError(f"Kafka is not reachable at {target.bootstrap}", reached=False) from error
+    except KafkaError as error:
+        raise TopicError(f"Kafka says: {error!r}", reached=True) from error
+    finally:
+        await consumer.stop()
+
+
+async def list_topics(target: KafkaTarget) -> list[str]:
+    """Return the logical names of the topics under the prefix, sorted."""
+    async with _consumer(target) as consumer:
+        found = await consumer.topics()
+    return sorted(name.removeprefix(target.prefix) for name in found if name.startswith(target.prefix))
+
+
+async def read_topic(
+    target: KafkaTarget, topic: str, *, last: int | None, follow: bool
+) -> AsyncGenerator[ConsumerRecord, None]:
+    """Yield the newest `last` records (None: all) of a logical topic in order of time, then with `follow` new ones.
+
+    Raises `TopicError` where Kafka or the topic is not there.
+    """
+    async with _consumer(target) as consumer:
+        physical = target.prefix + topic
+        if physical not in await consumer.topics():
+            raise TopicError(f"there is no topic {topic!r} (under the prefix {target.prefix!r})", reached=True)
+        places = [TopicPartition(physical, number) for number in sorted(consumer.partitions_for_topic(physical) or ())]
+        consumer.assign(places)
+        starts, ends = await consumer.beginning_offsets(places), await consumer.end_offsets(places)
+        for place in places:
+            start = starts[place] if last is None else max(starts[place], ends[place] - last)
+            consumer.seek(place, start)
+        kept: list[ConsumerRecord] = []
+        async for record in _until(consumer, ends):
+            if last is None:
+                yield record
+            else:
+                kept.append(record)
+        for record in sorted(kept, key=lambda one: (one.timestamp, one.partition, one.offset))[-(last or 0) :]:
+            yield record
+        while follow:
+            for records in (await consumer.getmany(timeout_ms=POLL_MS, max_records=STEP_RECORDS)).values():
+                for record in records:
+                    yield record
+
+
+async def _until(consumer: AIOKafkaConsumer, ends: Mapping[TopicPartition, int]) -> AsyncIterator[ConsumerRecord]:
+    """Yield everything before the given end offsets; the consumer's position is then exactly there."""
+    left = {place for place, end in ends.items() if await consumer.position(place) < end}
+    while left:
+        for place, records in (await consumer.getmany(*left, timeout_ms=POLL_MS, max_records=STEP_RECORDS)).items():
+            for record in records:
+                if record.offset < ends[place]:
+                    yield record
+            if await consumer.position(place) > ends[place]:
+                consumer.seek(place, ends[place])
+        # Asked of the position, not of records: a compacted or transactional log may end in none.
+        left = {place for place in left if await consumer.position(place) < ends[place]}
