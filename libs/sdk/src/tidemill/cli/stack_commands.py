@@ -143,13 +143,15 @@ def _summary(state: StackState, answers: dict[str, bool]) -> dict[str, Any]:
 
 def _show_endpoints(state: StackState) -> None:
     endpoints = state.endpoints
-    rows = [
-        ("kafka", endpoints.kafka, ""),
-        ("redis", redacted(endpoints.redis), ""),
-        ("postgres", redacted(endpoints.postgres_dsn), ""),
-    ]
-    rows += [(name, f"grpc {one.grpc}", f"http {one.http}") for name, one in endpoints.services.items()]
-    _rows(rows)
+    _rows(
+        [
+            ("kafka", endpoints.kafka),
+            ("redis", redacted(endpoints.redis)),
+            ("postgres", redacted(endpoints.postgres_dsn)),
+        ]
+    )
+    if endpoints.services:
+        _rows([(name, f"grpc {one.grpc}", f"http {one.http}") for name, one in endpoints.services.items()])
 
 
 def status(name: Name = DEFAULT_NAME, home: Home = None, as_json: Json = False) -> None:

@@ -66,13 +66,19 @@ def prepare(data: Path, port: int, controller_port: int, *, java: Path, class_pa
     return config
 
 
-def program(config: Path, port: int, *, java: Path, class_path: str) -> Program:
+def quiet(java_version: int) -> tuple[str, ...]:
+    """Return the option that keeps later runtimes from warning about memory access that Kafka still needs."""
+    return ("--sun-misc-unsafe-memory-access=allow",) if java_version >= 23 else ()
+
+
+def program(config: Path, port: int, *, java: Path, java_version: int, class_path: str) -> Program:
     """Return the broker's process. A C1-only JVM with one GC thread starts fastest and stays small."""
     command = (
         str(java),
         f"-Xmx{HEAP}",
         "-XX:+UseSerialGC",
         "-XX:TieredStopAtLevel=1",
+        *quiet(java_version),
         "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
         "-cp",
         class_path,

@@ -48,7 +48,8 @@ def _kafka(layout: Layout, ports: Mapping[str, int]) -> Program:
     config = kafka.prepare(
         layout.data("kafka"), ports["kafka"], ports["kafka-controller"], java=runtime, class_path=class_path
     )
-    return kafka.program(config, ports["kafka"], java=runtime, class_path=class_path)
+    version = java.version(runtime)
+    return kafka.program(config, ports["kafka"], java=runtime, java_version=version, class_path=class_path)
 
 
 def _postgres(layout: Layout, port: int, password: str) -> Program:
