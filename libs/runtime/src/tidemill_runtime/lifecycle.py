@@ -5,6 +5,7 @@ before what it writes to (producers, pools). Everything that works in the backgr
 """
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -28,6 +29,9 @@ EXIT_FATAL = 70
 EXIT_STALLED = 71
 EXIT_DRAIN_OVERDUE = 72
 EXIT_SETTINGS = 78
+
+# A batch allocates thousands of small objects that die together: Python's default of 700 took a seventh of the time.
+_GC_THRESHOLDS = (50_000, 20, 20)
 
 _STUCK_S = 2.0
 
@@ -130,6 +134,7 @@ async def run(open_service: OpenService[S], settings: S) -> int:
     try:
         async with open_service(settings, health):
             stop.opened = True
+            _settle_garbage_collection()
             health.opened = True
             log.info("ready")
             try:
@@ -149,6 +154,13 @@ async def run(open_service: OpenService[S], settings: S) -> int:
         stop.release()
     log.info("stopped")
     return EXIT_CLEAN
+
+
+def _settle_garbage_collection() -> None:
+    """Stop the collector from walking over what stays for ever, and over each request's records several times."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
 
 
 def exit_code(error: BaseException) -> int:

@@ -1,6 +1,7 @@
 """The one way a service writes to Kafka: idempotent, acknowledged by all, bounded, aware of what it wrote."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -69,6 +70,8 @@ class Producer:
             "acks": "all",
             "linger_ms": linger_ms,
             "max_request_size": max_request_bytes,
+            # The client's 16 KiB would cut a request's records into many round trips.
+            "max_batch_size": min(256 * 1024, max_request_bytes),
             "metadata_max_age_ms": 30_000,
         }
         self._max_in_flight = max_in_flight
@@ -157,12 +160,17 @@ class Producer:
                     for record in records:
                         # One after another: the order of hand-over is the order in the log.
                         futures.append(await self._hand_over(record))  # noqa: PERF401 -- kept when it times out
-                    pending = [future for future in futures if isinstance(future, asyncio.Future)]
-                    if pending:
-                        await asyncio.wait(pending)
+                    for future in futures:
+                        # One acknowledgement ends a whole batch of them: waiting for the first is enough, where a
+                        # callback on each would cost a turn of the loop per record.
+                        if isinstance(future, asyncio.Future) and not future.done():
+                            await asyncio.wait({future})
             except TimeoutError:
                 self._fault = f"Kafka: no acknowledgement for {self._ack_timeout_s:.0f} s"
-            return [self._outcome(record, future) for record, future in self._paired(records, futures)]
+            outcomes = [self._outcome(record, future) for record, future in self._paired(records, futures)]
+            for topic, count in Counter(placed.topic for placed in outcomes if isinstance(placed, Placed)).items():
+                metrics.produced.labels(topic).inc(count)
+            return outcomes
         finally:
             self._in_flight -= len(records)
 
@@ -202,5 +210,4 @@ class Producer:
         partition = Partition(topic, metadata.partition)
         self._written[partition] = max(self._written.get(partition, 0), metadata.offset + 1)
         self._fault = None
-        metrics.produced.labels(topic).inc()
         return Placed(topic, metadata.partition, metadata.offset)
