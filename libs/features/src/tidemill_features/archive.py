@@ -1,0 +1,141 @@
+"""The offline log's tables as data: names, columns, and which archived records count; pure.
+
+One append-only table per topic. Columns that begin with an underscore say where a row comes from; the rest is the
+event. The offsets that a table holds stand in the summary of its newest snapshot, written by the same commit.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.topics import events_topic
+
+from tidemill_features.admission import Rules, duplicate_mask, late_mask, newest_so_far
+from tidemill_features.plan import ViewPlan
+
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+NAMESPACE = "tidemill"
+PREDICTIONS_TOPIC = "serving.predictions.v1"
+OUTCOMES_TOPIC = "monitoring.outcomes.v1"
+# Key of the snapshot summary: JSON, partition to next offset.
+OFFSETS_PROPERTY = "tidemill.offsets"
+
+BOOL, LONG, DOUBLE, STRING, INSTANT = "bool", "long", "double", "string", "instant"
+KINDS: Mapping[int, str] = {
+    definition.FIELD_TYPE_BOOL: BOOL,
+    definition.FIELD_TYPE_INT64: LONG,
+    definition.FIELD_TYPE_FLOAT64: DOUBLE,
+    definition.FIELD_TYPE_STRING: STRING,
+    definition.FIELD_TYPE_TIMESTAMP: INSTANT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TableColumn:
+    """One column; `kind` is one of the constants of this module."""
+
+    name: str
+    kind: str
+    required: bool = False
+
+
+# Where a row comes from. `_identity` names the event: equal for two records of the same one.
+ORIGIN = (
+    TableColumn("_partition", LONG, required=True),
+    TableColumn("_offset", LONG, required=True),
+    TableColumn("_identity", STRING, required=True),
+    TableColumn("_event_us", LONG, required=True),
+    # The pipeline clock when the row was appended; 0 where none had started.
+    TableColumn("_available_us", LONG, required=True),
+    TableColumn("_schema_hash", STRING),
+)
+PREDICTION_COLUMNS = (
+    TableColumn("prediction_id", STRING, required=True),
+    TableColumn("pipeline", STRING, required=True),
+    TableColumn("join_key", STRING, required=True),
+    TableColumn("as_of_us", LONG, required=True),
+    TableColumn("model_version", LONG, required=True),
+    TableColumn("probability", DOUBLE, required=True),
+    # JSON: logical topic to {partition: next offset}, what the rings held when they were read.
+    TableColumn("positions", STRING, required=True),
+    TableColumn("request_json", STRING, required=True),
+)
+OUTCOME_COLUMNS = (
+    TableColumn("prediction_id", STRING, required=True),
+    TableColumn("revision", LONG, required=True),
+    TableColumn("state", LONG, required=True),
+    TableColumn("label", DOUBLE),
+    TableColumn("label_time_us", LONG, required=True),
+    TableColumn("pipeline", STRING, required=True),
+    TableColumn("join_key", STRING, required=True),
+    TableColumn("as_of_us", LONG, required=True),
+    TableColumn("model_version", LONG, required=True),
+    TableColumn("probability", DOUBLE, required=True),
+)
+
+
+def table_name(topic: str) -> str:
+    """Return a topic's table within the namespace.
+
+    >>> table_name("events.flight-arrived"), table_name("serving.predictions.v1")
+    ('events_flight_arrived', 'serving_predictions_v1')
+    """
+    return topic.replace(".", "_").replace("-", "_")
+
+
+def event_columns(stream: definition.Stream) -> tuple[TableColumn, ...]:
+    """Return the columns of a stream's table; every field is optional, so that one may be added or widened later."""
+    return ORIGIN + tuple(TableColumn(field.name, KINDS[field.type]) for field in stream.fields)
+
+
+def columns_of(topic: str, streams: Mapping[str, definition.Stream]) -> tuple[TableColumn, ...]:
+    """Return the columns of a topic's table. Raises `KeyError` for a topic that is not archived."""
+    by_topic = {PREDICTIONS_TOPIC: ORIGIN + PREDICTION_COLUMNS, OUTCOMES_TOPIC: ORIGIN + OUTCOME_COLUMNS}
+    by_topic.update((events_topic(name), event_columns(stream)) for name, stream in streams.items())
+    return by_topic[topic]
+
+
+def summary_of(offsets: Mapping[int, int]) -> dict[str, str]:
+    """Return the snapshot property that says which offsets a table holds."""
+    return {OFFSETS_PROPERTY: json.dumps({str(number): offset for number, offset in sorted(offsets.items())})}
+
+
+def offsets_of(summary: Mapping[str, str]) -> dict[int, int]:
+    """Return next offset by partition from a snapshot's properties; empty where they name none."""
+    return {int(number): int(offset) for number, offset in json.loads(summary.get(OFFSETS_PROPERTY, "{}")).items()}
+
+
+def identity_text(identity: tuple[bytes, bytes] | int) -> str:
+    """Return an identity as one string: (source, id), or the record's own offset."""
+    if isinstance(identity, int):
+        return f"#{identity}"
+    source, event_id = identity
+    return f"{source.decode('utf-8', 'replace')}\x1f{event_id.decode('utf-8', 'replace')}"
+
+
+def counting(partition: Ints, identity: Ints, event_us: Ints, rules: Rules) -> Bools:
+    """Return which archived records count, as the online role decided: no duplicate, and not late unless corrected.
+
+    Rows in offset order within each partition; `identity`: equal numbers for equal identities.
+    """
+    counts = np.zeros(len(event_us), np.bool_)
+    for number in np.unique(partition):
+        mine = np.flatnonzero(partition == number)
+        times = event_us[mine]
+        newest = newest_so_far(times)
+        refused = duplicate_mask(identity[mine], times, newest, rules.dedup_window_us)
+        if not rules.late_counts:
+            refused |= late_mask(times, newest, rules.lateness_us)
+        counts[mine] = ~refused
+    return counts
+
+
+def reach_us(plan: ViewPlan) -> int:
+    """Return how far behind a row's `as_of` the events of a view may lie that its values depend on."""
+    longest_us = max([ring.hop_us * ring.slots for ring in plan.rings], default=0)
+    return max(longest_us, plan.max_age_us)

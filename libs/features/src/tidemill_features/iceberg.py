@@ -1,0 +1,179 @@
+"""The offline log in Apache Iceberg, through pyiceberg: catalogue in PostgreSQL, data in a warehouse folder or store.
+
+The one module of the library that imports pyiceberg and pyarrow (extra `offline`). Everything blocks.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import pyarrow as pa
+from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.exceptions import CommitFailedException, NoSuchTableError
+from pyiceberg.exceptions import TableAlreadyExistsError as TableExistsError
+from pyiceberg.expressions import AlwaysTrue, BooleanExpression, GreaterThanOrEqual, Reference
+from pyiceberg.expressions.literals import literal
+from pyiceberg.schema import Schema
+from pyiceberg.table import Table
+from pyiceberg.types import BooleanType, DoubleType, IcebergType, LongType, NestedField, StringType, TimestamptzType
+from sqlalchemy import create_engine, text
+
+from tidemill_features.archive import (
+    BOOL,
+    DOUBLE,
+    INSTANT,
+    LONG,
+    NAMESPACE,
+    STRING,
+    TableColumn,
+    offsets_of,
+    summary_of,
+    table_name,
+)
+
+_TYPES: Mapping[str, IcebergType] = {
+    BOOL: BooleanType(),
+    LONG: LongType(),
+    DOUBLE: DoubleType(),
+    STRING: StringType(),
+    INSTANT: TimestamptzType(),
+}
+_ARROW: Mapping[str, pa.DataType] = {
+    BOOL: pa.bool_(),
+    LONG: pa.int64(),
+    DOUBLE: pa.float64(),
+    STRING: pa.string(),
+    INSTANT: pa.timestamp("us", tz="UTC"),
+}
+# A commit must never be repeated by the library: whether it happened is read from the table.
+_PROPERTIES = {
+    "commit.retry.num-retries": "0",
+    "write.metadata.delete-after-commit.enabled": "true",
+    "write.metadata.previous-versions-max": "10",
+}
+# The catalogue's tables lie in a schema of their own.
+_CATALOGUE_SCHEMA = "iceberg"
+# A commit took 15 ms at the first and 482 ms at the 600th snapshot, until the old ones were expired.
+SNAPSHOTS_KEPT = 20
+SNAPSHOTS_MAX = 40
+
+
+class ArchiveMovedError(Exception):
+    """Another writer has moved the table on: what is buffered may be in it already."""
+
+
+def catalogue_uri(dsn: str) -> str:
+    """Return SQLAlchemy's form of a PostgreSQL DSN, confined to the catalogue's schema."""
+    parts = urlsplit(dsn)
+    query = "&".join(filter(None, (parts.query, f"options=-csearch_path%3D{_CATALOGUE_SCHEMA}")))
+    return urlunsplit(parts._replace(scheme="postgresql+psycopg2", query=query))
+
+
+def arrow_schema(columns: Sequence[TableColumn]) -> pa.Schema:
+    """Return the Arrow schema of a table's rows."""
+    return pa.schema([pa.field(column.name, _ARROW[column.kind], not column.required) for column in columns])
+
+
+def iceberg_schema(columns: Sequence[TableColumn]) -> Schema:
+    """Return the Iceberg schema of a table, with field numbers in the order of the columns."""
+    return Schema(
+        *(
+            NestedField(number, column.name, _TYPES[column.kind], required=column.required)
+            for number, column in enumerate(columns, 1)
+        )
+    )
+
+
+class Archive:
+    """The tables of one warehouse; not safe for use from several threads at once."""
+
+    def __init__(self, dsn: str, warehouse: str) -> None:
+        uri = catalogue_uri(dsn)
+        engine = create_engine(uri)
+        with engine.begin() as connection:
+            # Two processes that create it at once would collide in PostgreSQL's own catalogue.
+            connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('tidemill.iceberg'))"))
+            connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {_CATALOGUE_SCHEMA}"))
+        engine.dispose()
+        location = warehouse if "://" in warehouse else f"file://{warehouse}"
+        self._catalogue = SqlCatalog(NAMESPACE, uri=uri, warehouse=location)
+        self._tables: dict[str, Table] = {}
+
+    def offsets(self, topic: str) -> dict[int, int]:
+        """Return next offset by partition of what the topic's table holds, read anew; empty without a table."""
+        try:
+            table = self._catalogue.load_table((NAMESPACE, table_name(topic)))
+        except NoSuchTableError:
+            self._tables.pop(topic, None)
+            return {}
+        self._tables[topic] = table
+        return _held(table)
+
+    def snapshots(self, topic: str) -> int:
+        """Return how many snapshots the topic's table keeps."""
+        return len(self._catalogue.load_table((NAMESPACE, table_name(topic))).metadata.snapshots)
+
+    def append(
+        self, topic: str, columns: Sequence[TableColumn], rows: pa.Table, read: Mapping[int, tuple[int, int]]
+    ) -> None:
+        """Append rows in one commit that also says up to which offsets the table now reaches.
+
+        `read`: by partition, the offset from which and up to which (exclusive) records were read. Raises
+        `ArchiveMovedError` where the table does not end at the former, or where another writer commits first.
+        """
+        table = self._tables.get(topic) or self._create(topic, columns)
+        held = _held(table)
+        moved = [number for number, (first, _) in read.items() if held.get(number, 0) > first]
+        if moved:
+            raise ArchiveMovedError(f"{topic}: partitions {moved} already hold later offsets")
+        offsets = held | {number: following for number, (_, following) in read.items()}
+        try:
+            table.append(rows, snapshot_properties=summary_of(offsets))
+        except CommitFailedException as error:
+            raise ArchiveMovedError(f"{topic}: {error}") from error
+        self._expire(table)
+
+    def read(
+        self, topic: str, *, names: Sequence[str] | None = None, at_least: tuple[str, int] | None = None
+    ) -> tuple[pa.Table | None, int]:
+        """Return a table's rows as of now and the snapshot they belong to; None without any.
+
+        `at_least`: a column and its smallest wanted value, by which whole files are passed over.
+        """
+        try:
+            table = self._catalogue.load_table((NAMESPACE, table_name(topic)))
+        except NoSuchTableError:
+            return None, 0
+        snapshot = table.current_snapshot()
+        if snapshot is None:
+            return None, 0
+        chosen: BooleanExpression = AlwaysTrue()
+        if at_least is not None:
+            chosen = GreaterThanOrEqual(term=Reference(at_least[0]), value=literal(at_least[1]))
+        fields: tuple[str, ...] = ("*",) if names is None else tuple(names)
+        rows = table.scan(row_filter=chosen, selected_fields=fields, snapshot_id=snapshot.snapshot_id).to_arrow()
+        return rows, snapshot.snapshot_id
+
+    def _create(self, topic: str, columns: Sequence[TableColumn]) -> Table:
+        name = (NAMESPACE, table_name(topic))
+        self._catalogue.create_namespace_if_not_exists(NAMESPACE)
+        try:
+            table = self._catalogue.create_table(name, schema=iceberg_schema(columns), properties=_PROPERTIES)
+        except TableExistsError as error:
+            raise ArchiveMovedError(f"{topic}: made by another writer") from error
+        self._tables[topic] = table
+        return table
+
+    def _expire(self, table: Table) -> None:
+        snapshots = sorted(table.metadata.snapshots, key=lambda snapshot: snapshot.timestamp_ms)
+        if len(snapshots) > SNAPSHOTS_MAX:
+            old = [snapshot.snapshot_id for snapshot in snapshots[:-SNAPSHOTS_KEPT]]
+            table.maintenance.expire_snapshots().by_ids(old).commit()
+
+
+def _held(table: Table) -> dict[int, int]:
+    snapshot = table.current_snapshot()
+    if snapshot is None or snapshot.summary is None:
+        return {}
+    summary: Mapping[str, Any] = snapshot.summary.additional_properties
+    return offsets_of(summary)

@@ -1,0 +1,119 @@
+"""The offline role: a consumer group of its own that buffers records and commits them to Iceberg, exactly once.
+
+It starts from the offsets that the tables hold, not from those that Kafka remembers: a commit whose answer was lost, or
+a worker that was killed before its offsets were committed, is then seen for what it is.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import pyarrow as pa
+from sqlalchemy.exc import OperationalError
+from tidemill_contracts.catalogue import Catalogue
+from tidemill_contracts.topics import events_topic
+from tidemill_features.archive import OUTCOMES_TOPIC, PREDICTIONS_TOPIC, columns_of
+from tidemill_features.iceberg import Archive, ArchiveMovedError, arrow_schema
+from tidemill_runtime.batches import Assignment, Batch, Pipeline, Record, Restored, Step
+from tidemill_runtime.errors import Retryable, StateLost
+from tidemill_runtime.positions import Partition
+
+from tidemill_feature import metrics
+from tidemill_feature.archiving import Buffer, Rows, event_rows, outcome_rows, prediction_rows
+
+
+def archived_topics(catalogue: Catalogue) -> list[str]:
+    """Return every topic that is archived: all registered streams, predictions and outcomes."""
+    return [PREDICTIONS_TOPIC, OUTCOMES_TOPIC, *map(events_topic, sorted(catalogue.streams))]
+
+
+class ArchivePipeline(Pipeline[None, Batch]):
+    """Buffers what the runner reads; one commit per table at each flush.
+
+    `clock_us` returns the pipeline clock (microseconds), the availability time of what is appended now.
+    """
+
+    def __init__(
+        self, dsn: str, warehouse: str, catalogue: Catalogue, clock_us: Callable[[], int], max_buffer_bytes: int
+    ) -> None:
+        self._dsn = dsn
+        self._warehouse = warehouse
+        self._catalogue = catalogue
+        self._clock_us = clock_us
+        self._buffer = Buffer(max_buffer_bytes)
+        self._archive: Archive | None = None
+
+    async def restore(self, assignment: Assignment) -> Restored[None]:
+        self._buffer.clear()
+        offsets = await asyncio.to_thread(self._offsets, sorted({place.topic for place in assignment.start}))
+        return Restored(None, {place: offsets.get(place, 0) for place in assignment.start})
+
+    def step(self, state: None, batch: Batch, now_us: int) -> Step[None, Batch]:
+        return Step(None, batch)
+
+    async def apply(self, effects: Batch) -> None:
+        self._buffer.add(effects.partitions)
+        metrics.archive_buffered.set(self._buffer.rows)
+        if self._buffer.full:
+            await self.flush()
+
+    async def flush(self) -> None:
+        if not self._buffer.read:
+            return
+        available_us = self._clock_us()
+        await asyncio.to_thread(self._commit, available_us)
+        self._buffer.clear()
+        metrics.archive_buffered.set(0)
+
+    def _open(self) -> Archive:
+        if self._archive is None:
+            self._archive = Archive(self._dsn, self._warehouse)
+        return self._archive
+
+    def _offsets(self, topics: list[str]) -> Mapping[Partition, int]:
+        try:
+            archive = self._open()
+            return {
+                Partition(topic, number): offset
+                for topic in topics
+                for number, offset in archive.offsets(topic).items()
+            }
+        except OperationalError as error:
+            raise Retryable(f"PostgreSQL (Iceberg catalogue): {error.orig!r}") from error
+
+    def _commit(self, available_us: int) -> None:
+        for topic in self._buffer.topics():
+            read = {place.number: span for place, span in self._buffer.read.items() if place.topic == topic}
+            records = {place.number: taken for place, taken in self._buffer.records.items() if place.topic == topic}
+            try:
+                self._append(topic, records, read, available_us)
+            except ArchiveMovedError as error:
+                metrics.archive_conflicts.inc()
+                raise StateLost(str(error)) from error
+            except OperationalError as error:
+                # Whether the commit happened is not known; the tables will tell.
+                raise StateLost(f"PostgreSQL (Iceberg catalogue): {error.orig!r}") from error
+
+    def _append(
+        self,
+        topic: str,
+        records: Mapping[int, list[Record]],
+        read: Mapping[int, tuple[int, int]],
+        available_us: int,
+    ) -> None:
+        rows = self._rows(topic, records, available_us)
+        if rows.refused:
+            metrics.archive_refused.labels(topic).inc(len(rows.refused))
+        columns = columns_of(topic, self._catalogue.streams)
+        table = pa.table(rows.columns, schema=arrow_schema(columns))
+        with metrics.archive_seconds.time():
+            self._open().append(topic, columns, table, read)
+        metrics.archive_rows.labels(topic).inc(len(rows))
+        metrics.archive_commits.labels(topic).inc()
+
+    def _rows(self, topic: str, records: Mapping[int, list[Record]], available_us: int) -> Rows:
+        if topic == PREDICTIONS_TOPIC:
+            return prediction_rows(records, available_us)
+        if topic == OUTCOMES_TOPIC:
+            return outcome_rows(records, available_us)
+        stream = next(s for name, s in self._catalogue.streams.items() if events_topic(name) == topic)
+        return event_rows(stream, records, available_us)

@@ -1,0 +1,228 @@
+"""What the offline role makes of records, and that the log holds each of them once whatever happens to the worker."""
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tidemill_contracts.catalogue import Catalogue
+from tidemill_contracts.cloudevents import Attributes, to_headers, watermark
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.instants import format_us
+from tidemill_contracts.progress.v1.progress_pb2 import TopicPartitionOffset
+from tidemill_contracts.serving.v1 import records_pb2 as serving
+from tidemill_contracts.topics import events_topic
+from tidemill_feature.adapters.archive import ArchivePipeline
+from tidemill_feature.archiving import Buffer, event_rows, prediction_rows
+from tidemill_features.admission import Rules
+from tidemill_features.archive import PREDICTIONS_TOPIC, counting, identity_text, offsets_of, summary_of
+from tidemill_features.iceberg import SNAPSHOTS_MAX, Archive
+from tidemill_runtime.batches import Assignment, Batch
+from tidemill_runtime.errors import StateLost
+from tidemill_runtime.positions import Partition
+
+NOW_MS = 1_900_000_000_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """A Kafka record."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+    timestamp: int = NOW_MS
+
+
+def stream(name: str = "clicks") -> definition.Stream:
+    return definition.Stream(
+        name=name,
+        fields=[
+            definition.Field(name="user", type=definition.FIELD_TYPE_STRING),
+            definition.Field(name="amount", type=definition.FIELD_TYPE_FLOAT64, nullable=True),
+            definition.Field(name="at", type=definition.FIELD_TYPE_TIMESTAMP),
+        ],
+        key_field="user",
+        time_field="at",
+        partitions=2,
+        lateness_ms=60_000,
+        dedup_window_ms=60_000,
+        late_policy=definition.LATE_POLICY_DROP,
+        max_event_bytes=1_000,
+    )
+
+
+def event(topic: str, offset: int, *, amount: float | None = 1.0, name: str | None = None, partition: int = 0) -> Row:
+    at_us = 1_000_000_000_000_000 + offset * 1_000_000
+    body = json.dumps({"user": "u", "amount": amount, "at": format_us(at_us)}).encode()
+    attributes = Attributes(id=name or str(offset), source="s", type="tidemill.event.v1", time_us=at_us)
+    return Row(topic, partition, offset, b"u", body, to_headers(attributes))
+
+
+def test_rows_carry_origin_identity_and_typed_fields_and_leave_out_watermarks() -> None:
+    records = [
+        event("t", 5),
+        event("t", 6, amount=None, name="again"),
+        Row("t", 0, 7, None, b"", watermark("clicks", 1)),
+    ]
+    rows = event_rows(stream(), {0: records}, available_us=9)
+    assert rows.columns["_offset"] == [5, 6]
+    assert rows.columns["_identity"] == ["s\x1f5", "s\x1fagain"]
+    assert rows.columns["amount"] == [1.0, None]
+    assert rows.columns["_available_us"] == [9, 9]
+    assert rows.columns["at"] == rows.columns["_event_us"]
+    assert not rows.refused
+
+
+@pytest.mark.parametrize("value", [None, b"", b"{", b"[]", b"\xff", b'{"user": null, "at": "2013-01-01T00:00:00Z"}'])
+def test_poison_is_left_out_and_named(value: bytes | None) -> None:
+    rows = event_rows(stream(), {0: [event("t", 1), Row("t", 0, 2, b"u", value, [])]}, 0)
+    assert rows.columns["_offset"] == [1]
+    assert [refused.record.offset for refused in rows.refused] == [2]
+
+
+def test_predictions_name_their_positions_by_topic() -> None:
+    prediction = serving.PredictionRecord(
+        prediction_id="p",
+        pipeline="x",
+        join_key="k",
+        as_of_us=3,
+        positions=[TopicPartitionOffset(topic="events.a", partition=n, next_offset=7 + n) for n in (0, 1)],
+        request_json=b'{"user":"u"}',
+    )
+    rows = prediction_rows({0: [Row("t", 0, 1, b"k", prediction.SerializeToString(), [])]}, 0)
+    assert json.loads(rows.columns["positions"][0]) == {"events.a": {"0": 7, "1": 8}}
+    assert rows.columns["_event_us"] == rows.columns["as_of_us"] == [3]
+
+
+def test_a_buffer_is_full_by_bytes_and_empty_after_a_commit() -> None:
+    buffer = Buffer(max_bytes=2_600)
+    place = Partition("t", 0)
+    for offset in range(5):
+        assert not buffer.full
+        buffer.add({place: [event("t", offset)]})
+    assert buffer.full
+    assert buffer.read[place] == (0, 5)
+    buffer.clear()
+    assert not buffer.full
+    assert not buffer.topics()
+
+
+def test_offsets_survive_the_snapshot_summary() -> None:
+    assert offsets_of(summary_of({1: 5, 0: 2**40})) == {0: 2**40, 1: 5}
+    assert offsets_of({}) == {}
+
+
+def test_identities_of_events_and_of_nameless_records_never_meet() -> None:
+    assert identity_text((b"s", b"7")) != identity_text(7)
+
+
+def test_what_counts_is_what_the_online_role_would_fold() -> None:
+    partition = np.zeros(5, np.int64)
+    event_us = np.array([0, 100, 100, 10, 101]) * 1_000_000
+    identity = np.array([0, 1, 1, 2, 3])
+    rules = Rules(60_000_000, 60_000_000, definition.LATE_POLICY_DROP)
+    assert counting(partition, identity, event_us, rules).tolist() == [True, True, False, False, True]
+    corrected = Rules(60_000_000, 60_000_000, definition.LATE_POLICY_CORRECT)
+    assert counting(partition, identity, event_us, corrected).tolist() == [True, True, False, True, True]
+
+
+class Worker:
+    """One offline worker over a stream of its own; `Worker` again is the same one after a crash."""
+
+    def __init__(self, dsn: str, warehouse: Path, name: str) -> None:
+        self.topic = events_topic(name)
+        self.place = Partition(self.topic, 0)
+        catalogue = Catalogue(streams={name: stream(name)})
+        self.pipeline = ArchivePipeline(dsn, str(warehouse), catalogue, lambda: 0, 10_000_000)
+
+    async def restored(self) -> int:
+        """Restore, and return from where the log is read."""
+        assignment = Assignment({self.place: 0}, {self.place: 0}, {self.place: 0})
+        return (await self.pipeline.restore(assignment)).offsets[self.place]
+
+    async def take(self, first: int, end: int) -> None:
+        records = [event(self.topic, offset) for offset in range(first, end)]
+        await self.pipeline.apply(Batch({self.place: records}))
+
+
+def held(dsn: str, warehouse: Path, topic: str) -> list[Any]:
+    rows, _ = Archive(dsn, str(warehouse)).read(topic)
+    return [] if rows is None else sorted(rows["_offset"].to_pylist())
+
+
+@pytest.fixture
+def name() -> str:
+    return f"clicks-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.mark.servers
+async def test_a_worker_resumes_from_what_the_table_holds(database: str, tmp_path: Path, name: str) -> None:
+    dsn = database
+    first = Worker(dsn, tmp_path, name)
+    assert await first.restored() == 0
+    await first.take(0, 10)
+    await first.pipeline.flush()
+    await first.take(10, 20)
+    # Killed here: the second batch was never committed, and Kafka's own offset is older still.
+    second = Worker(dsn, tmp_path, name)
+    assert await second.restored() == 10
+    await second.take(10, 20)
+    await second.pipeline.flush()
+    assert held(dsn, tmp_path, first.topic) == list(range(20))
+
+
+@pytest.mark.servers
+async def test_a_zombie_never_doubles_rows(database: str, tmp_path: Path, name: str) -> None:
+    dsn = database
+    zombie, heir = Worker(dsn, tmp_path, name), Worker(dsn, tmp_path, name)
+    await zombie.restored()
+    await zombie.take(0, 10)
+    assert await heir.restored() == 0
+    await heir.take(0, 10)
+    await heir.pipeline.flush()
+    with pytest.raises(StateLost):
+        await zombie.pipeline.flush()
+    assert await zombie.restored() == 10
+    await zombie.take(10, 12)
+    await zombie.pipeline.flush()
+    await heir.take(10, 12)
+    with pytest.raises(StateLost):
+        await heir.pipeline.flush()
+    assert held(dsn, tmp_path, heir.topic) == list(range(12))
+
+
+@pytest.mark.servers
+async def test_old_snapshots_expire_and_every_row_stays(database: str, tmp_path: Path, name: str) -> None:
+    dsn = database
+    worker = Worker(dsn, tmp_path, name)
+    await worker.restored()
+    commits = SNAPSHOTS_MAX + 3
+    for offset in range(commits):
+        await worker.take(offset, offset + 1)
+        await worker.pipeline.flush()
+    archive = Archive(dsn, str(tmp_path))
+    assert archive.offsets(worker.topic) == {0: commits}
+    assert archive.snapshots(worker.topic) <= SNAPSHOTS_MAX
+    assert held(dsn, tmp_path, worker.topic) == list(range(commits))
+
+
+@pytest.mark.servers
+async def test_the_predictions_table_reads_as_it_is(database: str, tmp_path: Path, name: str) -> None:
+    pipeline = ArchivePipeline(database, str(tmp_path), Catalogue(), lambda: 5, 10_000_000)
+    place = Partition(PREDICTIONS_TOPIC, 0)
+    await pipeline.restore(Assignment({place: 0}, {place: 0}, {place: 0}))
+    record = serving.PredictionRecord(prediction_id=name, pipeline="x", join_key="k", as_of_us=3)
+    await pipeline.apply(Batch({place: [Row("t", 0, 0, b"k", record.SerializeToString(), [])]}))
+    await pipeline.flush()
+    rows, snapshot = Archive(database, str(tmp_path)).read(PREDICTIONS_TOPIC)
+    assert rows is not None
+    assert snapshot
+    assert name in rows["prediction_id"].to_pylist()
