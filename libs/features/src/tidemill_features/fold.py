@@ -64,11 +64,11 @@ class _Index:
 class ViewShards:
     """The shards of one view that are in memory."""
 
-    def __init__(self, plan: ViewPlan, project: str, capacity: int) -> None:
+    def __init__(self, plan: ViewPlan, project: str, capacity: int, counts: Counts | None = None) -> None:
         if capacity < 1:
             raise ValueError("at least one shard must fit into memory")
         self.plan = plan
-        self.counts = Counts()
+        self.counts = counts or Counts()
         self._prefix = shard_prefix(project, plan.hash)
         self._suffixes: dict[int, list[bytes]] = {}
         self._capacity = capacity

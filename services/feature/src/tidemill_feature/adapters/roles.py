@@ -1,0 +1,121 @@
+"""The service's two roles, each with a consumer group of its own, and the stage that a barrier waits on."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from redis.asyncio import Redis
+from tidemill_runtime.batches import Record, StreamOptions
+from tidemill_runtime.dead_letters import DeadLetters
+from tidemill_runtime.follow import TopicFollower
+from tidemill_runtime.health import Health
+from tidemill_runtime.lifecycle import running
+from tidemill_runtime.positions import Offsets
+from tidemill_runtime.producer import Producer
+from tidemill_runtime.progress import Reached
+from tidemill_runtime.stream import StreamRunner
+
+from tidemill_feature import clock
+from tidemill_feature.adapters.definition_feed import DefinitionFeed
+from tidemill_feature.adapters.online_stream import OnlinePipeline
+from tidemill_feature.adapters.redis_store import RedisStore
+from tidemill_feature.registered import Definitions
+from tidemill_feature.settings import Settings
+
+_OFFLINE_FETCH_BYTES = 256 * 1024
+_OFFLINE_WAIT_MS = 250
+
+Stage = Callable[[Offsets, int], Awaitable[Reached]]
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """One consumer group; `topics` says what it reads now."""
+
+    name: str
+    runner: StreamRunner[Any, Any]
+    topics: Callable[[], Iterable[str]]
+    producer: Producer | None = None
+
+    def subscribe(self) -> None:
+        """Read what is registered now."""
+        self.runner.subscribe(self.topics())
+
+    def stage(self, feed: DefinitionFeed) -> Stage:
+        """Return what `WaitProgress` calls for this role."""
+
+        async def reached(offsets: Offsets, event_time_us: int) -> Reached:
+            await feed.knows(offsets)
+            await self.runner.reached(offsets)
+            return Reached(self.producer.written if self.producer else {})
+
+        return reached
+
+
+@dataclass(frozen=True, slots=True)
+class Online:
+    """The online role, and what reads need of it."""
+
+    role: Role
+    store: RedisStore
+    pipeline: OnlinePipeline
+
+
+@asynccontextmanager
+async def open_online(settings: Settings, health: Health, definitions: Definitions) -> AsyncIterator[Online]:
+    """Open Redis and the online consumer; the caller runs it where the role is on."""
+    async with Redis.from_url(**settings.redis.client_kwargs()) as redis, Producer(settings.kafka) as producer:
+        store = RedisStore(redis, settings.project, settings.group)
+        pipeline = OnlinePipeline(definitions, store, settings.kafka, settings.project, settings.cache_bytes)
+        runner = StreamRunner(
+            pipeline,
+            settings.kafka,
+            StreamOptions(
+                settings.group,
+                max_records=settings.batch_records,
+                fetch_wait_ms=settings.fetch_wait_ms,
+                stall_s=settings.stall_s,
+                hop_delay_ms=settings.test_hop_delay_ms,
+                seed=settings.test_seed,
+            ),
+            dead_letters=DeadLetters(producer, settings.kafka, settings.group),
+            health=health if "online" in settings.roles else None,
+        )
+        yield Online(Role("online", runner, definitions.topics, producer), store, pipeline)
+
+
+@asynccontextmanager
+async def open_offline(settings: Settings, health: Health, definitions: Definitions) -> AsyncIterator[Role]:
+    """Open the offline consumer, with the clock that says when a row became available."""
+    # pyiceberg and pyarrow cost 80 MB: they are loaded only where the role is on.
+    archive = import_module("tidemill_feature.adapters.archive")
+    clocks = clock.Clocks()
+
+    def on_clock(record: Record) -> None:
+        clocks.fold(record.value)
+
+    pipeline = archive.ArchivePipeline(
+        settings.postgres.url(),
+        str(settings.warehouse),
+        definitions.catalogue,
+        clocks.now_us,
+        settings.archive_buffer_bytes,
+    )
+    runner: StreamRunner[Any, Any] = StreamRunner(
+        pipeline,
+        settings.kafka,
+        StreamOptions(
+            settings.offline_group,
+            fetch_wait_ms=_OFFLINE_WAIT_MS,
+            fetch_min_bytes=_OFFLINE_FETCH_BYTES,
+            flush_every_ms=int(settings.archive_every_s * 1000),
+            stall_s=settings.stall_s,
+            hop_delay_ms=settings.test_hop_delay_ms,
+            seed=settings.test_seed,
+        ),
+        health=health,
+    )
+    async with running(TopicFollower(settings.kafka, clock.TOPIC, on_clock, fetch_wait_ms=_OFFLINE_WAIT_MS)):
+        yield Role("offline", runner, lambda: archive.archived_topics(definitions.catalogue))

@@ -1,0 +1,123 @@
+"""The id that Kafka gave each topic when it was created: a re-created topic of the same name has another."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import KafkaError, for_code
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.types import (
+    Boolean,
+    CompactArray,
+    CompactString,
+    Int16,
+    Int32,
+    Schema,
+    TaggedFields,
+)
+from tidemill_runtime.errors import Retryable
+
+_METADATA = 3
+_VERSION = 12
+
+
+class _Uuid:
+    """Sixteen bytes, which aiokafka has no type for."""
+
+    @classmethod
+    def encode(cls, value: bytes) -> bytes:
+        return value
+
+    @classmethod
+    def decode(cls, data: Any) -> bytes:
+        return bytes(data.read(16))
+
+    @classmethod
+    def repr(cls, value: bytes) -> str:
+        return value.hex()
+
+
+_TEXT = CompactString("utf-8")
+
+
+class _MetadataResponse(Response):  # type: ignore[misc]
+    API_KEY = _METADATA
+    API_VERSION = _VERSION
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "brokers",
+            CompactArray(("node_id", Int32), ("host", _TEXT), ("port", Int32), ("rack", _TEXT), ("tags", TaggedFields)),
+        ),
+        ("cluster_id", _TEXT),
+        ("controller_id", Int32),
+        (
+            "topics",
+            CompactArray(
+                ("error_code", Int16),
+                ("name", _TEXT),
+                ("topic_id", _Uuid),
+                ("is_internal", Boolean),
+                (
+                    "partitions",
+                    CompactArray(
+                        ("error_code", Int16),
+                        ("partition", Int32),
+                        ("leader", Int32),
+                        ("leader_epoch", Int32),
+                        ("replicas", CompactArray(Int32)),
+                        ("isr", CompactArray(Int32)),
+                        ("offline", CompactArray(Int32)),
+                        ("tags", TaggedFields),
+                    ),
+                ),
+                ("authorized_operations", Int32),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("tags", TaggedFields),
+    )
+
+
+class _MetadataStruct(RequestStruct):  # type: ignore[misc]
+    FLEXIBLE_VERSION = True
+    API_KEY = _METADATA
+    API_VERSION = _VERSION
+    RESPONSE_TYPE = _MetadataResponse
+    SCHEMA = Schema(
+        ("topics", CompactArray(("topic_id", _Uuid), ("name", _TEXT), ("tags", TaggedFields))),
+        ("allow_auto_topic_creation", Boolean),
+        ("include_topic_authorized_operations", Boolean),
+        ("tags", TaggedFields),
+    )
+
+
+class _MetadataRequest(Request[_MetadataStruct]):  # type: ignore[misc]
+    API_KEY = _METADATA
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = list(names)
+
+    def build(self, request_struct_class: type[_MetadataStruct]) -> _MetadataStruct:
+        return request_struct_class([(bytes(16), name, {}) for name in self._names], False, False, {})
+
+
+async def topic_ids(client_kwargs: Mapping[str, Any], names: Iterable[str]) -> dict[str, bytes]:
+    """Return the id of each (physical) topic. Raises `Retryable` while Kafka does not know one or is away."""
+    wanted = list(names)
+    if not wanted:
+        return {}
+    client = AIOKafkaClient(**client_kwargs)
+    try:
+        await client.bootstrap()
+        response = await client.send(client.get_random_node(), _MetadataRequest(wanted))
+    except (KafkaError, OSError) as error:
+        raise Retryable(f"Kafka: {error!r}") from error
+    finally:
+        await client.close()
+    found = {}
+    for error_code, name, topic_id, *_ in response.topics:
+        if error_code:
+            raise Retryable(f"Kafka: topic {name}: {for_code(error_code)!r}")
+        found[name] = topic_id
+    return found

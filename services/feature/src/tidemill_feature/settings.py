@@ -1,0 +1,67 @@
+"""The feature service's settings: environment prefix `TIDEMILL_FEATURE_`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
+from tidemill_features.layout import DEFAULT_GROUP, DEFAULT_PROJECT
+from tidemill_runtime.settings import PostgresSettings, RedisSettings, ServiceSettings
+
+Role = Literal["online", "offline"]
+
+MEBIBYTE = 1024 * 1024
+
+
+class Settings(ServiceSettings):
+    """What the feature service needs to know, read once at start."""
+
+    model_config = SettingsConfigDict(env_prefix="TIDEMILL_FEATURE_")
+
+    redis: RedisSettings = RedisSettings()
+    postgres: PostgresSettings = PostgresSettings()
+    roles: Annotated[tuple[Role, ...], NoDecode] = Field(
+        default=("online", "offline"),
+        description="comma separated: online folds events into Redis, offline archives them in Iceberg",
+    )
+    project: str = Field(
+        default=DEFAULT_PROJECT,
+        pattern=r"^[a-z0-9-]+$",
+        description="keeps the rings of several projects in one Redis apart",
+    )
+    group: str = Field(default=DEFAULT_GROUP, pattern=r"^[a-z0-9-]+$", description="the online role's consumer group")
+    batch_records: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        default=2_000, description="records of one micro-batch; one flush to Redis each"
+    )
+    fetch_wait_ms: Annotated[int, Field(ge=1, le=1_000)] = Field(
+        default=10, description="how long the online role's fetch may wait for more records"
+    )
+    cache_mb: Annotated[int, Field(ge=1, le=65_536)] = Field(
+        default=64, description="memory for shards in use; what was used longest ago gives way"
+    )
+    offline_group: str = Field(
+        default="feature-offline", pattern=r"^[a-z0-9-]+$", description="the offline role's consumer group"
+    )
+    warehouse: Path = Field(default=Path("warehouse"), description="folder of the Iceberg tables")
+    archive_every_s: Annotated[float, Field(gt=0)] = Field(
+        default=30.0, description="how often the offline role commits; WaitProgress commits at once"
+    )
+    archive_buffer_mb: Annotated[int, Field(ge=1, le=65_536)] = Field(
+        default=32, description="records taken in at which the offline role commits before its time"
+    )
+    read_rows_max: Annotated[int, Field(ge=1)] = Field(
+        default=10_000, description="entities of one GetFeatures request"
+    )
+
+    @field_validator("roles", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+    @property
+    def cache_bytes(self) -> int:
+        return self.cache_mb * MEBIBYTE
+
+    @property
+    def archive_buffer_bytes(self) -> int:
+        return self.archive_buffer_mb * MEBIBYTE
