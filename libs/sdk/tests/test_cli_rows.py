@@ -32,7 +32,7 @@ def read(path: Path, null: str = "NA") -> list[Any]:
     ("column", "text", "wanted"),
     [
         ("id", "007", "007"),
-        ("id", "", ""),
+        ("id", "", None),
         ("id", "NA", None),
         ("note", "", None),
         ("seats", "12", 12),

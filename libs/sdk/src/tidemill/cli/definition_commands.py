@@ -79,7 +79,8 @@ def diff(
                 entry: dict[str, Any] = {"kind": change.kind, "name": change.name, "change": change.change}
                 if change.change == "changed":
                     before = client.definition(change.kind, change.name).definition
-                    entry["differences"] = list(differences(_own(before, change), _own(compiled, change)))
+                    lines = list(differences(_own(before, change), _own(compiled, change)))
+                    entry["differences"] = lines or ["what it refers to has changed"]
                 found.append(entry)
         if as_json:
             answer.json({"changes": found})

@@ -124,12 +124,10 @@ def cell(text: str | None, field: definition.Field | None, null: str) -> Any:
     >>> cell("12", definition.Field(type=definition.FIELD_TYPE_FLOAT64), "NA")
     12.0
     """
-    if text is None or text == null:
+    if text is None or text in ("", null):
         return None
     if field is None:
         return text
-    if text == "" and (field.nullable or field.type != definition.FIELD_TYPE_STRING):
-        return None
     try:
         if field.type == definition.FIELD_TYPE_INT64:
             return int(text)

@@ -45,8 +45,9 @@ class KafkaTarget:
 
 
 @asynccontextmanager
-async def _consumer(target: KafkaTarget) -> AsyncIterator[AIOKafkaConsumer]:
+async def _consumer(target: KafkaTarget, *physical: str) -> AsyncIterator[AIOKafkaConsumer]:
     consumer = AIOKafkaConsumer(
+        *physical,
         bootstrap_servers=target.bootstrap,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
@@ -78,12 +79,11 @@ async def read_topic(
 
     Raises `TopicError` where Kafka or the topic is not there.
     """
-    async with _consumer(target) as consumer:
-        physical = target.prefix + topic
-        if physical not in await consumer.topics():
-            raise TopicError(f"there is no topic {topic!r} (under the prefix {target.prefix!r})", reached=True)
-        places = [TopicPartition(physical, number) for number in sorted(consumer.partitions_for_topic(physical) or ())]
-        consumer.assign(places)
+    if topic not in await list_topics(target):
+        raise TopicError(f"there is no topic {topic!r} (under the prefix {target.prefix!r})", reached=True)
+    # Named at the start: without a group, that is what assigns every partition.
+    async with _consumer(target, target.prefix + topic) as consumer:
+        places = sorted(consumer.assignment())
         starts, ends = await consumer.beginning_offsets(places), await consumer.end_offsets(places)
         for place in places:
             start = starts[place] if last is None else max(starts[place], ends[place] - last)
