@@ -17,6 +17,9 @@ from tidemill.stack.programs import Program
 from tidemill.stack.spec import StackSpec
 from tidemill.stack.state import write_private
 
+# Longer than a service's own deadline for draining (`drain_s`, 20 s), which it may use up.
+SERVICE_STOP_DEADLINE_S = 30.0
+
 
 def passwords(layout: Layout) -> dict[str, str]:
     """Return the servers' passwords, made once: loopback is open to every user of the machine."""
@@ -94,6 +97,7 @@ def service_programs(spec: StackSpec, layout: Layout, endpoints: Endpoints) -> t
                 **service_environment(name, endpoints, layout),
             },
             folder=layout.data(name),
+            stop_deadline_s=SERVICE_STOP_DEADLINE_S,
         )
         for name in spec.services
     )
