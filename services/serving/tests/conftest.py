@@ -93,6 +93,7 @@ class Stage:
             "cache": self.folder / "cache",
             "project": self.project,
             "durable_timeout_s": 2.0,
+            "drain_s": 4.0,
             **changes,
         }
         return ServingSettings(**fields)

@@ -44,11 +44,12 @@ def assemble(wanted: Wanted, loaded: Mapping[str, Loaded], rings: Rings) -> Serv
         vector = compile_vector(pipeline, catalogue.views, catalogue.streams)
     except (KeyError, PlanError, ExpressionError) as error:
         raise Poison(Reason.UNSUPPORTED, f"definition of {wanted.name}: {error}") from error
-    versions = []
+    versions: list[Version] = []
     for deployed, role in scorers_of(wanted.deployment):
         bundle, scorer = loaded[deployed.manifest_hash]
         _check_fits(deployed.version, bundle, vector, catalogue)
-        versions.append(Version(deployed.version, deployed.manifest_hash, role, bundle.encoding, scorer))
+        shared = next((one.encoding for one in versions if one.encoding == bundle.encoding), bundle.encoding)
+        versions.append(Version(deployed.version, deployed.manifest_hash, role, shared, scorer))
     return Served(
         pipeline=wanted.name,
         definition_hash=wanted.definition.hash,

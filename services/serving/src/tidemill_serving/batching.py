@@ -8,6 +8,9 @@ from typing import Generic, TypeVar, cast
 
 from tidemill_runtime.errors import Overloaded
 
+# Turns of the event loop without a new caller after which a batch begins.
+PATIENCE = 8
+
 J = TypeVar("J")
 R = TypeVar("R")
 Run = Callable[[Sequence[J]], Awaitable[Sequence[R | Exception]]]
@@ -28,13 +31,15 @@ class MicroBatcher(Generic[J, R]):
     once, so that one may wait for Redis while another computes.
     """
 
-    def __init__(self, run: "Run[J, R]", *, max_rows: int, max_waiting_rows: int, concurrent: int = 2) -> None:
+    def __init__(self, run: "Run[J, R]", *, max_rows: int, max_waiting_rows: int, concurrent: int = 1) -> None:
         self._run = run
         self._max_rows = max_rows
         self._max_waiting_rows = max_waiting_rows
         self._concurrent = concurrent
         self._waiting: deque[_Waiting[J, R]] = deque()
         self._waiting_rows = 0
+        # Callers of the last batch.
+        self._crowd = 1
         self._workers: set[asyncio.Task[None]] = set()
 
     async def submit(self, job: J, rows: int) -> R:
@@ -56,11 +61,26 @@ class MicroBatcher(Generic[J, R]):
 
     async def _work(self) -> None:
         try:
-            while batch := self._take():
-                await self._answer(batch)
+            while self._waiting:
+                await self._gather()
+                if batch := self._take():
+                    self._crowd = len(batch)
+                    await self._answer(batch)
         finally:
             # In the same step as the last look at the queue: nobody may queue behind a worker that is leaving.
             self._workers.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+
+    async def _gather(self) -> None:
+        """Let callers that are on their way join: until several turns of the loop brought none, or the batch is full.
+
+        A call takes several turns from its socket to this queue, so that without this each batch would hold one or two
+        of many. A caller that comes alone after one that came alone does not wait.
+        """
+        quiet = PATIENCE if self._crowd <= 1 and len(self._waiting) == 1 else 0
+        while quiet < PATIENCE and self._waiting_rows < self._max_rows:
+            before = len(self._waiting)
+            await asyncio.sleep(0)
+            quiet = quiet + 1 if len(self._waiting) <= before else 0
 
     async def _answer(self, batch: Sequence[_Waiting[J, R]]) -> None:
         results: Sequence[R | Exception]

@@ -1,7 +1,6 @@
 """What a prediction request may hold: the fields of the pipeline's request stream, checked one by one."""
 
 import difflib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import NamedTuple, NoReturn
 
+import orjson
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.feature.v1 import feature_pb2 as feature
 from tidemill_contracts.instants import format_us, parse_us
@@ -71,16 +71,13 @@ class RequestSchema:
 
     def to_json(self, values: Values) -> bytes:
         """Return the request's fields as the event's JSON: instants are RFC 3339, absent fields are null."""
-        shown = {name: self._shown(name, value) for name, value in values.items()}
-        return json.dumps(shown, separators=(",", ":"), ensure_ascii=False).encode()
+        instants = {name: values[name] for name in self._timestamps}
+        return orjson.dumps({**values, **{name: _shown(value) for name, value in instants.items()}})
 
     def join_key(self, values: Values) -> str:
         """Return the text that keys the prediction and its label."""
         value = values[self.join_field]
-        return value if isinstance(value, str) else json.dumps(value)
-
-    def _shown(self, name: str, value: Value) -> Value:
-        return format_us(value) if name in self._timestamps and isinstance(value, int) else value
+        return value if isinstance(value, str) else orjson.dumps(value).decode()
 
     def _refuse_unknown(self, fields: Mapping[str, feature.Scalar]) -> NoReturn:
         name = min(set(fields) - set(self._fields))
@@ -144,6 +141,10 @@ class RequestSchema:
             size = len(self.to_json(values))
             if size > limit:
                 raise Poison(Reason.OVERSIZED, f"the request is {size} bytes; stream {self.stream.name} allows {limit}")
+
+
+def _shown(instant: Value) -> str | None:
+    return format_us(instant) if isinstance(instant, int) else None
 
 
 def _finite(name: str, value: float) -> float:

@@ -11,7 +11,7 @@ from tidemill_contracts.serving.v1 import records_pb2 as records
 from tidemill_features.layout import LayoutError
 from tidemill_features.reader import Place, Reader, Request
 from tidemill_features.vector import PipelineVector, VectorRows
-from tidemill_models.encoding import Encoding
+from tidemill_models.encoding import Encoding, Matrix
 from tidemill_models.scorer import Scorer
 from tidemill_runtime.errors import Poison, Retryable
 
@@ -31,9 +31,9 @@ class Version:
     encoding: Encoding
     scorer: Scorer
 
-    def score(self, rows: VectorRows) -> Floats:
-        """Return the probability of each row; float64[n]."""
-        return self.scorer.predict_proba(self.encoding.encode(rows.numbers, rows.categories))
+    def score(self, matrix: Matrix) -> Floats:
+        """Return the probability of each row of a matrix in this version's encoding; float64[n]."""
+        return self.scorer.predict_proba(matrix)
 
 
 class FeatureRead(NamedTuple):
@@ -95,7 +95,12 @@ class Served:
 
     def score(self, rows: VectorRows) -> dict[int, list[float]]:
         """Return the probabilities of each version by its number. Raises `Poison` where a score is no number."""
-        scores = {version.number: version.score(rows) for version in self.versions}
+        # Versions of one definition share their encoding more often than not (see `assembly`): encode once.
+        matrices: dict[int, Matrix] = {}
+        for version in self.versions:
+            if id(version.encoding) not in matrices:
+                matrices[id(version.encoding)] = version.encoding.encode(rows.numbers, rows.categories)
+        scores = {version.number: version.score(matrices[id(version.encoding)]) for version in self.versions}
         for number, probabilities in scores.items():
             if not np.isfinite(probabilities).all():
                 raise Poison(Reason.HANDLER, f"{self.pipeline} version {number} gave a score that is no number")
