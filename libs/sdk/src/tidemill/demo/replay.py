@@ -34,6 +34,9 @@ PATIENCE_S = 90.0
 RETRY_PAUSE_S = 0.2
 PASSING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED}
 
+# The one stage that keeps the pipeline's clock.
+CLOCK_STAGE: Stage = ("monitoring", "join")
+
 T = TypeVar("T")
 
 
@@ -112,7 +115,8 @@ class Replay:
     def wait(self, stage: Stage, offsets: Iterable[Offset], time_us: int) -> list[Offset]:
         """Return what a stage has written once it has finished everything up to these positions."""
         service, name = stage
-        request = progress.WaitProgressRequest(stage=name, offsets=offsets, event_time_us=time_us)
+        reached_us = time_us if stage == CLOCK_STAGE else 0
+        request = progress.WaitProgressRequest(stage=name, offsets=offsets, event_time_us=reached_us)
         answer = self.persist(
             f"{service}.{name}", lambda: self._progress[service].WaitProgress(request, timeout=STAGE_DEADLINE_S)
         )
@@ -153,4 +157,4 @@ class Replay:
         self.wait(("feature", "online"), written, time_us)
         if asked:
             written += self.predict(asked, time_us)
-        self.settle(self.wait(("monitoring", "join"), written, time_us), time_us)
+        self.settle(self.wait(CLOCK_STAGE, written, time_us), time_us)
