@@ -1,0 +1,316 @@
+"""Payments on the real Kafka and Redis, the feature service as a process, and brute force to compare with."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from tidemill_contracts.canonical import to_json
+from tidemill_contracts.cloudevents import Attributes, to_headers, watermark
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.feature.v1 import feature_pb2 as messages
+from tidemill_contracts.feature.v1.feature_pb2_grpc import FeatureServiceStub
+from tidemill_contracts.instants import format_us
+from tidemill_contracts.progress.v1 import progress_pb2 as progress
+from tidemill_contracts.progress.v1.progress_pb2_grpc import ProgressServiceStub
+from tidemill_features.plan import compile_view
+from tidemill_runtime.outgoing import Outgoing
+from tidemill_runtime.producer import Producer
+from tidemill_runtime.settings import KafkaSettings
+from tidemill_testkit.brute_force import Logged, Wanted, brute_force, counted
+from tidemill_testkit.eventually import aeventually
+
+SECOND = 1_000_000
+# 2013-06-04T12:00:00Z
+NOON_US = 1_370_347_200_000_000
+PARTITIONS = 2
+STATUSES = {1: "PRESENT", 2: "NULL", 3: "NOT_FOUND", 4: "OUTSIDE_MAX_AGE"}
+FUNCTIONS = {1: "count", 2: "sum", 3: "mean", 4: "min", 5: "max", 6: "last"}
+_STRING, _FLOAT, _INT = definition.FIELD_TYPE_STRING, definition.FIELD_TYPE_FLOAT64, definition.FIELD_TYPE_INT64
+
+PAID = definition.Stream(
+    name="paid",
+    fields=[
+        definition.Field(name="payment", type=_STRING),
+        definition.Field(name="payer", type=_STRING, nullable=True),
+        definition.Field(name="amount", type=_FLOAT, nullable=True),
+        definition.Field(name="items", type=_INT),
+        definition.Field(name="at", type=definition.FIELD_TYPE_TIMESTAMP),
+    ],
+    key_field="payment",
+    time_field="at",
+    partitions=PARTITIONS,
+    lateness_ms=20_000,
+    late_policy=definition.LATE_POLICY_DROP,
+    dedup_window_ms=60_000,
+    max_future_ms=600_000,
+    max_event_bytes=4_096,
+)
+
+
+def aggregation(name: str, function: Any, window_s: int, expression: str = "", kind: Any = _INT) -> Any:
+    return definition.Aggregation(
+        name=name, function=function, window_ms=window_s * 1000, expression=expression, type=kind
+    )
+
+
+PAYER = definition.View(
+    name="payer",
+    stream="paid",
+    entity=["payer"],
+    accuracy=definition.ACCURACY_HOP,
+    features=[
+        aggregation("payments_60s", definition.AGGREGATION_FUNCTION_COUNT, 60),
+        aggregation("items_60s", definition.AGGREGATION_FUNCTION_SUM, 60, "items"),
+        aggregation("mean_600s", definition.AGGREGATION_FUNCTION_MEAN, 600, "amount", _FLOAT),
+        aggregation("most_600s", definition.AGGREGATION_FUNCTION_MAX, 600, "amount", _FLOAT),
+        aggregation("last_600s", definition.AGGREGATION_FUNCTION_LAST, 600, "payment", _STRING),
+    ],
+)
+BUSY = definition.View(
+    name="busy",
+    stream="paid",
+    entity=["items"],
+    accuracy=definition.ACCURACY_HOP,
+    features=[aggregation("n_600s", definition.AGGREGATION_FUNCTION_COUNT, 600)],
+)
+
+
+def wanted(view: definition.View) -> list[Wanted]:
+    """Return a view's features as brute force takes them."""
+    plan = compile_view(view, PAID)
+    found = []
+    for part, feature in zip(view.features, plan.features, strict=True):
+        ring, name = plan.rings[feature.ring], part.expression
+        value = (lambda fields, name=name: fields[name]) if name else None
+        window_us = feature.window_us
+        found.append(Wanted(part.name, FUNCTIONS[part.function], window_us, ring.hop_us, ring.slots, value))
+    return found
+
+
+@dataclass
+class Log:
+    """What was sent, as the brute force sees it."""
+
+    records: list[Logged] = field(default_factory=list)
+
+    def features(self, view: definition.View, key: Any, as_of_us: int) -> list[tuple[str, Any]]:
+        """Return (status, value) of each feature by brute force."""
+        kept = counted(self.records, PAID.dedup_window_ms * 1000, PAID.lateness_ms * 1000, late_counts=False)
+        mine = [record for record in kept if record.fields[view.entity[0]] == key]
+        max_age_us = compile_view(view, PAID).max_age_us
+        answers = [brute_force(one, mine, as_of_us, max_age_us) for one in wanted(view)]
+        return [(answer.status, answer.value) for answer in answers]
+
+
+class World:
+    """One project of its own on the shared servers."""
+
+    payer, busy, noon_us, second_us = PAYER, BUSY, NOON_US, SECOND
+
+    def __init__(self, kafka: KafkaSettings, redis_url: str, project: str, folder: Path) -> None:
+        self.kafka = kafka
+        self.redis_url = redis_url
+        self.project = project
+        self.folder = folder
+        self.log = Log()
+        self.processes: list[Feature] = []
+        self._producer: Producer | None = None
+        self._admin: Any = None
+
+    async def open(self) -> None:
+        self._admin = AIOKafkaAdminClient(**self.kafka.client_kwargs())
+        await self._admin.start()
+        await self.create("registry.pipelines.v1", 1)
+        await self.create("monitoring.clock.v1", 1)
+        self._producer = Producer(self.kafka)
+        await self._producer.__aenter__()
+
+    async def close(self) -> None:
+        for process in self.processes:
+            await process.stop(signal.SIGKILL)
+        assert self._producer is not None
+        await self._producer.__aexit__(None, None, None)
+        topics = [name for name in await self._admin.list_topics() if name.startswith(self.kafka.topic_prefix)]
+        await self._admin.delete_topics(topics)
+        await self._admin.close()
+
+    async def create(self, topic: str, partitions: int) -> None:
+        await self._admin.create_topics([NewTopic(self.kafka.physical(topic), partitions, 1)])
+
+    async def recreate(self, topic: str, partitions: int) -> None:
+        name = self.kafka.physical(topic)
+        await self._admin.delete_topics([name])
+
+        async def gone() -> bool:
+            return name not in await self._admin.list_topics()
+
+        await aeventually(gone, 10)
+        await self.create(topic, partitions)
+
+    async def register(self, *views: definition.View) -> None:
+        """Register the stream and its views."""
+        if self.kafka.physical("events.paid") not in await self._admin.list_topics():
+            await self.create("events.paid", PARTITIONS)
+            await self.create("events.paid.dlq", 1)
+        for view in views:
+            closure = definition.Definition(streams=[PAID], views=[view])
+            record = definition.DefinitionRecord(kind="view", name=view.name, revision=1, definition=closure)
+            await self.send(Outgoing("registry.pipelines.v1", to_json(record), key=f"view/{view.name}".encode()))
+
+    async def send(self, *records: Outgoing) -> Any:
+        assert self._producer is not None
+        return await self._producer.send_all(list(records))
+
+    async def pay(self, payments: Iterable[Mapping[str, Any]]) -> None:
+        """Send payments: `at_us`, `partition`, `id`, and the fields."""
+        chosen = list(payments)
+        records = [
+            Outgoing(
+                "events.paid",
+                json.dumps({**payment["fields"], "at": format_us(payment["at_us"])}).encode(),
+                key=b"k",
+                headers=to_headers(Attributes(payment["id"], "test", "tidemill.event.v1", payment["at_us"])),
+                partition=payment["partition"],
+            )
+            for payment in chosen
+        ]
+        for payment, placed in zip(chosen, await self.send(*records), strict=True):
+            self.log.records.append(
+                Logged(placed.partition, placed.offset, payment["at_us"], payment["id"], payment["fields"])
+            )
+
+    async def watermark(self, at_us: int) -> None:
+        await self.send(
+            *(Outgoing("events.paid", b"", headers=watermark("paid", at_us), partition=p) for p in range(PARTITIONS))
+        )
+
+    async def ends(self, topic: str = "events.paid") -> list[progress.TopicPartitionOffset]:
+        """Return the log's end, as a barrier is asked for."""
+        consumer = AIOKafkaConsumer(**self.kafka.client_kwargs())
+        await consumer.start()
+        try:
+            places = [TopicPartition(self.kafka.physical(topic), p) for p in range(PARTITIONS)]
+            ends = await consumer.end_offsets(places)
+        finally:
+            await consumer.stop()
+        return [
+            progress.TopicPartitionOffset(topic=topic, partition=place.partition, next_offset=end)
+            for place, end in ends.items()
+        ]
+
+    async def read(self, topic: str) -> list[Any]:
+        """Return every record of partition 0."""
+        consumer = AIOKafkaConsumer(**self.kafka.client_kwargs())
+        await consumer.start()
+        try:
+            place = TopicPartition(self.kafka.physical(topic), 0)
+            consumer.assign([place])
+            await consumer.seek_to_beginning(place)
+            end = (await consumer.end_offsets([place]))[place]
+            records: list[Any] = []
+            while len(records) < end:
+                records += (await consumer.getmany(timeout_ms=200)).get(place, [])
+            return records
+        finally:
+            await consumer.stop()
+
+    async def start(self, **environment: str) -> "Feature":
+        """Start the service as a process; returns when it is ready."""
+        process = Feature(self, environment)
+        self.processes.append(process)
+        await process.ready()
+        return process
+
+
+class Feature:
+    """The feature service, online role, as a process of its own."""
+
+    def __init__(self, world: World, environment: Mapping[str, str]) -> None:
+        self.address, http = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+        settings = {
+            "KAFKA__BOOTSTRAP": world.kafka.bootstrap,
+            "KAFKA__TOPIC_PREFIX": world.kafka.topic_prefix,
+            "REDIS__URL": world.redis_url,
+            "PROJECT": world.project,
+            "ROLES": "online",
+            "GRPC__LISTEN": self.address,
+            "HTTP__LISTEN": http,
+            **environment,
+        }
+        # In a file, since a pipe that nobody reads would stop the process; kept by pytest for a failed test.
+        self.output = world.folder / f"feature-{self.address.rpartition(':')[2]}.log"
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tidemill_feature"],
+                env={**os.environ, **{f"TIDEMILL_FEATURE_{name}": value for name, value in settings.items()}},
+                stdout=output,
+                stderr=output,
+            )
+        self.channel = grpc.aio.insecure_channel(self.address)
+        self.features: Any = FeatureServiceStub(self.channel)
+        self.progress: Any = ProgressServiceStub(self.channel)
+
+    async def ready(self) -> None:
+        async def answers() -> bool:
+            assert self.process.poll() is None, self.output.read_text()
+            try:
+                await self.features.GetStats(messages.GetStatsRequest(), timeout=1)
+            except grpc.aio.AioRpcError:
+                return False
+            return True
+
+        await aeventually(answers, 60, claim="the feature service answers")
+
+    async def reached(self, offsets: Sequence[progress.TopicPartitionOffset], timeout_s: float = 20) -> Any:
+        request = progress.WaitProgressRequest(stage="online", offsets=offsets)
+        return await self.progress.WaitProgress(request, timeout=timeout_s)
+
+    async def get(self, view: str, keys: Sequence[Any], as_of_us: int) -> list[list[tuple[str, Any]]]:
+        """Return (status, value) by key and feature."""
+        scalars = [
+            messages.Scalar(**{"string_value" if isinstance(key, str) else "int64_value": key})
+            if key is not None
+            else messages.Scalar()
+            for key in keys
+        ]
+        asked = messages.ViewKeys(view=view, keys=[messages.EntityKey(values=[scalar]) for scalar in scalars])
+        request = messages.GetFeaturesRequest(views=[asked], as_of_us=as_of_us)
+        response = await self.features.GetFeatures(request, timeout=10)
+        return [[_pair(value) for value in row.values] for row in response.views[0].rows]
+
+    async def stop(self, number: int = signal.SIGTERM) -> int:
+        await self.channel.close()
+        self.process.send_signal(number)
+        return await asyncio.to_thread(self.process.wait, 20)
+
+
+def _pair(value: messages.FeatureValue) -> tuple[str, Any]:
+    which = value.value.WhichOneof("value")
+    return STATUSES[value.status], None if which is None else getattr(value.value, which)
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+@pytest.fixture
+async def world(servers: Any, topic_prefix: str, redis_namespace: str, tmp_path: Path) -> AsyncIterator[World]:
+    kafka = KafkaSettings(bootstrap=servers.kafka, topic_prefix=topic_prefix)
+    world = World(kafka, servers.redis, redis_namespace, tmp_path)
+    await world.open()
+    yield world
+    await world.close()
