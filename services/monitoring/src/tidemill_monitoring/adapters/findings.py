@@ -1,0 +1,122 @@
+"""What an evaluation leaves in PostgreSQL: metrics, incidents, snapshots; and what is forgotten in time."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from tidemill_contracts.canonical import to_json
+from tidemill_contracts.instants import from_timestamp
+from tidemill_contracts.monitoring.v1 import records_pb2 as records
+from tidemill_contracts.serving.v1 import records_pb2 as serving
+
+from tidemill_monitoring.records import Change, revised
+
+# Enough rows for histograms of any feature; ids are random, so the first of them are a fair sample.
+PROFILE_ROWS = 20_000
+
+_METRIC = """
+INSERT INTO monitoring.metric (pipeline, model_version, kind, window_end_us, record)
+SELECT * FROM unnest($1::text[], $2::int[], $3::text[], $4::bigint[], $5::bytea[])
+ON CONFLICT (pipeline, window_end_us, kind, model_version) DO UPDATE SET record = excluded.record
+"""
+_INCIDENT = """
+INSERT INTO monitoring.incident (incident_id, pipeline, status, detected_us, record) VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (incident_id) DO UPDATE SET status = excluded.status, record = excluded.record
+"""
+_SNAPSHOT = """
+INSERT INTO monitoring.snapshot (pipeline, tick_us, state) VALUES ($1, $2, $3::jsonb)
+ON CONFLICT (pipeline) DO UPDATE SET tick_us = excluded.tick_us, state = excluded.state
+"""
+_SERVED = """
+SELECT record FROM monitoring.prediction WHERE pipeline = $1 AND as_of_us >= $2 AND as_of_us < $3
+ORDER BY prediction_id LIMIT $4
+"""
+_FORGET = (
+    "DELETE FROM monitoring.prediction WHERE pipeline = $1 AND as_of_us < $2",
+    "DELETE FROM monitoring.label WHERE pipeline = $1 AND label_time_us < $2",
+    """
+    WITH gone AS (
+        DELETE FROM monitoring.outcome WHERE pipeline = $1 AND tick_us < $2 RETURNING pipeline, prediction_id, revision)
+    DELETE FROM monitoring.outcome o USING gone g
+    WHERE o.pipeline = g.pipeline AND o.prediction_id = g.prediction_id AND o.revision > g.revision
+    """,
+    "DELETE FROM monitoring.metric WHERE pipeline = $1 AND window_end_us < $2",
+)
+
+
+class Retention(NamedTuple):
+    """Event times before which things are forgotten."""
+
+    predictions_us: int
+    labels_us: int
+    outcomes_us: int
+
+
+async def add_metrics(connection: Any, found: Sequence[records.MetricRecord]) -> None:
+    """Keep metrics for `GetMetrics`."""
+    if not found:
+        return
+    await connection.execute(
+        _METRIC,
+        [one.pipeline for one in found],
+        [one.model_version for one in found],
+        [one.kind for one in found],
+        [from_timestamp(one.window_end) for one in found],
+        [to_json(one) for one in found],
+    )
+
+
+async def put_incident(connection: Any, found: records.IncidentRecord) -> None:
+    """Write an incident's newest revision."""
+    await connection.execute(
+        _INCIDENT,
+        found.incident_id,
+        found.pipeline,
+        found.status,
+        from_timestamp(found.detected_at),
+        to_json(found),
+    )
+
+
+async def revise_incident(
+    connection: Any, incident_id: str, change: Change, emitted_at_us: int
+) -> records.IncidentRecord | None:
+    """Lock an incident, write its next revision and return it; None where there is no such incident."""
+    raw = await connection.fetchval(
+        "SELECT record FROM monitoring.incident WHERE incident_id = $1 FOR UPDATE", incident_id
+    )
+    if raw is None:
+        return None
+    found = revised(raw, change, emitted_at_us)
+    await put_incident(connection, found)
+    return found
+
+
+async def is_resolved(connection: Any, incident_id: str) -> bool:
+    """Return whether an incident has been resolved."""
+    status = await connection.fetchval("SELECT status FROM monitoring.incident WHERE incident_id = $1", incident_id)
+    return bool(status == "resolved")
+
+
+async def put_snapshot(connection: Any, pipeline: str, tick_us: int, state: Mapping[str, Any]) -> None:
+    """Keep a pipeline's state at midnight."""
+    await connection.execute(_SNAPSHOT, pipeline, tick_us, json.dumps(state))
+
+
+async def served(connection: Any, pipeline: str, from_us: int, to_us: int) -> list[serving.PredictionRecord]:
+    """Return predictions asked in [from_us, to_us), a sample of them where there are very many."""
+    rows = await connection.fetch(_SERVED, pipeline, from_us, to_us, PROFILE_ROWS)
+    return [serving.PredictionRecord.FromString(row[0]) for row in rows]
+
+
+async def forget(connection: Any, pipeline: str, before: Retention) -> None:
+    """Delete what is too old to matter."""
+    limits = (before.predictions_us, before.labels_us, before.outcomes_us, before.outcomes_us)
+    for statement, limit_us in zip(_FORGET, limits, strict=True):
+        await connection.execute(statement, pipeline, limit_us)
+
+
+def state_of(text: str) -> dict[str, Any]:
+    """Return what `put_snapshot` kept."""
+    found: dict[str, Any] = json.loads(text)
+    return found

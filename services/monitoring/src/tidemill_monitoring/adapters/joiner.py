@@ -1,0 +1,288 @@
+"""The hot path: one PostgreSQL transaction per batch, then Kafka.
+
+    batch → step (pure) → predictions and labels in → outcomes → ticks → positions → commit → publish
+
+Positions and everything they led to commit together, so that a crash at any point resumes exactly there.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tidemill_contracts.instants import to_timestamp
+from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
+from tidemill_runtime.batches import Assignment, Batch, Pipeline, Restored, Step
+from tidemill_runtime.errors import StateLost
+from tidemill_runtime.positions import Offsets, Partition
+from tidemill_runtime.producer import Outgoing
+from tidemill_runtime.progress import to_wire
+
+from tidemill_monitoring import metrics, records
+from tidemill_monitoring.adapters import store
+from tidemill_monitoring.adapters.evaluator import Evaluator, Told, Watched
+from tidemill_monitoring.adapters.journal import Journal, outcome_record
+from tidemill_monitoring.adapters.leadership import LOST, Leadership
+from tidemill_monitoring.adapters.wall import now_us
+from tidemill_monitoring.board import Board, Decided
+from tidemill_monitoring.clock import HOUR_US, EventTimes, tick_after
+from tidemill_monitoring.decode import PREDICTIONS
+from tidemill_monitoring.join import CORRECTED, LABELLED, Outcome, never, outcomes_of
+from tidemill_monitoring.join import NEVER as NEVER_CAME
+from tidemill_monitoring.registered import Registered
+from tidemill_monitoring.stepping import Effects, clocks_of, step
+
+_BEGINNING = """
+SELECT (SELECT min(tick_us) FROM monitoring.outcome WHERE pipeline = $1) AS tick_us,
+       (SELECT min(as_of_us) FROM monitoring.prediction WHERE pipeline = $1) AS as_of_us,
+       (SELECT count(*) FROM monitoring.prediction WHERE pipeline = $1),
+       count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state = 2), count(*) FILTER (WHERE state = 3)
+FROM monitoring.outcome WHERE pipeline = $1
+"""
+_STATES = {LABELLED: "labelled", NEVER_CAME: "never", CORRECTED: "corrected"}
+
+
+class Joiner(Pipeline[EventTimes, Effects]):
+    """Joins predictions with labels and evaluates what becomes of them; `boards` is shared with the policy."""
+
+    def __init__(
+        self,
+        leadership: Leadership,
+        journal: Journal,
+        registered: Registered,
+        evaluator: Evaluator,
+        *,
+        idle_us: int = 0,
+    ) -> None:
+        self._leadership = leadership
+        self._journal = journal
+        self._registered = registered
+        self._evaluator = evaluator
+        self._idle_us = idle_us
+        self.boards: dict[str, Board] = {}
+        self.clocks: dict[str, int] = {}
+        self._watched: dict[str, Watched] = {}
+        self._offsets: dict[Partition, int] = {}
+        self._noted: dict[Partition, int] = {}
+        self._moved: list[str] = []
+        self._committed: Effects | None = None
+        self._clock_moved = asyncio.Condition()
+
+    async def restore(self, assignment: Assignment) -> Restored[EventTimes]:
+        """Read everything from PostgreSQL; the group's committed offsets do not count beside the positions there."""
+        await self._leadership.renew()
+        async with self._leadership.transaction() as connection:
+            rows = await connection.fetch("SELECT topic, partition, next_offset, newest_us FROM monitoring.position")
+            await self._journal.recover(connection)
+            await self._load(connection)
+        self._committed = None
+        self._offsets = {Partition(row["topic"], row["partition"]): row["next_offset"] for row in rows}
+        newest = {
+            Partition(row["topic"], row["partition"]): row["newest_us"] for row in rows if row["newest_us"] is not None
+        }
+        times = EventTimes(newest, idle_us=self._idle_us, now_us=now_us())
+        self.clocks = clocks_of(times, self._registered, now_us())
+        self._moved = list(self.clocks)
+        await self._publish()
+        # A partition that was never read starts at the log's beginning, whatever a group of this name once committed.
+        return Restored(times, {**assignment.begin, **self._offsets})
+
+    async def _load(self, connection: Any) -> None:
+        decided = await connection.fetch(
+            "SELECT pipeline, cause_kind, cause_id, outcome, event_time_us, due_us FROM monitoring.decision"
+        )
+        self.boards.clear()
+        for row in decided:
+            self.board(row["pipeline"]).note(Decided(*row[1:]))
+        self._watched = {}
+        for row in await connection.fetch("SELECT * FROM monitoring.pipeline"):
+            name = row["pipeline"]
+            if row["champion_since_us"] is not None:
+                self._registered.champion_since_us[name] = row["champion_since_us"]
+            self._watched[name] = await self._evaluator.load(connection, name, row, self.board(name))
+
+    def board(self, pipeline: str) -> Board:
+        """Return what the policy has decided for a pipeline."""
+        return self.boards.setdefault(pipeline, Board())
+
+    @property
+    def trigger_end(self) -> Offsets:
+        """Return up to where the policy has been given something to decide."""
+        return self._journal.trigger_end
+
+    def positions(self, pipeline: str) -> records.Positions:
+        """Return how far the pipeline's streams and the predictions are joined."""
+        read = {*self._registered.partitions(pipeline)}
+        return to_wire({p: o for p, o in self._offsets.items() if p in read or p.topic == PREDICTIONS})
+
+    def step(self, state: EventTimes, batch: Batch, now_us: int) -> Step[EventTimes, Effects]:
+        """Decode; see `stepping`."""
+        return step(state, batch, now_us, self._registered)
+
+    async def apply(self, effects: Effects) -> None:
+        """Commit a batch, then publish what it led to. Raises `StateLost` where PostgreSQL went away."""
+        if self._committed is not effects:
+            await self._commit(effects)
+            self._committed = effects
+        await self._publish()
+        async with self._clock_moved:
+            self._clock_moved.notify_all()
+
+    async def reached_time(self, event_time_us: int) -> int:
+        """Return the furthest pipeline's clock, once it stands at `event_time_us` (0: asks for no time)."""
+        if event_time_us:
+            async with self._clock_moved:
+                await self._clock_moved.wait_for(lambda: self._furthest() >= event_time_us)
+        return self._furthest()
+
+    def _furthest(self) -> int:
+        return max(self.clocks.values(), default=0)
+
+    async def _publish(self) -> None:
+        moved, self._moved = self._moved, []
+        await self._journal.publish([self._clock_record(name) for name in moved])
+
+    def _clock_record(self, pipeline: str) -> Outgoing:
+        clock = monitoring.ClockRecord(
+            pipeline=pipeline,
+            event_time=to_timestamp(self.clocks[pipeline]),
+            positions=self.positions(pipeline),
+            emitted_at=to_timestamp(now_us()),
+        )
+        return records.outgoing(records.CLOCK, pipeline, clock, f"{pipeline}/{self.clocks[pipeline]}")
+
+    async def _commit(self, effects: Effects) -> None:
+        offsets = {**self._offsets, **effects.offsets}
+        standing = self._journal.standing
+        try:
+            async with self._leadership.transaction() as connection:
+                numbered = await self._write(connection, effects, offsets)
+        except LOST as error:
+            raise StateLost(f"PostgreSQL: {error!r}") from error
+        except StateLost:
+            raise
+        self._journal.append(numbered)
+        self._noted.update(self._journal.written)
+        metrics.behind.set(self._journal.standing.next_seq - 1 - standing.published_seq)
+
+    async def _write(self, connection: Any, effects: Effects, offsets: Offsets) -> list[tuple[int, Outgoing]]:
+        self._offsets = dict(offsets)
+        counted = {name: _Counts() for name in self._registered.pipelines()}
+        outcomes = await self._join(connection, effects, counted)
+        passing = self._passing(effects)
+        for name, to_tick_us in passing.items():
+            if name not in self._watched:
+                self._watched[name] = await self._begin(connection, name, to_tick_us, counted[name])
+            outcomes += await self._sweep(connection, name, to_tick_us, outcomes)
+        numbered = list(zip(self._journal.number(len(outcomes)), outcomes, strict=True))
+        await store.insert_outcomes(connection, [(one, self._tick_of(one), seq) for seq, one in numbered])
+        for one in outcomes:
+            counted[one.prediction.pipeline].count(one)
+        told = await self._evaluate(connection, passing, effects.now_us)
+        journal = list(zip(self._journal.number(len(told)), told, strict=True))
+        await self._save(connection, effects, counted, journal)
+        return [*((seq, outcome_record(one)) for seq, one in numbered), *journal]
+
+    async def _join(self, connection: Any, effects: Effects, counted: "dict[str, _Counts]") -> list[Outcome]:
+        fresh, matches = await store.insert_predictions(connection, effects.predictions)
+        waits = self._registered.wait_us
+        for one in fresh:
+            counted.setdefault(one.pipeline, _Counts()).predictions += 1
+            watched = self._watched.get(one.pipeline)
+            if watched is not None and one.pipeline in waits:
+                watched.sweep_from_us = min(watched.sweep_from_us, one.as_of_us + waits[one.pipeline])
+        made = outcomes_of(matches, waits)
+        return made + outcomes_of(await store.insert_labels(connection, effects.labels, waits), waits)
+
+    def _passing(self, effects: Effects) -> dict[str, int]:
+        """Return, for pipelines whose clock has passed a tick, the last such tick."""
+        passing = {}
+        for name, clock_us in effects.clocks.items():
+            if clock_us <= self.clocks.get(name, -1):
+                continue
+            self.clocks[name] = clock_us
+            self._moved.append(name)
+            last_us = tick_after(clock_us) - HOUR_US
+            watched = self._watched.get(name)
+            if watched is None or last_us > watched.last_tick_us:
+                passing[name] = last_us
+        return passing
+
+    async def _sweep(self, connection: Any, pipeline: str, to_tick_us: int, joined: Sequence[Outcome]) -> list[Outcome]:
+        """Declare NEVER what has waited long enough."""
+        watched = self._watched[pipeline]
+        wait_us = self._registered.wait_us[pipeline]
+        late = await store.overdue(connection, pipeline, watched.sweep_from_us - wait_us, to_tick_us - wait_us)
+        watched.sweep_from_us = max(watched.sweep_from_us, to_tick_us)
+        done = {one.prediction.prediction_id for one in joined if one.prediction.pipeline == pipeline}
+        return [never(one, one.as_of_us + wait_us) for one in late if one.prediction_id not in done]
+
+    async def _begin(self, connection: Any, pipeline: str, to_tick_us: int, counts: "_Counts") -> Watched:
+        """Begin a pipeline at its first clock: at the oldest thing that waits for it, with what came before counted."""
+        first = await connection.fetchrow(_BEGINNING, pipeline)
+        counts.predictions, counts.joined, counts.never, counts.corrected = first[2:]
+        tick_us, as_of_us = first["tick_us"], first["as_of_us"]
+        return self._evaluator.begin(
+            to_tick_us if tick_us is None else min(to_tick_us, tick_us - HOUR_US),
+            to_tick_us if as_of_us is None else min(to_tick_us, as_of_us + self._registered.wait_us[pipeline]),
+            self.board(pipeline),
+        )
+
+    def _tick_of(self, outcome: Outcome) -> int | None:
+        if outcome.revision != 1:
+            return None
+        tick_us = tick_after(outcome.ready_us)
+        watched = self._watched.get(outcome.prediction.pipeline)
+        return tick_us if watched is None else max(tick_us, watched.last_tick_us + HOUR_US)
+
+    async def _evaluate(self, connection: Any, passing: dict[str, int], now_us: int) -> list[Outgoing]:
+        out: list[Outgoing] = []
+        for name, to_tick_us in passing.items():
+            told = Told(now_us, self.positions(name))
+            await self._evaluator.advance(connection, name, self._watched[name], to_tick_us, told)
+            out += told.out
+        return out
+
+    async def _save(
+        self,
+        connection: Any,
+        effects: Effects,
+        counted: "dict[str, _Counts]",
+        journal: Iterable[tuple[int, Outgoing]],
+    ) -> None:
+        since = self._registered.champion_since_us
+        pipelines = {
+            name: store.Counted(
+                watched.last_tick_us, watched.sweep_from_us, *counted.get(name, _Counts()).values(), since.get(name)
+            )
+            for name, watched in self._watched.items()
+        }
+        ends = {p: end for p, end in self._journal.written.items() if self._noted.get(p) != end}
+        standing = self._journal.standing
+        left = store.Save(
+            effects.offsets,
+            effects.newest_us,
+            ends,
+            pipelines,
+            standing.next_seq,
+            standing.published_seq,
+            list(journal),
+        )
+        await store.save(connection, left)
+
+
+class _Counts:
+    """What one batch added to a pipeline's totals."""
+
+    def __init__(self) -> None:
+        self.predictions = self.joined = self.never = self.corrected = 0
+
+    def count(self, outcome: Outcome) -> None:
+        """Take in one outcome; a prediction whose label came after all is joined, no longer never."""
+        metrics.outcomes.labels(_STATES[outcome.state]).inc()
+        self.joined += outcome.first_label
+        self.corrected += outcome.state == CORRECTED
+        self.never += (outcome.state == NEVER_CAME) - (outcome.state == CORRECTED and outcome.first_label)
+
+    def values(self) -> tuple[int, int, int, int]:
+        """Return the totals in the order of the table."""
+        return (self.predictions, self.joined, self.never, self.corrected)

@@ -1,0 +1,176 @@
+"""MonitoringService over gRPC: what was measured, what changed, and the operators' three verbs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+from tidemill_contracts.canonical import from_json
+from tidemill_contracts.instants import from_timestamp, to_timestamp
+from tidemill_contracts.monitoring.v1 import monitoring_pb2 as messages
+from tidemill_contracts.monitoring.v1 import monitoring_pb2_grpc as services
+from tidemill_contracts.monitoring.v1 import records_pb2 as records
+from tidemill_contracts.reasons import Reason
+from tidemill_runtime.actor import require_actor
+from tidemill_runtime.errors import Poison, Retryable
+
+from tidemill_monitoring.adapters import findings
+from tidemill_monitoring.adapters.joiner import Joiner
+from tidemill_monitoring.adapters.leadership import LOST
+from tidemill_monitoring.adapters.policy import Policy
+from tidemill_monitoring.adapters.wall import now_us
+from tidemill_monitoring.records import Change
+from tidemill_monitoring.registered import Registered
+
+_DEFAULT_LIMIT = 100
+_MAX_LIMIT = 10_000
+STATUSES = ("open", "acknowledged", "resolved")
+
+_METRICS = """
+SELECT record FROM monitoring.metric WHERE pipeline = $1 AND ($2 = 0 OR model_version = $2)
+ORDER BY window_end_us DESC, kind, model_version LIMIT $3
+"""
+_INCIDENTS = """
+SELECT record FROM monitoring.incident WHERE ($1 = '' OR pipeline = $1) AND ($2 = '' OR status = $2)
+ORDER BY detected_us DESC, incident_id LIMIT $3
+"""
+_STATS = "SELECT predictions, joined, never, corrected FROM monitoring.pipeline WHERE pipeline = $1"
+_ORPHANS = """
+SELECT count(*) FROM monitoring.label l WHERE l.pipeline = $1 AND NOT EXISTS (
+    SELECT FROM monitoring.prediction p WHERE p.pipeline = l.pipeline AND p.join_key = l.join_key
+        AND p.as_of_us BETWEEN l.earliest_us AND l.label_time_us)
+"""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class MonitoringServicer(services.MonitoringServiceServicer):
+    """Answers from PostgreSQL; changes go through the policy's transaction and outbox."""
+
+    def __init__(self, pool: Any, registered: Registered, joiner: Joiner, policy: Policy) -> None:
+        self._pool = pool
+        self._registered = registered
+        self._joiner = joiner
+        self._policy = policy
+
+    async def GetMetrics(  # noqa: N802 -- the wire's name
+        self, request: messages.GetMetricsRequest, context: Context
+    ) -> messages.GetMetricsResponse:
+        self._known(request.pipeline)
+        rows = await self._fetch(_METRICS, request.pipeline, request.model_version, _limit(request.limit))
+        return messages.GetMetricsResponse(metrics=[from_json(row[0], records.MetricRecord()) for row in rows])
+
+    async def ListIncidents(  # noqa: N802 -- the wire's name
+        self, request: messages.ListIncidentsRequest, context: Context
+    ) -> messages.ListIncidentsResponse:
+        if request.pipeline:
+            self._known(request.pipeline)
+        if request.status and request.status not in STATUSES:
+            raise Poison(
+                Reason.OUT_OF_RANGE,
+                f"no status {request.status!r}",
+                field="status",
+                fix=f"use one of: {', '.join(STATUSES)}",
+            )
+        rows = await self._fetch(_INCIDENTS, request.pipeline, request.status, _limit(request.limit))
+        return messages.ListIncidentsResponse(incidents=[from_json(row[0], records.IncidentRecord()) for row in rows])
+
+    async def AcknowledgeIncident(  # noqa: N802 -- the wire's name
+        self, request: messages.AcknowledgeIncidentRequest, context: Context
+    ) -> messages.AcknowledgeIncidentResponse:
+        found = await self._change(request.incident_id, require_actor(context), "acknowledged", request.note)
+        return messages.AcknowledgeIncidentResponse(incident=found)
+
+    async def ResolveIncident(  # noqa: N802 -- the wire's name
+        self, request: messages.ResolveIncidentRequest, context: Context
+    ) -> messages.ResolveIncidentResponse:
+        found = await self._change(request.incident_id, require_actor(context), "resolved", request.note)
+        return messages.ResolveIncidentResponse(incident=found)
+
+    async def RequestRetraining(  # noqa: N802 -- the wire's name
+        self, request: messages.RequestRetrainingRequest, context: Context
+    ) -> messages.RequestRetrainingResponse:
+        actor = require_actor(context)
+        self._known(request.pipeline)
+        if not request.reason.strip():
+            raise Poison(Reason.MISSING_FIELD, "a retraining has a reason", field="reason", fix="say why")
+        made = await self._policy.request(
+            request.pipeline,
+            request.reason,
+            actor,
+            request.idempotency_key,
+            (self._event_time(request), self._joiner.positions(request.pipeline)),
+        )
+        return messages.RequestRetrainingResponse(request=made)
+
+    async def GetJoinStats(  # noqa: N802 -- the wire's name
+        self, request: messages.GetJoinStatsRequest, context: Context
+    ) -> messages.GetJoinStatsResponse:
+        self._known(request.pipeline)
+        rows = await self._fetch(_STATS, request.pipeline)
+        predictions, joined, never, corrected = rows[0] if rows else (0, 0, 0, 0)
+        orphans = await self._fetch(_ORPHANS, request.pipeline)
+        return messages.GetJoinStatsResponse(
+            predictions=predictions,
+            joined=joined,
+            pending=predictions - joined - never,
+            never=never,
+            corrected=corrected,
+            labels_without_prediction=orphans[0][0],
+            clock=self._clock(request.pipeline),
+        )
+
+    def _clock(self, pipeline: str) -> Timestamp | None:
+        clock_us = self._joiner.clocks.get(pipeline)
+        return None if clock_us is None else to_timestamp(clock_us)
+
+    def _event_time(self, request: messages.RequestRetrainingRequest) -> int:
+        if request.HasField("event_time"):
+            return from_timestamp(request.event_time)
+        clock_us = self._joiner.clocks.get(request.pipeline)
+        if clock_us is None:
+            raise Poison(
+                Reason.MISSING_FIELD,
+                f"{request.pipeline} has no clock yet, since not every partition of its streams has carried an event",
+                field="event_time",
+                fix="name the event time up to which rows are to be taken",
+            )
+        return clock_us
+
+    async def _change(self, incident_id: str, actor: str, status: str, note: str) -> records.IncidentRecord:
+        try:
+            async with self._pool.acquire() as connection, connection.transaction():
+                stored = await connection.fetchval(
+                    "SELECT record FROM monitoring.incident WHERE incident_id = $1 FOR UPDATE", incident_id
+                )
+                if stored is None:
+                    raise Poison(Reason.UNKNOWN_ENTITY, f"no incident {incident_id!r}", field="incident_id")
+                before = from_json(stored, records.IncidentRecord())
+                if before.status in (status, "resolved"):
+                    return before
+                change = Change(actor, f"{status} by {actor}" + (f": {note}" if note else ""), status)
+                found = await findings.revise_incident(connection, incident_id, change, now_us())
+                assert found is not None
+                await self._policy.tell(connection, found)
+        except LOST as error:
+            raise Retryable(f"PostgreSQL: {error!r}") from error
+        self._policy.enqueued()
+        return found
+
+    def _known(self, pipeline: str) -> None:
+        if self._registered.definition(pipeline) is None:
+            known = ", ".join(self._registered.pipelines()) or "none"
+            raise Poison(
+                Reason.UNKNOWN_PIPELINE, f"no pipeline {pipeline!r}", field="pipeline", fix=f"registered: {known}"
+            )
+
+    async def _fetch(self, query: str, *arguments: object) -> Sequence[Any]:
+        try:
+            found: Sequence[Any] = await self._pool.fetch(query, *arguments)
+        except LOST as error:
+            raise Retryable(f"PostgreSQL: {error!r}") from error
+        return found
+
+
+def _limit(asked: int) -> int:
+    return min(asked or _DEFAULT_LIMIT, _MAX_LIMIT)

@@ -1,0 +1,225 @@
+"""The join in PostgreSQL: a handful of statements per batch, whatever its size.
+
+Every statement takes arrays and unnests them; `connection` is the joiner's, inside its transaction.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from tidemill_runtime.positions import Offsets, Partition
+from tidemill_runtime.producer import Outgoing
+
+from tidemill_monitoring.decode import Label, Prediction
+from tidemill_monitoring.evaluation import Resolved
+from tidemill_monitoring.join import Last, Match, Outcome, Stored
+
+PAGE = 20_000
+
+_PREDICTIONS = """
+WITH fresh AS (
+    INSERT INTO monitoring.prediction (pipeline, prediction_id, join_key, as_of_us, scores, record)
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bytea[], $6::bytea[])
+    ON CONFLICT DO NOTHING RETURNING pipeline, prediction_id, join_key, as_of_us)
+SELECT f.pipeline, f.prediction_id, l.identity, l.value, l.label_time_us, l.ready_us
+FROM fresh f LEFT JOIN LATERAL (
+    SELECT * FROM monitoring.label l
+    WHERE l.pipeline = f.pipeline AND l.join_key = f.join_key AND f.as_of_us BETWEEN l.earliest_us AND l.label_time_us
+    ORDER BY l.arrival DESC LIMIT 1) l ON true
+"""
+
+_LABELS = """
+WITH fresh AS (
+    INSERT INTO monitoring.label (pipeline, join_key, identity, value, label_time_us, ready_us, earliest_us)
+    SELECT g.pipeline, g.join_key, g.identity, g.value, g.label_time_us, g.ready_us, g.earliest_us
+    FROM unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::bigint[], $6::bigint[], $7::bigint[])
+        WITH ORDINALITY AS g(pipeline, join_key, identity, value, label_time_us, ready_us, earliest_us, n)
+    ORDER BY g.n
+    ON CONFLICT DO NOTHING
+    RETURNING pipeline, join_key, identity, value, label_time_us, ready_us, earliest_us, arrival)
+SELECT f.pipeline, f.join_key, f.identity, f.value, f.label_time_us, f.ready_us,
+       p.prediction_id, p.as_of_us, p.scores, p.record, o.revision, o.label
+FROM fresh f
+JOIN monitoring.prediction p ON p.pipeline = f.pipeline AND p.join_key = f.join_key
+    AND p.as_of_us BETWEEN f.earliest_us AND f.label_time_us
+LEFT JOIN LATERAL (
+    SELECT o.revision, o.label FROM monitoring.outcome o
+    WHERE o.pipeline = p.pipeline AND o.prediction_id = p.prediction_id
+    ORDER BY o.revision DESC LIMIT 1) o ON true
+ORDER BY f.arrival, p.prediction_id
+"""
+
+_OUTCOMES = """
+INSERT INTO monitoring.outcome
+    (pipeline, prediction_id, revision, state, label, label_time_us, tick_us, scores, seq)
+SELECT * FROM unnest($1::text[], $2::text[], $3::int[], $4::smallint[], $5::float8[], $6::bigint[], $7::bigint[],
+                     $8::bytea[], $9::bigint[])
+"""
+
+_OVERDUE = """
+SELECT p.prediction_id, p.join_key, p.as_of_us, p.scores, p.record FROM monitoring.prediction p
+WHERE p.pipeline = $1 AND p.as_of_us >= $2 AND p.as_of_us < $3 AND (p.as_of_us, p.prediction_id) > ($4, $5)
+  AND NOT EXISTS (SELECT FROM monitoring.outcome o WHERE o.pipeline = p.pipeline AND o.prediction_id = p.prediction_id)
+ORDER BY p.as_of_us, p.prediction_id LIMIT $6
+"""
+
+_RESOLVED = """
+SELECT tick_us, label_time_us, prediction_id, state, label, scores FROM monitoring.outcome
+WHERE pipeline = $1 AND tick_us <= $2 AND (tick_us, label_time_us, prediction_id) > ($3, $4, $5)
+ORDER BY tick_us, label_time_us, prediction_id LIMIT $6
+"""
+
+_SAVE = """
+WITH places AS (
+    INSERT INTO monitoring.position (topic, partition, next_offset, newest_us)
+    SELECT * FROM unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[])
+    ON CONFLICT (topic, partition) DO UPDATE SET next_offset = excluded.next_offset,
+        newest_us = coalesce(excluded.newest_us, position.newest_us)),
+ends AS (
+    INSERT INTO monitoring.published (topic, partition, next_offset)
+    SELECT * FROM unnest($5::text[], $6::int[], $7::bigint[])
+    ON CONFLICT (topic, partition) DO UPDATE SET next_offset = excluded.next_offset),
+pipelines AS (
+    INSERT INTO monitoring.pipeline AS p
+        (pipeline, last_tick_us, sweep_from_us, predictions, joined, never, corrected, champion_since_us)
+    SELECT * FROM unnest($8::text[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[],
+                         $14::bigint[], $15::bigint[])
+    ON CONFLICT (pipeline) DO UPDATE SET last_tick_us = excluded.last_tick_us, sweep_from_us = excluded.sweep_from_us,
+        predictions = p.predictions + excluded.predictions, joined = p.joined + excluded.joined,
+        never = p.never + excluded.never, corrected = p.corrected + excluded.corrected,
+        champion_since_us = coalesce(p.champion_since_us, excluded.champion_since_us)),
+sent AS (DELETE FROM monitoring.journal WHERE seq <= $17),
+entries AS (
+    INSERT INTO monitoring.journal (seq, topic, key, value, headers)
+    SELECT * FROM unnest($18::bigint[], $19::text[], $20::bytea[], $21::bytea[], $22::jsonb[]))
+UPDATE monitoring.writer SET next_seq = $16, published_seq = $17
+"""
+
+
+class Counted(NamedTuple):
+    """A pipeline's progress, and how many of what this batch added."""
+
+    last_tick_us: int
+    sweep_from_us: int
+    predictions: int = 0
+    joined: int = 0
+    never: int = 0
+    corrected: int = 0
+    champion_since_us: int | None = None
+
+
+class Save(NamedTuple):
+    """What one transaction leaves behind beside the rows of the join."""
+
+    offsets: Offsets
+    newest_us: Mapping[Partition, int]
+    published: Offsets
+    pipelines: Mapping[str, Counted]
+    next_seq: int
+    published_seq: int
+    journal: Sequence[tuple[int, Outgoing]]
+
+
+def _columns(rows: Iterable[Sequence[Any]], width: int) -> list[list[Any]]:
+    found = [list(column) for column in zip(*rows, strict=True)]
+    return found or [[] for _ in range(width)]
+
+
+async def insert_predictions(connection: Any, given: Sequence[Prediction]) -> tuple[list[Prediction], list[Match]]:
+    """Store predictions; return those that are new, and the newest label of each that already has one."""
+    if not given:
+        return [], []
+    rows = await connection.fetch(_PREDICTIONS, *_columns(given, 6))
+    by_id = {(one.pipeline, one.prediction_id): one for one in reversed(given)}
+    fresh = [by_id[row[0], row[1]] for row in rows]
+    matches = [
+        Match(Stored(*one), Label(one.pipeline, one.join_key, *row[2:6]), None)
+        for one, row in zip(fresh, rows, strict=True)
+        if row[2] is not None
+    ]
+    return fresh, matches
+
+
+async def insert_labels(connection: Any, given: Sequence[Label], wait_us: Mapping[str, int]) -> list[Match]:
+    """Store label events that are new and return every prediction that they belong to, in the order of arrival."""
+    if not given:
+        return []
+    rows = await connection.fetch(
+        _LABELS, *_columns(([*label, label.label_time_us - wait_us[label.pipeline]] for label in given), 7)
+    )
+    return [
+        Match(
+            Stored(row[0], row[6], row[1], row[7], row[8], row[9]),
+            Label(*row[:6]),
+            None if row[10] is None else Last(row[10], row[11]),
+        )
+        for row in rows
+    ]
+
+
+async def insert_outcomes(connection: Any, given: Sequence[tuple[Outcome, int | None, int]]) -> None:
+    """Store outcomes, each with its tick and its sequence number."""
+    if not given:
+        return
+    rows = (
+        (
+            one.prediction.pipeline,
+            one.prediction.prediction_id,
+            one.revision,
+            one.state,
+            one.label,
+            one.label_time_us,
+            tick_us,
+            one.prediction.scores,
+            seq,
+        )
+        for one, tick_us, seq in given
+    )
+    await connection.execute(_OUTCOMES, *_columns(rows, 9))
+
+
+async def overdue(connection: Any, pipeline: str, from_us: int, to_us: int) -> list[Stored]:
+    """Return predictions asked in [from_us, to_us) that have no outcome."""
+    found: list[Stored] = []
+    after: tuple[int, str] = (-(2**62), "")
+    while True:
+        rows = await connection.fetch(_OVERDUE, pipeline, from_us, to_us, *after, PAGE)
+        found += [Stored(pipeline, *row) for row in rows]
+        if len(rows) < PAGE:
+            return found
+        after = (rows[-1]["as_of_us"], rows[-1]["prediction_id"])
+
+
+async def resolved(
+    connection: Any, pipeline: str, to_tick_us: int, after: tuple[int, int, str]
+) -> tuple[list[Resolved], bool]:
+    """Return a page of what counts in ticks up to `to_tick_us`, in order, and whether there is more."""
+    rows = await connection.fetch(_RESOLVED, pipeline, to_tick_us, *after, PAGE)
+    return [Resolved(*row) for row in rows], len(rows) == PAGE
+
+
+async def save(connection: Any, left: Save) -> None:
+    """Write positions, counters and journal in one statement."""
+    places = ((p.topic, p.number, offset, left.newest_us.get(p)) for p, offset in left.offsets.items())
+    ends = ((p.topic, p.number, offset) for p, offset in left.published.items())
+    pipelines = ((name, *counted) for name, counted in left.pipelines.items())
+    journal = ((seq, one.topic, one.key, one.value, headers_json(one)) for seq, one in left.journal)
+    await connection.execute(
+        _SAVE,
+        *_columns(places, 4),
+        *_columns(ends, 3),
+        *_columns(pipelines, 8),
+        left.next_seq,
+        left.published_seq,
+        *_columns(journal, 5),
+    )
+
+
+def headers_json(record: Outgoing) -> str:
+    """Return a record's headers as text."""
+    return json.dumps([[name, value.decode()] for name, value in record.headers])
+
+
+def headers_of(text: str) -> list[tuple[str, bytes]]:
+    """Return what `headers_json` wrote."""
+    return [(name, value.encode()) for name, value in json.loads(text)]

@@ -1,0 +1,62 @@
+"""ADWIN over block means: a window that is cut where its two parts differ by more than chance allows.
+
+Source: Bifet and Gavaldà, "Learning from Time-Changing Data with Adaptive Windowing", SDM 2007, algorithm ADWIN0 (every
+split is tried; at most `CAPACITY` blocks are held, so the exponential histogram of ADWIN2 would save nothing) with the
+normal approximation of section 4.1:
+
+    ε_cut = sqrt(2/m · σ²_W · ln(2/δ')),   1/m = 1/n₀ + 1/n₁,   δ' = δ / ln(n)
+
+Two departures, both because consecutive losses are anything but independent (a stormy day makes a thousand of them
+bad together; see ADR 0012). The elements are means over a day of event time, not single losses. The term
+2/(3m)·ln(2/δ') is left out: it guards bounded single values, and for means of hundreds of rows it would forbid any
+detection within two months. What δ then yields is measured, not taken from the theorem.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+CAPACITY = 60
+# Each side of a cut needs this many blocks: a spell of bad weather is shorter.
+MIN_BLOCKS = 5
+
+
+class Cut(NamedTuple):
+    """The split that stands out most: blocks before it, the means on both sides, and how often it exceeds chance."""
+
+    before_blocks: int
+    before: float
+    after: float
+    ratio: float
+    epsilon: float
+
+
+def best_cut(means: Sequence[float], delta: float, limit: float) -> Cut | None:
+    """Return the clearest split whose means differ by more than chance (δ) and more than `limit`; None: no change.
+
+    >>> best_cut([0.2, 0.3] * 10 + [0.7, 0.8] * 5, delta=0.05, limit=0.1).before_blocks
+    20
+    >>> best_cut([0.2, 0.3] * 15, delta=0.05, limit=0.1) is None
+    True
+    """
+    count = len(means)
+    if count < 2 * MIN_BLOCKS:
+        return None
+    values = np.asarray(means, np.float64)
+    variance = float(values.var(ddof=1))
+    before_n = np.arange(MIN_BLOCKS, count - MIN_BLOCKS + 1)
+    sums = np.cumsum(values)
+    before = sums[before_n - 1] / before_n
+    after = (sums[-1] - sums[before_n - 1]) / (count - before_n)
+    harmonic = 1.0 / (1.0 / before_n + 1.0 / (count - before_n))
+    epsilon = np.sqrt(2.0 / harmonic * variance * math.log(2.0 * math.log(count) / delta))
+    moved = np.abs(after - before)
+    ratio = np.where((moved > limit) & (epsilon > 0), moved / np.maximum(epsilon, 1e-300), 0.0)
+    place = int(ratio.argmax())
+    if ratio[place] <= 1.0:
+        return None
+    return Cut(
+        int(before_n[place]), float(before[place]), float(after[place]), float(ratio[place]), float(epsilon[place])
+    )

@@ -1,0 +1,89 @@
+"""Opens monitoring: what is opened last closes first."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import asyncpg
+from tidemill_contracts.monitoring.v1.monitoring_pb2_grpc import add_MonitoringServiceServicer_to_server
+from tidemill_contracts.progress.v1.progress_pb2_grpc import add_ProgressServiceServicer_to_server
+from tidemill_runtime.batches import StreamOptions
+from tidemill_runtime.dead_letters import DeadLetters
+from tidemill_runtime.faust_app import Agent, FaustApp, FaustOptions
+from tidemill_runtime.grpc_server import GrpcServer
+from tidemill_runtime.health import Health
+from tidemill_runtime.http_server import HttpServer
+from tidemill_runtime.lifecycle import running
+from tidemill_runtime.outbox import OutboxRelay
+from tidemill_runtime.producer import Producer
+from tidemill_runtime.progress import ProgressServicer
+from tidemill_runtime.stream import StreamRunner
+
+from tidemill_monitoring.adapters.evaluator import Evaluator, Spans
+from tidemill_monitoring.adapters.following import Following
+from tidemill_monitoring.adapters.joiner import Joiner
+from tidemill_monitoring.adapters.journal import ACK_TIMEOUT_S, Journal
+from tidemill_monitoring.adapters.leadership import Leadership
+from tidemill_monitoring.adapters.policy import Policy
+from tidemill_monitoring.adapters.rpc import MonitoringServicer
+from tidemill_monitoring.adapters.schema import OUTBOX
+from tidemill_monitoring.adapters.stage import JoinStage
+from tidemill_monitoring.records import TRIGGERS
+from tidemill_monitoring.registered import Registered
+from tidemill_monitoring.settings import Settings
+
+
+@asynccontextmanager
+async def open_service(settings: Settings, health: Health) -> AsyncIterator[None]:
+    """Stand by until this replica leads; then follow the registry, join, decide and answer."""
+    hop = {"hop_delay_ms": settings.test_hop_delay_ms, "seed": settings.test_seed}
+    registered = Registered()
+    async with AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        await enter(running(HttpServer(settings.http, health)))
+        leadership = await enter(Leadership(settings.postgres, health))
+        pool = await enter(asyncpg.create_pool(**settings.postgres.pool_kwargs()))
+        told = await enter(Producer(settings.kafka, ack_timeout_s=ACK_TIMEOUT_S))
+        decided = await enter(Producer(settings.kafka))
+        relay = await enter(running(OutboxRelay(pool, decided, OUTBOX, health=health)))
+        following = Following(settings.kafka, registered, health)
+        for follower in following.followers:
+            await enter(running(follower))
+        await following.caught_up()
+
+        journal = Journal(told, settings.kafka)
+        joiner = Joiner(
+            leadership,
+            journal,
+            registered,
+            Evaluator(registered, _spans(settings)),
+            idle_us=int(settings.idle_timeout_s * 1e6),
+        )
+        policy = Policy(pool, registered, relay, joiner.board)
+        letters = DeadLetters(decided, settings.kafka, settings.group)
+        options = StreamOptions(settings.group, max_records=settings.max_batch, stall_s=settings.stall_s, **hop)
+        runner = StreamRunner(
+            joiner, settings.kafka, options, topics=registered.topics(), dead_letters=letters, health=health
+        )
+        following.on_change(lambda: runner.subscribe(registered.topics()))
+        await enter(running(runner))
+        agent = Agent("policy", [TRIGGERS], policy.decide)
+        faust = FaustApp(
+            settings.kafka,
+            FaustOptions(f"{settings.group}-policy", settings.datadir, stall_s=settings.stall_s),
+            [agent],
+            dead_letters=DeadLetters(decided, settings.kafka, f"{settings.group}-policy"),
+            health=health,
+        )
+        await enter(running(faust))
+        stage = JoinStage(following, runner, joiner, faust, policy, [told, decided])
+        server = GrpcServer(settings.grpc, health, **hop)
+        server.add(add_MonitoringServiceServicer_to_server, MonitoringServicer(pool, registered, joiner, policy))
+        server.add(add_ProgressServiceServicer_to_server, ProgressServicer({"join": stage.reached}))
+        await enter(running(server))
+        yield
+
+
+def _spans(settings: Settings) -> Spans:
+    return Spans(
+        settings.window_days, settings.profile_days, settings.keep_predictions_days, settings.keep_outcomes_days
+    )

@@ -1,0 +1,60 @@
+"""The pipeline clock: event time reached by every partition of a pipeline's streams, and the ticks it passes."""
+
+from collections.abc import Iterable, Mapping
+
+from tidemill_runtime.positions import Partition
+
+HOUR_US = 3_600_000_000
+DAY_US = 24 * HOUR_US
+
+
+def tick_after(instant_us: int, tick_us: int = HOUR_US) -> int:
+    """Return the first tick strictly after an instant: the evaluation to which what became known then belongs.
+
+    Strictly, since a partition's clock stands at T as soon as one event at T was seen, and more at T may follow.
+
+    >>> tick_after(0, 10), tick_after(9, 10), tick_after(10, 10)
+    (10, 10, 20)
+    """
+    return instant_us - instant_us % tick_us + tick_us
+
+
+class EventTimes:
+    """The newest event time of each partition read, watermarks included."""
+
+    def __init__(self, newest: Mapping[Partition, int] | None = None, *, idle_us: int = 0, now_us: int = 0) -> None:
+        self._newest: dict[Partition, int] = dict(newest or {})
+        # Wall clock of the last record; only kept where silence releases the clock.
+        self._heard: dict[Partition, int] = {}
+        self._idle_us = idle_us
+        self._began_us = now_us
+
+    def observe(self, partition: Partition, event_time_us: int) -> int:
+        """Take in one record's event time and return the partition's newest."""
+        newest = max(event_time_us, self._newest.get(partition, event_time_us))
+        self._newest[partition] = newest
+        return newest
+
+    def hear(self, partition: Partition, now_us: int) -> None:
+        """Note that a partition is not silent."""
+        if self._idle_us:
+            self._heard[partition] = now_us
+
+    def newest(self, partition: Partition) -> int | None:
+        """Return the partition's newest event time."""
+        return self._newest.get(partition)
+
+    def clock(self, partitions: Iterable[Partition], now_us: int) -> int | None:
+        """Return the minimum over the partitions; None while one of them has never carried an event.
+
+        A partition silent for longer than the idle timeout does not count, as long as another one does.
+        """
+        held = [partition for partition in partitions if not self._idle(partition, now_us)]
+        times = [self._newest.get(partition) for partition in held]
+        known = [time for time in times if time is not None]
+        return min(known) if known and len(known) == len(times) else None
+
+    def _idle(self, partition: Partition, now_us: int) -> bool:
+        if not self._idle_us:
+            return False
+        return now_us - self._heard.get(partition, self._began_us) > self._idle_us

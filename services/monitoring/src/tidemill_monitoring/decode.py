@@ -1,0 +1,210 @@
+"""From log records to predictions, labels and event times; what is poison is decided here, before any effect."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from google.protobuf.message import DecodeError
+from tidemill_contracts.catalogue import Catalogue
+from tidemill_contracts.cloudevents import WATERMARK_TYPE
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.instants import parse_us
+from tidemill_contracts.reasons import Reason
+from tidemill_contracts.serving.v1 import records_pb2 as serving
+from tidemill_contracts.topics import events_topic
+from tidemill_features.expressions import Expression, compile_expression, schema_of
+from tidemill_runtime.batches import Record
+from tidemill_runtime.errors import Poison
+
+from tidemill_monitoring.scores import pack
+
+PREDICTIONS = "serving.predictions.v1"
+# UNIT SEPARATOR joins what makes an identity; it cannot stand in a header's source by accident.
+_JOINER = "\x1f"
+
+
+class Prediction(NamedTuple):
+    """A logged prediction as it is stored until its label comes."""
+
+    pipeline: str
+    prediction_id: str
+    join_key: str
+    as_of_us: int
+    scores: bytes
+    record: bytes
+
+
+class Label(NamedTuple):
+    """A label event's meaning for one pipeline; `ready_us`: how far its partition's clock stood when it was read."""
+
+    pipeline: str
+    join_key: str
+    identity: str
+    value: float
+    label_time_us: int
+    ready_us: int
+
+
+class LabelPlan(NamedTuple):
+    """How one pipeline reads its label from the events of a stream."""
+
+    pipeline: str
+    by: str
+    expression: Expression
+    fields: Sequence[definition.Field]
+
+
+class StreamPlan(NamedTuple):
+    """What monitoring does with the events of one stream."""
+
+    stream: definition.Stream
+    labels: Sequence[LabelPlan]
+
+
+class Event(NamedTuple):
+    """One record of a user stream: its event time, and its fields where a label is read from them."""
+
+    time_us: int
+    identity: str
+    fields: Mapping[str, Any] | None
+
+
+def plans_of(catalogue: Catalogue) -> dict[str, StreamPlan]:
+    """Return, by logical topic, a plan for every stream that some pipeline reads."""
+    plans: dict[str, StreamPlan] = {}
+    for pipeline in catalogue.pipelines.values():
+        for name in catalogue.streams_of(pipeline):
+            plans.setdefault(events_topic(name), StreamPlan(catalogue.streams[name], []))
+        plan = plans[events_topic(pipeline.label.stream)]
+        plans[events_topic(pipeline.label.stream)] = plan._replace(labels=[*plan.labels, _label_plan(pipeline, plan)])
+    return plans
+
+
+def _label_plan(pipeline: definition.Pipeline, plan: StreamPlan) -> LabelPlan:
+    schema = schema_of(plan.stream.fields)
+    expression = compile_expression(pipeline.label.expression, schema)
+    return LabelPlan(pipeline.name, pipeline.label.by, expression, [schema[name] for name in expression.columns])
+
+
+def prediction(record: Record) -> Prediction:
+    """Return one logged prediction. Raises `Poison`."""
+    raw = record.value
+    if not raw:
+        raise Poison(Reason.EMPTY, "a prediction without a value", fix="serving writes PredictionRecord")
+    try:
+        found = serving.PredictionRecord.FromString(raw)
+    except DecodeError as error:
+        raise Poison(Reason.UNDECODABLE, f"no PredictionRecord: {error}") from error
+    for field in ("prediction_id", "pipeline", "join_key"):
+        if not getattr(found, field):
+            raise Poison(Reason.MISSING_FIELD, f"a prediction without {field}", field=field)
+    return Prediction(found.pipeline, found.prediction_id, found.join_key, found.as_of_us, pack(found), raw)
+
+
+def event(record: Record, plan: StreamPlan, now_us: int) -> Event:
+    """Return one event's time and, for a label stream, its fields; a watermark has no fields. Raises `Poison`."""
+    kind = source = name = time = b""
+    for header, value in record.headers:
+        if header == "ce_time":
+            time = value
+        elif header == "ce_type":
+            kind = value
+        elif header == "ce_id":
+            name = value
+        elif header == "ce_source":
+            source = value
+    watermark = kind == WATERMARK_TYPE.encode()
+    fields = None if watermark or (time and not plan.labels) else _fields(record)
+    time_us = _event_time(time, fields, plan.stream)
+    limit_us = plan.stream.max_future_ms * 1000
+    if limit_us and time_us > now_us + limit_us:
+        raise Poison(
+            Reason.TOO_FAR_IN_FUTURE,
+            f"event time lies {(time_us - now_us) / 1e6:.0f} s ahead of the clock, beyond {limit_us / 1e6:.0f} s",
+            field=plan.stream.time_field,
+        )
+    return Event(time_us, _identity(record, source, name), fields)
+
+
+def _identity(record: Record, source: bytes, name: bytes) -> str:
+    if source and name:
+        return _text(source) + _JOINER + _text(name)
+    return _JOINER.join((record.topic, str(record.partition), str(record.offset)))
+
+
+def _text(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise Poison(Reason.BAD_UTF8, "a header is not UTF-8") from error
+
+
+def _event_time(header: bytes, fields: Mapping[str, Any] | None, stream: definition.Stream) -> int:
+    text = _text(header) if header else (fields or {}).get(stream.time_field)
+    if not isinstance(text, str):
+        raise Poison(Reason.MISSING_FIELD, "no event time in header or field", field=stream.time_field)
+    try:
+        return parse_us(text)
+    except ValueError as error:
+        raise Poison(Reason.WRONG_TYPE, f"event time {text[:40]!r}: {error}", field=stream.time_field) from error
+
+
+def _fields(record: Record) -> Mapping[str, Any]:
+    if not record.value:
+        raise Poison(Reason.EMPTY, "an event without a value")
+    try:
+        found = json.loads(record.value)
+    except UnicodeDecodeError as error:
+        raise Poison(Reason.BAD_UTF8, "the event is not UTF-8") from error
+    except ValueError as error:
+        raise Poison(Reason.UNDECODABLE, f"the event is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise Poison(Reason.UNDECODABLE, "the event is no JSON object")
+    return found
+
+
+def labels(found: Event, plan: StreamPlan, ready_us: int) -> list[Label]:
+    """Return what an event says to each pipeline that takes its label here; a null label says nothing.
+
+    Raises `Poison`.
+    """
+    if found.fields is None:
+        return []
+    return [label for part in plan.labels if (label := _label(found, part, ready_us)) is not None]
+
+
+def _label(found: Event, plan: LabelPlan, ready_us: int) -> Label | None:
+    assert found.fields is not None
+    key = found.fields.get(plan.by)
+    if key is None:
+        raise Poison(Reason.NULL_KEY, "a label event without its join key", field=plan.by)
+    row = {field.name: _typed(found.fields.get(field.name), field) for field in plan.fields}
+    value = plan.expression.evaluate_row(row)
+    if value is None:
+        return None
+    return Label(plan.pipeline, str(key), found.identity, float(value), found.time_us, ready_us)
+
+
+def _typed(value: Any, field: definition.Field) -> Any:
+    """Return a JSON value as its field's type. Raises `Poison`."""
+    if value is None:
+        if field.nullable:
+            return None
+        raise Poison(Reason.MISSING_FIELD, f"{field.name} is missing", field=field.name)
+    if field.type == definition.FIELD_TYPE_TIMESTAMP:
+        try:
+            return parse_us(value)
+        except (TypeError, ValueError) as error:
+            raise Poison(Reason.WRONG_TYPE, f"{field.name}: {error}", field=field.name) from error
+    if not isinstance(value, _PYTHON[field.type]) or (isinstance(value, bool) != (field.type == _BOOL)):
+        raise Poison(Reason.WRONG_TYPE, f"{field.name} is {type(value).__name__}", field=field.name)
+    return value
+
+
+_BOOL = definition.FIELD_TYPE_BOOL
+_PYTHON: dict[int, tuple[type, ...]] = {
+    definition.FIELD_TYPE_BOOL: (bool,),
+    definition.FIELD_TYPE_INT64: (int,),
+    definition.FIELD_TYPE_FLOAT64: (int, float),
+    definition.FIELD_TYPE_STRING: (str,),
+}

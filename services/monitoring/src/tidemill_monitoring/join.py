@@ -1,0 +1,120 @@
+"""What a label makes of a prediction: outcomes and their revisions, in whatever order the two arrive.
+
+A label event belongs to the predictions of its join key that were asked at most `wait` before it and not after it.
+The first label gives revision 1. Another event with another value corrects it; the same event again, or another one
+with the same value, changes nothing. Where the wait was over before the label was read, revision 1 is NEVER.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
+
+from tidemill_monitoring.clock import HOUR_US, tick_after
+from tidemill_monitoring.decode import Label
+
+LABELLED = int(monitoring.OUTCOME_STATE_LABELLED)
+NEVER = int(monitoring.OUTCOME_STATE_NEVER)
+CORRECTED = int(monitoring.OUTCOME_STATE_CORRECTED)
+
+_PREDICTION_TAG = bytes([monitoring.OutcomeRecord.PREDICTION_FIELD_NUMBER << 3 | 2])
+
+
+class Stored(NamedTuple):
+    """A stored prediction that something has happened to."""
+
+    pipeline: str
+    prediction_id: str
+    join_key: str
+    as_of_us: int
+    scores: bytes
+    record: bytes
+
+
+class Last(NamedTuple):
+    """The newest outcome of a prediction so far."""
+
+    revision: int
+    label: float | None
+
+
+class Match(NamedTuple):
+    """A prediction and a label that belong together, with the outcome that the prediction has so far."""
+
+    prediction: Stored
+    label: Label
+    last: Last | None
+
+
+class Outcome(NamedTuple):
+    """One revision; `ready_us` decides the evaluation it counts in, and only revision 1 counts.
+
+    `first_label`: whether the prediction had no label before; a CORRECTED one may follow NEVER.
+    """
+
+    prediction: Stored
+    revision: int
+    state: int
+    label: float | None
+    label_time_us: int
+    ready_us: int
+    first_label: bool = False
+
+
+def outcomes_of(matches: Iterable[Match], wait_us: Mapping[str, int]) -> list[Outcome]:
+    """Return what a batch of matches leads to; several labels of one prediction are taken in the order given."""
+    made: list[Outcome] = []
+    newest: dict[tuple[str, str], Last] = {}
+    for prediction, label, stored in matches:
+        key = (prediction.pipeline, prediction.prediction_id)
+        last = newest.get(key, stored)
+        new = _next(prediction, label, last, prediction.as_of_us + wait_us[prediction.pipeline])
+        made += new
+        if new:
+            newest[key] = Last(new[-1].revision, new[-1].label)
+        elif last is not None:
+            newest[key] = last
+    return made
+
+
+def _next(prediction: Stored, label: Label, last: Last | None, deadline_us: int) -> list[Outcome]:
+    ready_us = max(label.ready_us, prediction.as_of_us)
+    if last is not None:
+        if last.label == label.value:
+            return []
+        first = last.label is None
+        return [Outcome(prediction, last.revision + 1, CORRECTED, label.value, label.label_time_us, ready_us, first)]
+    # Compared by tick, as the sweep that declares NEVER runs on ticks: the same answer however the log is cut.
+    if tick_after(label.ready_us, HOUR_US) > tick_after(deadline_us, HOUR_US):
+        return [
+            never(prediction, deadline_us),
+            Outcome(prediction, 2, CORRECTED, label.value, label.label_time_us, ready_us, True),
+        ]
+    return [Outcome(prediction, 1, LABELLED, label.value, label.label_time_us, ready_us, True)]
+
+
+def never(prediction: Stored, deadline_us: int) -> Outcome:
+    """Return the outcome of a prediction whose wait is over."""
+    return Outcome(prediction, 1, NEVER, None, deadline_us, deadline_us)
+
+
+def encode(outcome: Outcome) -> bytes:
+    """Return the OutcomeRecord; the prediction's bytes are put in as they were logged, without parsing them again."""
+    prediction = outcome.prediction
+    head = monitoring.OutcomeRecord(
+        prediction_id=prediction.prediction_id,
+        revision=outcome.revision,
+        state=monitoring.OutcomeState.ValueType(outcome.state),
+        label=outcome.label,
+        label_time_us=outcome.label_time_us,
+    ).SerializeToString()
+    return b"".join((head, _PREDICTION_TAG, _varint(len(prediction.record)), prediction.record))
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)

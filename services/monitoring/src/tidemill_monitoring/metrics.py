@@ -1,0 +1,7 @@
+"""Monitoring's own Prometheus metrics, beside the runtime's."""
+
+from tidemill_runtime.metrics import counter, gauge
+
+outcomes = counter("monitoring_outcomes", "Outcomes by state: labelled, never, corrected.", ("state",))
+behind = gauge("monitoring_unpublished_records", "Records committed to PostgreSQL and not yet known to be in Kafka.")
+decisions = counter("monitoring_decisions", "Decisions of the retraining policy.", ("kind", "outcome"))

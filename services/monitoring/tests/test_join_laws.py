@@ -1,0 +1,122 @@
+"""Laws of the join against the real Kafka and PostgreSQL."""
+
+from typing import Any
+
+import pytest
+from tidemill_contracts.instants import parse_us
+from tidemill_contracts.monitoring.v1 import monitoring_pb2 as messages
+from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
+
+HOUR = 3_600_000_000
+DAY = 24 * HOUR
+START = parse_us("2013-01-01T00:00:00Z")
+PIPELINE = "late"
+
+# conftest's World; test modules cannot import it under importlib mode.
+World = Any
+
+pytestmark = pytest.mark.servers
+
+
+async def stats(world: World) -> Any:
+    return await world.rpc.GetJoinStats(messages.GetJoinStatsRequest(pipeline=PIPELINE))
+
+
+async def test_a_label_is_joined_whether_it_comes_before_or_after_its_prediction(world: World) -> None:
+    async with world.running():
+        await world.apply()
+        await world.predict("a", START + HOUR)
+        await world.settle()
+        await world.land("a", START + 5 * HOUR, 20.0)
+        await world.land("b", START + 6 * HOUR, 0.0)
+        await world.settle()
+        await world.predict("b", START + 2 * HOUR)
+        await world.watermark(START + 7 * HOUR)
+        answer = await world.settle(START + 7 * HOUR)
+        assert answer.event_time_us == START + 7 * HOUR
+        found = await world.outcomes()
+        assert [(one.prediction.join_key, one.revision, one.label) for one in found] == [("a", 1, 1.0), ("b", 1, 0.0)]
+        assert {one.state for one in found} == {monitoring.OUTCOME_STATE_LABELLED}
+        seen = await stats(world)
+        assert (seen.predictions, seen.joined, seen.pending, seen.never) == (2, 2, 0, 0)
+
+
+async def test_a_label_that_never_comes_is_declared_by_the_clock_and_corrected_if_it_comes_after_all(
+    world: World,
+) -> None:
+    async with world.running():
+        await world.apply()
+        await world.predict("a", START + HOUR)
+        await world.land("a", START + 3 * HOUR, None, "cancelled")
+        await world.watermark(START + 37 * HOUR)
+        await world.settle(START + 37 * HOUR)
+        assert await world.outcomes() == []
+        await world.watermark(START + 38 * HOUR)
+        await world.settle(START + 38 * HOUR)
+        assert [one.state for one in await world.outcomes()] == [monitoring.OUTCOME_STATE_NEVER]
+        await world.land("a", START + 20 * HOUR, 30.0)
+        await world.settle()
+        found = await world.outcomes()
+        assert [(one.revision, one.state) for one in found] == [
+            (1, monitoring.OUTCOME_STATE_NEVER),
+            (2, monitoring.OUTCOME_STATE_CORRECTED),
+        ]
+        seen = await stats(world)
+        assert (seen.joined, seen.never, seen.corrected) == (1, 0, 1)
+
+
+async def test_the_same_event_again_is_no_correction_and_another_value_is_one(world: World) -> None:
+    async with world.running():
+        await world.apply()
+        await world.predict("a", START + HOUR)
+        await world.land("a", START + 5 * HOUR, 20.0, "first")
+        await world.land("a", START + 5 * HOUR, 20.0, "first")
+        await world.land("a", START + 5 * HOUR, 25.0, "same-label")
+        await world.land("a", START + 5 * HOUR, 5.0, "second")
+        await world.land("a", START + 5 * HOUR, 20.0, "first")
+        await world.settle()
+        found = await world.outcomes()
+        assert [(one.revision, one.state, one.label) for one in found] == [
+            (1, monitoring.OUTCOME_STATE_LABELLED, 1.0),
+            (2, monitoring.OUTCOME_STATE_CORRECTED, 0.0),
+        ]
+
+
+async def test_a_poisonous_landing_goes_to_the_dead_letters_untouched_and_the_join_goes_on(world: World) -> None:
+    async with world.running():
+        await world.apply()
+        await world.predict("a", START + HOUR)
+        await world.settle()
+        await world.send("events.landed", b"\xff{", "a")
+        await world.land("a", START + 5 * HOUR, 20.0)
+        await world.settle()
+        assert await world.values("events.landed.dlq") == [b"\xff{"]
+        assert len(await world.outcomes()) == 1
+
+
+async def test_the_clock_is_told_with_the_positions_that_it_rests_on(world: World) -> None:
+    async with world.running():
+        await world.apply()
+        await world.watermark(START + DAY)
+        await world.settle(START + DAY)
+        told = await world.told("monitoring.clock.v1", monitoring.ClockRecord)
+        assert told[-1].event_time.seconds * 1_000_000 == START + DAY
+        assert {(one.topic, one.partition) for one in told[-1].positions} >= {("events.landed", 0), ("events.asked", 1)}
+
+
+async def test_a_restart_goes_on_where_the_last_transaction_ended(world: World) -> None:
+    async with world.running():
+        await world.apply()
+        await world.predict("a", START + HOUR)
+        await world.predict("b", START + HOUR)
+        await world.land("a", START + 5 * HOUR, 20.0)
+        await world.watermark(START + 6 * HOUR)
+        await world.settle(START + 6 * HOUR)
+    async with world.running():
+        await world.settle(START + 6 * HOUR)
+        await world.land("b", START + 7 * HOUR, 20.0)
+        await world.watermark(START + 8 * HOUR)
+        await world.settle(START + 8 * HOUR)
+        assert [(one.prediction.join_key, one.revision) for one in await world.outcomes()] == [("a", 1), ("b", 1)]
+        seen = await stats(world)
+        assert (seen.predictions, seen.joined) == (2, 2)
