@@ -81,6 +81,7 @@ class Producer:
         self._client: Any = None
         self._connected = asyncio.Event()
         self._connecting: asyncio.Task[None] | None = None
+        self._probing: asyncio.Task[None] | None = None
         self._fault: str | None = "Kafka: not connected yet"
 
     @property
@@ -103,9 +104,10 @@ class Producer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._connecting is not None
-        self._connecting.cancel()
-        await asyncio.wait({self._connecting})
+        background = {task for task in (self._connecting, self._probing) if task is not None}
+        for task in background:
+            task.cancel()
+        await asyncio.wait(background)
         if self._client is None:
             return
         # With Kafka away, stop() would wait for acknowledgements without end.
@@ -130,6 +132,23 @@ class Producer:
             self._client, self._fault = client, None
             self._connected.set()
             return
+
+    def _suspect(self, fault: str) -> None:
+        self._fault = fault
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.create_task(self._probe(), name="producer-probe")
+
+    async def _probe(self) -> None:
+        """Clear the fault once Kafka answers: who is not ready gets no traffic, and no acknowledgement would ever."""
+        await self._connected.wait()
+        for delay_s in delays(0.2):
+            try:
+                await self._client.client.fetch_all_metadata()
+            except (kafka_errors.KafkaError, OSError):
+                await asyncio.sleep(delay_s)
+            else:
+                self._fault = None
+                return
 
     async def send(self, record: Outgoing) -> Placed:
         """Write one record and return where it lies. Raises `Retryable`, `Overloaded`, `Poison` or `Fatal`."""
@@ -166,7 +185,7 @@ class Producer:
                         if isinstance(future, asyncio.Future) and not future.done():
                             await asyncio.wait({future})
             except TimeoutError:
-                self._fault = f"Kafka: no acknowledgement for {self._ack_timeout_s:.0f} s"
+                self._suspect(f"Kafka: no acknowledgement for {self._ack_timeout_s:.0f} s")
             outcomes = [self._outcome(record, future) for record, future in self._paired(records, futures)]
             for topic, count in Counter(placed.topic for placed in outcomes if isinstance(placed, Placed)).items():
                 metrics.produced.labels(topic).inc(count)
