@@ -131,9 +131,9 @@ def features(row, departs, at, departed, arrived, weather):
         "origin.late_share_6h": late_share(leaving[6]),
         "airline.mean_delay_6h": mean(airline[6]),
         "airline.late_share_7d": late_share(airline[168]),
-        "destination.arrivals_6h": float(len(landing[6])),
-        "destination.mean_delay_6h": mean(landing[6]),
-        "destination.late_share_24h": late_share(landing[24]),
+        "arrivals.arrivals_6h": float(len(landing[6])),
+        "arrivals.mean_delay_6h": mean(landing[6]),
+        "arrivals.late_share_24h": late_share(landing[24]),
         "route.mean_delay_24h": mean(route[24]),
         "route.late_share_7d": late_share(route[168]),
         "plane.last_delay": landed[-1][1] if landed else None,
@@ -142,12 +142,12 @@ def features(row, departs, at, departed, arrived, weather):
         "weather.pressure_mb": last(sky[6], "pressure"),
         "weather.visibility_miles": min(seen, default=None),
         "weather.rain_6h_in": sum(rain) if rain else None,
-        "from": origin,
+        "airport": origin,
         "carrier": carrier,
-        "to": dest,
+        "dest": dest,
         "distance_miles": float(row["distance"]),
         "hour": float(moment.hour),
-        "weekday": float(moment.isoweekday() % 7),
+        "dow": float(moment.isoweekday() % 7),
     }
 
 

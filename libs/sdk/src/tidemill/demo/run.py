@@ -259,7 +259,7 @@ def run(
         shutil.rmtree(home, ignore_errors=True)
         stack = Stack("demo", home, service_environment=service_environment(options))
         console.print("starting Kafka, PostgreSQL, Redis and six services …")
-        endpoints = stack.start(deadline_s=180)
+        endpoints = stack.start(deadline_s=180, attached=not options.keep_stack)
         if not options.keep_stack:
             cleanup.callback(stack.stop)
         console.print("reading the year …")
