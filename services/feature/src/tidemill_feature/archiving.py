@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from google.protobuf.message import DecodeError
 from tidemill_contracts.canonical import stream_hash
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
@@ -101,7 +102,7 @@ def prediction_rows(partitions: Mapping[int, Sequence[Record]], available_us: in
     for number, record in _ordered(partitions):
         try:
             prediction = serving.PredictionRecord.FromString(record.value or b"")
-        except ValueError as error:
+        except DecodeError as error:
             refused.append(Refused(record, Poison(Reason.UNDECODABLE, f"no PredictionRecord: {error}")))
             continue
         _extend_origin(columns, number, [record.offset], [prediction.as_of_us], available_us, "")
@@ -131,7 +132,7 @@ def outcome_rows(partitions: Mapping[int, Sequence[Record]], available_us: int) 
     for number, record in _ordered(partitions):
         try:
             outcome = monitoring.OutcomeRecord.FromString(record.value or b"")
-        except ValueError as error:
+        except DecodeError as error:
             refused.append(Refused(record, Poison(Reason.UNDECODABLE, f"no OutcomeRecord: {error}")))
             continue
         _extend_origin(columns, number, [record.offset], [outcome.label_time_us], available_us, "")

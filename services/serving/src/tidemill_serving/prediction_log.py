@@ -8,6 +8,9 @@ from tidemill_contracts.progress.v1 import progress_pb2 as progress
 from tidemill_contracts.serving.v1 import records_pb2 as records
 
 TOPIC = "serving.predictions.v1"
+# CloudEvents attributes of every record.
+TYPE = "tidemill.prediction.v1"
+SOURCE = "tidemill/serving"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 import structlog
+from tidemill_contracts.cloudevents import Attributes, to_headers
 from tidemill_contracts.serving.v1 import records_pb2 as records
 from tidemill_runtime.errors import Fatal, Overloaded, Poison, Retryable, TidemillError
 from tidemill_runtime.positions import Partition
@@ -14,7 +15,7 @@ from tidemill_runtime.producer import Outgoing, Producer
 from tidemill_runtime.retries import delays
 
 from tidemill_serving import metrics
-from tidemill_serving.prediction_log import TOPIC
+from tidemill_serving.prediction_log import SOURCE, TOPIC, TYPE
 
 _MAX_SEND = 500
 
@@ -115,4 +116,8 @@ class PredictionTopic:
 
 
 def _outgoing(record: records.PredictionRecord) -> Outgoing:
-    return Outgoing(TOPIC, record.SerializeToString(), key=record.join_key.encode())
+    attributes = Attributes(
+        id=record.prediction_id, source=SOURCE, type=TYPE, time_us=record.as_of_us, subject=record.pipeline
+    )
+    headers = to_headers(attributes, "application/protobuf")
+    return Outgoing(TOPIC, record.SerializeToString(), record.join_key.encode(), headers)
