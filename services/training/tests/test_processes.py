@@ -12,7 +12,7 @@ import pytest
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
 from tidemill_testkit.eventually import aeventually, eventually
-from tidemill_training.adapters.processes import Bounds, RunCrashedError, open_process
+from tidemill_training.adapters.processes import Bounds, Launch, RunCrashedError, open_process
 from tidemill_training.spec import Done, Failed, Places, Progress, RunSpec
 
 BOUNDS = Bounds(memory_bytes=4 * 1024**3, cpu_s=60, wall_s=30.0)
@@ -44,7 +44,7 @@ async def ask(module: str, bounds: Bounds = BOUNDS) -> tuple[Done | Failed, list
     async def on_progress(line: Progress) -> None:
         seen.append(line)
 
-    async with open_process("run-1", bounds, module) as process:
+    async with open_process(Launch("run-1", "xgboost", bounds), module) as process:
         return await process.ask(spec(), on_progress), seen
 
 

@@ -22,6 +22,7 @@ from tidemill_training.adapters.intake import Intake
 from tidemill_training.adapters.ledger import Ledger
 from tidemill_training.adapters.peers import open_peers
 from tidemill_training.adapters.postgres import open_schema
+from tidemill_training.adapters.processes import StartProcess, open_process
 from tidemill_training.adapters.rpc import TrainingServicer
 from tidemill_training.adapters.run_feed import RunFeed
 from tidemill_training.adapters.stage import RunsStage
@@ -29,7 +30,9 @@ from tidemill_training.settings import TrainingSettings
 
 
 @asynccontextmanager
-async def open_service(settings: TrainingSettings, health: Health) -> AsyncIterator[None]:
+async def open_service(
+    settings: TrainingSettings, health: Health, start: StartProcess = open_process
+) -> AsyncIterator[None]:
     """Open in order; on the way out intake stops first, runs in work are left to the next process."""
     async with AsyncExitStack() as stack:
         producer = await stack.enter_async_context(Producer(settings.kafka))
@@ -39,7 +42,7 @@ async def open_service(settings: TrainingSettings, health: Health) -> AsyncItera
             open_peers(settings.registry, settings.feature, settings.grpc)
         )
         ledger, feed = Ledger(pool), RunFeed(producer)
-        parts = Parts(settings, ledger, claims, registry, feature, feed, clock=_now_us)
+        parts = Parts(settings, ledger, claims, registry, feature, feed, _now_us, start)
         executor = await stack.enter_async_context(running(Executor(parts)))
         agents = FaustApp(
             settings.kafka,

@@ -5,6 +5,7 @@ predicted, cut by time. Its features are those of the offline twin at its `as_of
 that had come when the run was asked for. A row whose label has not come, or is null, is left out.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -113,8 +114,11 @@ def requested(log: StreamLog, stream: definition.Stream, by: str) -> Asked:
 
 
 def join_keys(column: Column) -> Objects:
-    """Return the join key's values as text, None for null: as predictions carry them."""
-    keys = np.array([str(value) for value in column.values.tolist()], dtype=np.object_)
+    """Return the join key's values as text, None for null: as predictions carry them (JSON for what is no string)."""
+    if column.values.dtype == np.object_:
+        keys = column.values.copy()
+    else:
+        keys = np.array([json.dumps(value) for value in column.values.tolist()], dtype=np.object_)
     keys[column.nulls] = None
     return keys
 
@@ -149,21 +153,19 @@ def labels_of(
     expression = compile_expression(label.expression, schema_of(streams[label.stream].fields))
     if expression.type != definition.FIELD_TYPE_BOOL:
         raise ModelError(f"the label {label.expression!r} is no predicate; this release learns binary labels")
-    events = log.counted()
-    values = expression.evaluate(events.columns, len(events))
-    usable = ~values.nulls & (events.event_us <= until_us)
-    order = np.lexsort((events.offset, events.partition, events.event_us))
-    by_key: dict[str, list[int]] = {}
-    keys = join_keys(events.columns[label.by])
-    for place in order[usable[order]].tolist():
-        by_key.setdefault(keys[place], []).append(place)
+    keys, wanted = join_keys(log.columns[label.by]).tolist(), set(asked.join_key.tolist()) - {None}
+    mine = np.flatnonzero(log.counts & (log.event_us <= until_us) & np.array([key in wanted for key in keys], np.bool_))
+    values = expression.evaluate({name: take(column, mine) for name, column in log.columns.items()}, len(mine))
+    event_us = log.event_us[mine]
+    order = np.lexsort((log.offset[mine], log.partition[mine], event_us))
+    # By key, the (time, value) of each label from the oldest to the newest.
+    by_key: dict[str, list[tuple[int, bool]]] = {}
+    for place in order[~values.nulls[order]].tolist():
+        by_key.setdefault(keys[mine[place]], []).append((int(event_us[place]), bool(values.values[place])))
     latest_us = asked.as_of_us + label.wait_ms * 1000
     found = np.full(len(asked), np.nan)
     for row, (key, limit_us) in enumerate(zip(asked.join_key.tolist(), latest_us.tolist(), strict=True)):
-        for place in reversed(by_key.get(key, ())):
-            if events.event_us[place] <= limit_us:
-                found[row] = values.values[place]
-                break
+        found[row] = next((value for at_us, value in reversed(by_key.get(key, ())) if at_us <= limit_us), np.nan)
     return found
 
 

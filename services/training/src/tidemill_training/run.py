@@ -1,4 +1,4 @@
-"""`python -m tidemill_training.run PARENT_PID MEMORY_BYTES CPU_S`: one attempt of one run, isolated from the service.
+"""`python -m tidemill_training.run PARENT_PID MEMORY_BYTES CPU_S [LIBRARY]`: one attempt of one run, isolated.
 
 Limits come first, libraries second, the spec (stdin) third: a process may be started before its spec is known. Lines
 of JSON on stdout say how far it is and how it ended; what libraries print goes to stderr.
@@ -30,11 +30,12 @@ def bound(parent_pid: int, memory_bytes: int, cpu_s: int) -> None:
 
 def main(arguments: list[str]) -> None:
     """Run one attempt; without a spec (the parent changed its mind) do nothing."""
-    parent_pid, memory_bytes, cpu_s = map(int, arguments)
-    bound(parent_pid, memory_bytes, cpu_s)
+    bound(*map(int, arguments[:3]))
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    attempt = import_module("tidemill_training.adapters.attempt").attempt
+    work = import_module("tidemill_training.adapters.attempt")
+    for library in arguments[3:]:
+        work.preload(library)
     raw = sys.stdin.buffer.read()
     if not raw:
         return
@@ -42,7 +43,7 @@ def main(arguments: list[str]) -> None:
     def emit(line: Line) -> None:
         answers.write(to_line(line))
 
-    emit(attempt(RunSpec.from_json(raw), emit))
+    emit(work.attempt(RunSpec.from_json(raw), emit))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ MAX_LINE_BYTES = 8 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Places:
-    """Where a run reads and writes; `catalogue` carries the only credential that it gets."""
+    """Where a run reads and writes; `catalogue`, a PostgreSQL address, carries the only credential that it gets."""
 
     catalogue: str
     warehouse: str

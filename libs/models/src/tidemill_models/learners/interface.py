@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from types import ModuleType
 from typing import Any, Protocol, Self, cast
 
 import numpy as np
@@ -21,6 +22,7 @@ _MODULES = {
     "xgboost": "tidemill_models.learners.boosted",
     "river": "tidemill_models.learners.online",
 }
+LIBRARIES = frozenset(_MODULES)
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,16 @@ class Learner(Protocol):
 
 def build(constructor: Constructor, encoding: Encoding, seed: int) -> Learner:
     """Return an unfitted learner. Raises `ModelError` for an unknown library, class or parameter."""
-    module = _MODULES.get(constructor.library)
-    if module is None:
-        raise ModelError(f"no learner library {constructor.library!r}: known are {', '.join(_MODULES)}")
-    make = cast(Callable[[Constructor, Encoding, int], Learner], import_module(module).build)
+    make = cast(Callable[[Constructor, Encoding, int], Learner], load_library(constructor.library).build)
     return make(constructor, encoding, seed)
+
+
+def load_library(library: str) -> ModuleType:
+    """Import what a library's learners need, which takes a second or two. Raises `ModelError` for an unknown one."""
+    module = _MODULES.get(library)
+    if module is None:
+        raise ModelError(f"no learner library {library!r}: known are {', '.join(_MODULES)}")
+    return import_module(module)
 
 
 def checked_parameters(given: Mapping[str, Any], known: Mapping[str, type]) -> dict[str, Any]:

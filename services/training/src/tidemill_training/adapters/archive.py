@@ -1,31 +1,33 @@
-"""What a run reads of the offline log: the pipeline's streams and its logged predictions, up to some positions."""
+"""The offline log, read for one run: the streams of its pipeline and its predictions, up to the run's positions."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
-from tidemill_contracts.instants import parse_us
-from tidemill_contracts.progress.v1.progress_pb2 import TopicPartitionOffset
 from tidemill_contracts.topics import events_topic
 from tidemill_features.admission import rules_of
-from tidemill_features.archive import PREDICTIONS_TOPIC, counting, reach_us
-from tidemill_features.columns import column_of
-from tidemill_features.expressions import Column
+from tidemill_features.archive import PREDICTIONS_TOPIC, counting, table_name
+from tidemill_features.expressions import Column, compile_expression, schema_of
+from tidemill_features.expressions_vector import DTYPES, NEUTRAL
 from tidemill_features.iceberg import Archive
-from tidemill_features.plan import compile_view
+from tidemill_features.vector import compile_vector
 
-from tidemill_training.dataset import UNNAMED, Asked, StreamLog
+from tidemill_training.dataset import Asked, StreamLog
+from tidemill_training.logged import Logged, predicted
 from tidemill_training.spec import RunSpec
 
 Ints = NDArray[np.int64]
-# Before the window's first row lies what its features look back on, and what decides whether that counts.
-MARGIN_US = 24 * 3_600_000_000
+Bools = NDArray[np.bool_]
+# By topic and partition: records at this offset and after do not count.
+Limits = Mapping[tuple[str, int], int]
+
+_ORIGIN = ("_partition", "_offset", "_identity", "_event_us")
+_LOGGED = ("prediction_id", "pipeline", "join_key", "as_of_us", "positions", "request_json")
+_NO_LIMIT = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -39,134 +41,138 @@ class Inputs:
 
 
 def read_inputs(spec: RunSpec) -> Inputs:
-    """Read every stream that the pipeline needs, and its predictions. Raises what pyiceberg raises."""
+    """Read what the run's rows, features and labels rest on. Raises what pyiceberg and the catalogue raise."""
+    closure = spec.record.definition
     archive = Archive(spec.places.catalogue, spec.places.warehouse)
-    closure, window = spec.record.definition, spec.window
+    limits = {(place.topic, place.partition): place.next_offset for place in spec.request.positions}
+    reader = _Reader(archive, limits)
+    fields = fields_of(closure)
     streams = {stream.name: stream for stream in closure.streams}
-    since = _since(closure, window.from_us)
-    ends = _ends(spec.request.positions)
-    snapshots: dict[str, int] = {}
-    logs = {}
-    for name, stream in streams.items():
-        topic = events_topic(name)
-        rows, snapshots[topic] = archive.read(topic, at_least=("_event_us", since.get(name, window.from_us)))
-        logs[name] = stream_log(stream, rows, ends.get(topic))
-    rows, snapshots[PREDICTIONS_TOPIC] = archive.read(PREDICTIONS_TOPIC, at_least=("as_of_us", window.from_us))
-    request = streams[spec.pipeline.request]
-    predicted = predictions(rows, spec.pipeline, request, streams, window.until_us)
-    return Inputs(logs, predicted, {topic: snapshot for topic, snapshot in snapshots.items() if snapshot})
-
-
-def _since(closure: definition.Definition, from_us: int) -> dict[str, int]:
-    """Return, per stream, from which event time on a row of the window may depend on it."""
-    streams = {stream.name: stream for stream in closure.streams}
-    reach: dict[str, int] = {}
-    for view in closure.views:
-        plan = compile_view(view, streams[view.stream])
-        reach[plan.stream] = max(reach.get(plan.stream, 0), reach_us(plan))
-    return {
-        name: from_us - reach.get(name, 0) - MARGIN_US - 1000 * (stream.dedup_window_ms + stream.lateness_ms)
-        for name, stream in streams.items()
+    # Views need their whole log: an entity that was last seen long ago is another thing than an unknown one.
+    viewed = {view.stream for view in closure.views}
+    from_us = spec.window.from_us
+    logs = {
+        name: reader.stream(streams[name], sorted(fields[name]), None if name in viewed else from_us)
+        for name in sorted(fields)
     }
+    request = streams[spec.pipeline.request]
+    logged = reader.predictions(spec.pipeline.name, spec.window.from_us)
+    rows = predicted(logged, request, list(streams.values()), sorted(fields[request.name]))
+    return Inputs(logs, rows, reader.snapshots)
 
 
-def _ends(positions: Any) -> dict[str, dict[int, int]]:
-    ends: dict[str, dict[int, int]] = {}
-    position: TopicPartitionOffset
-    for position in positions:
-        ends.setdefault(position.topic, {})[position.partition] = position.next_offset
-    return ends
+def fields_of(closure: definition.Definition) -> dict[str, set[str]]:
+    """Return, by stream, the fields that the pipeline's rows, features and label read."""
+    pipeline = closure.pipelines[0]
+    streams = {stream.name: stream for stream in closure.streams}
+    vector = compile_vector(pipeline, {view.name: view for view in closure.views}, streams)
+    found: dict[str, set[str]] = {pipeline.request: {pipeline.label.by, *vector.fields}}
+    for source in vector.sources:
+        found[pipeline.request].update(source.on)
+    for plan in vector.plans:
+        found.setdefault(plan.stream, set()).update(plan.columns)
+    label = compile_expression(pipeline.label.expression, schema_of(streams[pipeline.label.stream].fields))
+    found.setdefault(pipeline.label.stream, set()).update({pipeline.label.by, *label.columns})
+    return found
 
 
-def stream_log(stream: definition.Stream, rows: pa.Table | None, ends: Mapping[int, int] | None) -> StreamLog:
-    """Return a stream's archived records below `ends` (absent: all), in offset order within each partition."""
-    if rows is None:
-        return _empty_log(stream)
-    partition, offset = _ints(rows["_partition"]), _ints(rows["_offset"])
-    order = np.lexsort((offset, partition))
-    if ends is not None:
-        limits = np.array([ends.get(number, 0) for number in range(int(partition.max(initial=0)) + 1)], np.int64)
-        order = order[offset[order] < limits[partition[order]]]
-    rows = rows.take(pa.array(order))
-    partition, offset, event_us = (_ints(rows[name]) for name in ("_partition", "_offset", "_event_us"))
-    identity = _ints(pc.dictionary_encode(rows["_identity"].combine_chunks()).indices)
-    return StreamLog(
-        partition,
-        offset,
-        event_us,
-        counting(partition, identity, event_us, rules_of(stream)),
-        {field.name: column_from_arrow(rows[field.name], field.type) for field in stream.fields},
-    )
+class _Reader:
+    """Reads tables and remembers their snapshots."""
+
+    def __init__(self, archive: Archive, limits: Limits) -> None:
+        self._archive = archive
+        self._limits = limits
+        self.snapshots: dict[str, int] = {}
+
+    def stream(self, stream: definition.Stream, fields: Sequence[str], from_us: int | None) -> StreamLog:
+        """Return a stream's log; with `from_us`, from so far before it that what counts from there on is known."""
+        kinds = {field.name: field.type for field in stream.fields}
+        rules = rules_of(stream)
+        earliest_us = None if from_us is None else from_us - rules.dedup_window_us - rules.lateness_us
+        at_least = None if earliest_us is None else ("_event_us", earliest_us)
+        rows = self._rows(events_topic(stream.name), [*_ORIGIN, *fields], at_least)
+        partition, offset, event_us = (rows.ints(name) for name in ("_partition", "_offset", "_event_us"))
+        return StreamLog(
+            partition,
+            offset,
+            event_us,
+            counting(partition, rows.codes("_identity"), event_us, rules),
+            {name: rows.column(name, kinds[name]) for name in fields},
+        )
+
+    def predictions(self, pipeline: str, from_us: int) -> Logged:
+        """Return a pipeline's predictions as of `from_us` and later."""
+        rows = self._rows(PREDICTIONS_TOPIC, [*_ORIGIN, *_LOGGED], ("as_of_us", from_us))
+        mine = [name == pipeline for name in rows.strings("pipeline")]
+        rows = rows.filtered(np.array(mine, dtype=np.bool_))
+        positions, codes = np.unique(np.array(rows.strings("positions"), dtype=np.object_), return_inverse=True)
+        return Logged(
+            rows.strings("prediction_id"),
+            rows.strings("join_key"),
+            rows.ints("as_of_us"),
+            rows.strings("request_json"),
+            positions.tolist(),
+            codes,
+        )
+
+    def _rows(self, topic: str, names: Sequence[str], at_least: tuple[str, int] | None) -> "_Rows":
+        """Return the rows before the limits by (partition, offset); none where there is no table yet."""
+        table, snapshot = self._archive.read(topic, names=names, at_least=at_least)
+        if table is None:
+            return _Rows(None, np.empty(0, dtype=np.int64))
+        self.snapshots[table_name(topic)] = snapshot
+        partition, offset = _ints(table["_partition"]), _ints(table["_offset"])
+        limit = np.empty(len(partition), dtype=np.int64)
+        for number in np.unique(partition):
+            limit[partition == number] = self._limits.get((topic, int(number)), _NO_LIMIT)
+        order = np.lexsort((offset, partition))
+        return _Rows(table, order[(offset < limit)[order]])
 
 
-def _empty_log(stream: definition.Stream) -> StreamLog:
-    none = np.zeros(0, np.int64)
-    columns = {field.name: column_of([], field.type) for field in stream.fields}
-    return StreamLog(none, none, none, np.zeros(0, np.bool_), columns)
+class _Rows:
+    """Some rows of a table, in an order; columns are converted one by one, as they are asked for."""
+
+    def __init__(self, table: pa.Table | None, order: Ints) -> None:
+        self._table = table
+        self._order = order
+
+    def filtered(self, keep: Bools) -> "_Rows":
+        """Return the rows that a mask keeps."""
+        return _Rows(self._table, self._order[keep])
+
+    def ints(self, name: str) -> Ints:
+        """Return a column without nulls."""
+        return np.empty(0, dtype=np.int64) if self._table is None else _ints(self._table[name])[self._order]
+
+    def codes(self, name: str) -> Ints:
+        """Return equal numbers for equal strings."""
+        if self._table is None:
+            return np.empty(0, dtype=np.int64)
+        encoded = self._table[name].combine_chunks().dictionary_encode()
+        return np.asarray(encoded.indices, dtype=np.int64)[self._order]
+
+    def strings(self, name: str) -> list[str]:
+        """Return a column of strings without nulls."""
+        if self._table is None:
+            return []
+        found: list[str] = self._table[name].combine_chunks().take(pa.array(self._order)).to_pylist()
+        return found
+
+    def column(self, name: str, kind: int) -> Column:
+        """Return a column as expressions take it: neutral under nulls, strings shared, instants as microseconds."""
+        if self._table is None:
+            return Column(np.empty(0, dtype=DTYPES[kind]), np.empty(0, dtype=np.bool_))
+        raw = self._table[name].combine_chunks()
+        nulls = np.asarray(raw.is_null().to_numpy(zero_copy_only=False), dtype=np.bool_)[self._order]
+        if kind == definition.FIELD_TYPE_STRING:
+            encoded = raw.fill_null("").dictionary_encode()
+            words = np.array(encoded.dictionary.to_pylist(), dtype=np.object_)
+            return Column(words[np.asarray(encoded.indices)[self._order]], nulls)
+        if kind == definition.FIELD_TYPE_TIMESTAMP:
+            raw = raw.cast(pa.int64())
+        values = raw.fill_null(NEUTRAL[kind]).to_numpy(zero_copy_only=False)
+        return Column(np.asarray(values, dtype=DTYPES[kind])[self._order], nulls)
 
 
 def _ints(column: Any) -> Ints:
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return np.asarray(array.to_numpy(zero_copy_only=False), np.int64)
-
-
-def column_from_arrow(column: pa.ChunkedArray, kind: definition.FieldType.ValueType) -> Column:
-    """Return an Arrow column in the engine's form; timestamps become microseconds."""
-    array = column.combine_chunks()
-    nulls = np.asarray(array.is_null().to_numpy(zero_copy_only=False), np.bool_)
-    if kind == definition.FIELD_TYPE_TIMESTAMP:
-        array = array.cast(pa.int64())
-    if kind == definition.FIELD_TYPE_STRING:
-        values = array.fill_null("").to_numpy(zero_copy_only=False).astype(np.object_)
-    else:
-        neutral: Any = False if kind == definition.FIELD_TYPE_BOOL else 0
-        values = array.fill_null(pa.scalar(neutral, array.type)).to_numpy(zero_copy_only=False)
-    return Column(values, nulls)
-
-
-def predictions(
-    rows: pa.Table | None,
-    pipeline: definition.Pipeline,
-    request: definition.Stream,
-    streams: Mapping[str, definition.Stream],
-    until_us: int,
-) -> Asked:
-    """Return the pipeline's logged predictions before `until_us`, each id once, with the cuts that they name."""
-    if rows is not None:
-        mine = pc.and_(pc.equal(rows["pipeline"], pipeline.name), pc.less(rows["as_of_us"], until_us))
-        rows = rows.filter(mine).sort_by([("_partition", "ascending"), ("_offset", "ascending")])
-        ids = rows["prediction_id"].to_pylist()
-        first = {name: place for place, name in reversed(list(enumerate(ids)))}
-        rows = rows.take(pa.array(sorted(first.values()), pa.int64()))
-    fields = [] if rows is None else [json.loads(text) for text in rows["request_json"].to_pylist()]
-    named = Positions([] if rows is None else rows["positions"].to_pylist())
-    return Asked(
-        np.array([] if rows is None else rows["join_key"].to_pylist(), np.object_),
-        np.zeros(0, np.int64) if rows is None else _ints(rows["as_of_us"]),
-        {field.name: _requested(fields, field) for field in request.fields},
-        {name: named.cuts(events_topic(name), stream.partitions) for name, stream in streams.items()},
-    )
-
-
-class Positions:
-    """The positions that predictions name, as logged; many name the same ones, which are parsed once."""
-
-    def __init__(self, texts: list[str]) -> None:
-        distinct = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-        self._distinct = [json.loads(text) for text in distinct]
-        self._code = np.array([distinct[text] for text in texts], np.int64)
-
-    def cuts(self, topic: str, partitions: int) -> Ints:
-        """Return int64[n, partitions]; UNNAMED where a prediction names nothing of the topic."""
-        cuts = np.full((len(self._distinct), partitions), UNNAMED, np.int64)
-        for place, held in enumerate(self._distinct):
-            if topic in held:
-                cuts[place] = [held[topic].get(str(number), 0) for number in range(partitions)]
-        return cuts[self._code]
-
-
-def _requested(requests: list[dict[str, Any]], field: definition.Field) -> Column:
-    values = [request.get(field.name) for request in requests]
-    if field.type == definition.FIELD_TYPE_TIMESTAMP:
-        values = [None if value is None else parse_us(value) for value in values]
-    return column_of(values, field.type)
+    return np.asarray(column.to_numpy(), dtype=np.int64)

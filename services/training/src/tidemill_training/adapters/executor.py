@@ -25,7 +25,7 @@ from tidemill_training.adapters.claims import Claims
 from tidemill_training.adapters.ledger import Ledger, OpenRun
 from tidemill_training.adapters.peers import FeaturePeer, RegistryPeer
 from tidemill_training.adapters.positions import completed
-from tidemill_training.adapters.processes import Bounds, RunCrashedError, open_process
+from tidemill_training.adapters.processes import Bounds, Launch, RunCrashedError, StartProcess
 from tidemill_training.adapters.run_feed import RunFeed
 from tidemill_training.inputs import topics_of
 from tidemill_training.settings import TrainingSettings
@@ -49,6 +49,7 @@ class Parts:
     feed: RunFeed
     # Microseconds since the epoch, UTC.
     clock: Callable[[], int]
+    start: StartProcess
 
 
 class Executor:
@@ -60,9 +61,8 @@ class Executor:
         self._stopping = asyncio.Event()
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        catalogue = parts.settings.postgres.url("postgresql+psycopg2")
-        key = str(parts.settings.signing_key_file)
-        self._places = Places(catalogue, parts.settings.warehouse, parts.settings.artifacts, key)
+        settings, key = parts.settings, str(parts.settings.signing_key_file)
+        self._places = Places(settings.postgres.url(), settings.warehouse, settings.artifacts, key)
 
     def wake(self) -> None:
         """Say that there may be a new run, or a run to cancel."""
@@ -202,7 +202,8 @@ class Executor:
         parts, settings = self._parts, self._settings
         bounds = Bounds(settings.run_memory_bytes, settings.run_cpu_s, settings.run_wall_s)
         # The process loads its libraries while the offline log is waited for.
-        async with open_process(run_id, bounds) as process:
+        library = pipeline.definition.pipelines[0].learner.library
+        async with parts.start(Launch(run_id, library, bounds)) as process:
             await parts.feature.archived(request.positions, settings.archive_wait_s)
             spec = RunSpec(
                 run_id=run_id,

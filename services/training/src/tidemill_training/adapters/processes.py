@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 import structlog
@@ -32,6 +32,15 @@ class Bounds:
     memory_bytes: int
     cpu_s: int
     wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What a process needs to know before its spec: whose it is, and which learner's library it will load."""
+
+    run_id: str
+    library: str
+    bounds: Bounds
 
 
 def environment(parent: Mapping[str, str]) -> dict[str, str]:
@@ -96,22 +105,27 @@ class RunProcess:
 
 
 @asynccontextmanager
-async def open_process(run_id: str, bounds: Bounds, module: str = MODULE) -> AsyncIterator[RunProcess]:
+async def open_process(launch: Launch, module: str = MODULE) -> AsyncIterator[RunProcess]:
     """Start a process that loads its libraries and waits; whatever happens, it and its group are gone at the end."""
+    bounds = launch.bounds
+    limits = (str(os.getpid()), str(bounds.memory_bytes), str(bounds.cpu_s))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", module, str(os.getpid()), str(bounds.memory_bytes), str(bounds.cpu_s)),
+        *(sys.executable, "-m", module, *limits, launch.library),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env=environment(os.environ),
         start_new_session=True,
         limit=MAX_LINE_BYTES,
     )
-    log.info("run_process_started", run_id=run_id, pid=process.pid)
+    log.info("run_process_started", run_id=launch.run_id, pid=process.pid)
     opened = RunProcess(process, bounds.wall_s)
     try:
         yield opened
     finally:
         await asyncio.shield(opened.end())
+
+
+StartProcess = Callable[[Launch], AbstractAsyncContextManager[RunProcess]]
 
 
 def _ending(code: int | None) -> str:
