@@ -60,7 +60,8 @@ def prepare(data: Path, port: int, controller_port: int, *, java: Path, class_pa
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         tool = (str(java), "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-XX:TieredStopAtLevel=1")
         # Joined by "=": one id in 64 begins with a dash.
-        command = (*tool, "-cp", class_path, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(config))
+        arguments = ("format", f"--cluster-id={cluster}", "-c", str(config))
+        command = (*tool, "-cp", class_path, "kafka.tools.StorageTool", *arguments)
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own arguments
         if done.returncode != 0:
             raise StackError(f"Kafka's log folder could not be formatted: {done.stdout}{done.stderr}")
