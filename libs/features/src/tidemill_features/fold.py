@@ -6,7 +6,7 @@ per ring stay in memory; those used longest ago give way.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from tidemill_features.ring import RingStore
 Ints = NDArray[np.int64]
 
 FIRST_ROWS = 64
+# Encoded keys that are kept; beyond it they are encoded anew.
+_ENTITIES_MAX = 50_000
+_UNKNOWN = object()
 
 
 class Shard(NamedTuple):
@@ -58,6 +61,7 @@ class Counts:
 class _Index:
     rows: dict[Shard, int] = field(default_factory=dict)
     shards: list[Shard | None] = field(default_factory=list)
+    keys: list[list[bytes]] = field(default_factory=list)
     free: list[int] = field(default_factory=list)
 
 
@@ -74,21 +78,30 @@ class ViewShards:
         self._capacity = capacity
         self._rows = min(FIRST_ROWS, capacity)
         self._rings = [RingStore(ring, self._rows) for ring in plan.rings]
-        self._index = _Index(free=list(range(self._rows - 1, -1, -1)), shards=[None] * self._rows)
+        self._index = _Index()
+        self._add_rows(0)
         self._used = np.zeros(self._rows, np.int64)
         self._tick = 0
         self._dirty: set[int] = set()
+        # Encoded keys of entities seen lately.
+        self._entities: dict[tuple[EntityValue, ...], Any] = {}
 
     def __len__(self) -> int:
         return len(self._index.rows)
 
     def entities(self, events: Events) -> list[bytes | None]:
         """Return the entity of each event; None where a part of its key is null."""
-        columns = [events.columns[name] for name in self.plan.entity]
-        if len(columns) == 1 and columns[0].values.dtype == object and not columns[0].nulls.any():
-            return [value.encode("utf-8", "surrogatepass") for value in columns[0].values.tolist()]
-        parts = [_values(column) for column in columns]
-        return [entity_key(values) for values in zip(*parts, strict=True)]
+        parts = [_values(events.columns[name]) for name in self.plan.entity]
+        found = []
+        known = self._entities
+        for values in zip(*parts, strict=True):
+            entity = known.get(values, _UNKNOWN)
+            if entity is _UNKNOWN:
+                entity = known[values] = entity_key(values)
+            found.append(entity)
+        if len(known) > _ENTITIES_MAX:
+            known.clear()
+        return found
 
     def missing(self, wanted: Iterable[Shard]) -> list[Shard]:
         """Return those shards that must be loaded before they can be folded into, each once."""
@@ -161,11 +174,9 @@ class ViewShards:
         offsets = np.array([next_offsets[shard.partition] for shard in shards], np.int64)
         at = np.array(rows, np.int64)
         values: dict[bytes, bytes] = {}
-        for ring in self._rings:
+        for place, ring in enumerate(self._rings):
             ring.include(at, offsets)
-        for row, shard in zip(rows, shards, strict=True):
-            for ring, key in zip(self._rings, self.keys(shard), strict=True):
-                values[key] = ring.dump(row)
+            values.update(zip([self._index.keys[row][place] for row in rows], ring.dump(rows), strict=True))
         return values
 
     def written(self) -> None:
@@ -181,8 +192,16 @@ class ViewShards:
         row = index.free.pop()
         index.rows[shard] = row
         index.shards[row] = shard
+        index.keys[row] = self.keys(shard)
         self._used[row] = self._tick + 1
         return row
+
+    def _add_rows(self, first: int) -> None:
+        """Take note of rows from `first` to the end as free."""
+        index, count = self._index, self._rows - first
+        index.shards.extend([None] * count)
+        index.keys.extend([[]] * count)
+        index.free.extend(range(self._rows - 1, first - 1, -1))
 
     def _make_room(self) -> None:
         """Double the memory up to the capacity; beyond it, forget a quarter: the clean shards used longest ago."""
@@ -192,8 +211,7 @@ class ViewShards:
             for ring in self._rings:
                 ring.grow(self._rows)
             self._used = np.resize(self._used, self._rows)
-            index.shards.extend([None] * (self._rows - first))
-            index.free.extend(range(self._rows - 1, first - 1, -1))
+            self._add_rows(first)
             return
         by_age = np.argsort(self._used, kind="stable").tolist()
         clean = [row for row in by_age if row not in self._dirty and self._used[row] <= self._tick]

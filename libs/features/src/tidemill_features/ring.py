@@ -66,14 +66,15 @@ class RingStore:
             self._strings[row] = dict(_strings_in(words, raw, plan))
         return topic_id_of(words)
 
-    def dump(self, row: int) -> bytes:
-        """Return a shard's stored bytes."""
+    def dump(self, rows: Sequence[int]) -> list[bytes]:
+        """Return the stored bytes of shards."""
         plan = self.plan
-        first = row * plan.words
-        words = self._words[first : first + plan.words]
+        size = plan.words * 8
         if not plan.has_strings:
-            return words.tobytes()
-        return _with_strings(words.copy(), self._strings.get(row, {}), plan)
+            raw = self._words.data.cast("B")
+            return [bytes(raw[row * size : (row + 1) * size]) for row in rows]
+        shards = self._words.reshape(-1, plan.words)[list(rows)]
+        return [_with_strings(shards[at], self._strings.get(row, {}), plan) for at, row in enumerate(rows)]
 
     def include(self, rows: Ints, next_offsets: Ints) -> None:
         """Say that the shards in `rows` include everything before `next_offsets`; one that is ahead stays so."""
