@@ -142,7 +142,7 @@ async def rate(target: str, requests: list[bytes], seconds: float) -> tuple[floa
     """Return calls per second and the latencies in milliseconds, with 16 in flight."""
     latencies: list[float] = []
     async with grpc.aio.insecure_channel(target) as channel:
-        call = channel.unary_unary(PREDICT)
+        call: Any = channel.unary_unary(PREDICT)
         await call(requests[0], wait_for_ready=True, timeout=20)
         began = time.perf_counter()
         ends = began + seconds

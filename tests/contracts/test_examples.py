@@ -121,7 +121,8 @@ def _rows(decoder: Callable[..., archiving.Rows]) -> Callable[[Example], Any]:
 
 
 def _sdk(example: Example) -> Any:
-    envelope = Decoder.of(example.topic).envelope(example)
+    record: Any = example
+    envelope = Decoder.of(example.topic).envelope(record)
     if example.entry.message == "original":
         letter = dead_letter(envelope)
         assert letter["reason"]

@@ -92,7 +92,7 @@ class Stage:
             "verify_key_file": self.folder / "verify.pem",
             "cache": self.folder / "cache",
             "project": self.project,
-            "durable_timeout_s": 2.0,
+            "durable_timeout_s": 3.0,
             "drain_s": 4.0,
             **changes,
         }
@@ -154,6 +154,8 @@ async def stage(
         one.producer = producer
         await redis.mset(one.stored)
         yield one
+    # A connection of its own: the test may have stopped Redis in between.
+    async with Redis.from_url(servers.redis) as redis:
         await redis.delete(*one.stored)
 
 

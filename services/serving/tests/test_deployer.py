@@ -93,7 +93,7 @@ async def test_a_refused_deployment_leaves_the_last_good_one_and_says_so() -> No
         with pytest.raises(Retryable, match="signature"):
             await deployer.settled()
         assert dict(deployer.table.entries) == {"flight-delays": 1}
-        assert loader.remembered[-1].deployments["flight-delays"].revision == 1
+        assert loader.remembered[-1].wanted()["flight-delays"].deployment.revision == 1
         deployer.want(registered(3, champion=2))
         await deployer.settled()
         assert dict(deployer.table.entries) == {"flight-delays": 2}

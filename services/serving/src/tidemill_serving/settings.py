@@ -28,10 +28,10 @@ class ServingSettings(ServiceSettings):
     log: Literal["async", "durable"] = Field("async", description="log mode of requests that name none")
     log_queue: Annotated[int, Field(gt=0)] = Field(20_000, description="ASYNC records that may wait for Kafka")
     durable_timeout_s: Annotated[float, Field(gt=0)] = Field(
-        5.0, description="longest wait for Kafka's acknowledgement before DURABLE answers UNAVAILABLE"
+        15.0, description="longest wait for Kafka's acknowledgement before DURABLE answers UNAVAILABLE"
     )
     feature_timeout_s: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="longest wait for Redis before a prediction answers UNAVAILABLE"
+        5.0, description="longest wait for Redis before a prediction answers UNAVAILABLE"
     )
     max_batch_rows: Annotated[int, Field(gt=0)] = Field(5_000, description="rows of one PredictBatch")
     max_waiting_rows: Annotated[int, Field(gt=0)] = Field(20_000, description="rows queued before RESOURCE_EXHAUSTED")
