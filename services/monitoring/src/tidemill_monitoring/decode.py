@@ -1,14 +1,16 @@
 """From log records to predictions, labels and event times; what is poison is decided here, before any effect."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
 from tidemill_contracts.catalogue import Catalogue
 from tidemill_contracts.cloudevents import WATERMARK_TYPE
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
-from tidemill_contracts.instants import parse_us
+from tidemill_contracts.instants import EARLIEST_US, LATEST_US, parse_us
 from tidemill_contracts.reasons import Reason
 from tidemill_contracts.serving.v1 import records_pb2 as serving
 from tidemill_contracts.topics import events_topic
@@ -21,6 +23,8 @@ from tidemill_monitoring.scores import pack
 PREDICTIONS = "serving.predictions.v1"
 # UNIT SEPARATOR joins what makes an identity; it cannot stand in a header's source by accident.
 _JOINER = "\x1f"
+# Keys of tables: PostgreSQL's index takes 2,704 bytes of all parts of one together.
+_MAX_KEY_BYTES = 512
 
 
 class Prediction(NamedTuple):
@@ -98,6 +102,9 @@ def prediction(record: Record) -> Prediction:
     for field in ("prediction_id", "pipeline", "join_key"):
         if not getattr(found, field):
             raise Poison(Reason.MISSING_FIELD, f"a prediction without {field}", field=field)
+        _check_key(getattr(found, field), field)
+    if not EARLIEST_US <= found.as_of_us < LATEST_US:
+        raise Poison(Reason.OUT_OF_RANGE, f"as_of_us is {found.as_of_us}", field="as_of_us")
     return Prediction(found.pipeline, found.prediction_id, found.join_key, found.as_of_us, pack(found), raw)
 
 
@@ -128,7 +135,9 @@ def event(record: Record, plan: StreamPlan, now_us: int) -> Event:
 
 def _identity(record: Record, source: bytes, name: bytes) -> str:
     if source and name:
-        return _text(source) + _JOINER + _text(name)
+        identity = _text(source) + _JOINER + _text(name)
+        _check_key(identity, "ce_id")
+        return identity
     return _JOINER.join((record.topic, str(record.partition), str(record.offset)))
 
 
@@ -144,23 +153,51 @@ def _event_time(header: bytes, fields: Mapping[str, Any] | None, stream: definit
     if not isinstance(text, str):
         raise Poison(Reason.MISSING_FIELD, "no event time in header or field", field=stream.time_field)
     try:
-        return parse_us(text)
+        time_us = parse_us(text)
     except ValueError as error:
-        raise Poison(Reason.WRONG_TYPE, f"event time {text[:40]!r}: {error}", field=stream.time_field) from error
+        raise _no_instant(text, error, stream.time_field) from error
+    if not EARLIEST_US <= time_us < LATEST_US:
+        raise Poison(Reason.OUT_OF_RANGE, f"event time {text[:40]!r} is out of range", field=stream.time_field)
+    return time_us
+
+
+def _no_instant(text: str, error: ValueError, field: str) -> Poison:
+    try:
+        naive = datetime.fromisoformat(text).tzinfo is None
+    except ValueError:
+        naive = False
+    return Poison(Reason.NAIVE_TIMESTAMP if naive else Reason.WRONG_TYPE, f"{text[:40]!r}: {error}", field=field)
 
 
 def _fields(record: Record) -> Mapping[str, Any]:
     if not record.value:
         raise Poison(Reason.EMPTY, "an event without a value")
     try:
-        found = json.loads(record.value)
+        # Decoded first: of bytes, the decoder would guess an encoding, and take UTF-16 for right.
+        found = json.loads(record.value.decode(), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
         raise Poison(Reason.BAD_UTF8, "the event is not UTF-8") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Poison(Reason.UNDECODABLE, f"the event is no JSON: {error}") from error
     if not isinstance(found, dict):
         raise Poison(Reason.UNDECODABLE, "the event is no JSON object")
     return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise Poison(Reason.NON_FINITE, f"{name} is no JSON number")
+
+
+def _check_key(text: str, field: str) -> None:
+    """Refuse what no table of PostgreSQL takes as a key. Raises `Poison`."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise Poison(Reason.BAD_UTF8, "a \\u escape is half of a surrogate pair", field=field) from error
+    if "\0" in text:
+        raise Poison(Reason.BAD_UTF8, "a key holds a NUL character", field=field)
+    if size > _MAX_KEY_BYTES:
+        raise Poison(Reason.OVERSIZED, f"a key of {size} bytes; at most {_MAX_KEY_BYTES} are joined", field=field)
 
 
 def labels(found: Event, plan: StreamPlan, ready_us: int) -> list[Label]:
@@ -176,13 +213,17 @@ def labels(found: Event, plan: StreamPlan, ready_us: int) -> list[Label]:
 def _label(found: Event, plan: LabelPlan, ready_us: int) -> Label | None:
     assert found.fields is not None
     key = found.fields.get(plan.by)
-    if key is None:
-        raise Poison(Reason.NULL_KEY, "a label event without its join key", field=plan.by)
+    if key is None or key == "":
+        reason = Reason.NULL_KEY if plan.by in found.fields else Reason.MISSING_FIELD
+        raise Poison(reason, "a label event without its join key", field=plan.by)
+    if not isinstance(key, str):
+        raise Poison(Reason.WRONG_TYPE, f"{plan.by} is {type(key).__name__}, not a string", field=plan.by)
+    _check_key(key, plan.by)
     row = {field.name: _typed(found.fields.get(field.name), field) for field in plan.fields}
     value = plan.expression.evaluate_row(row)
     if value is None:
         return None
-    return Label(plan.pipeline, str(key), found.identity, float(value), found.time_us, ready_us)
+    return Label(plan.pipeline, key, found.identity, float(value), found.time_us, ready_us)
 
 
 def _typed(value: Any, field: definition.Field) -> Any:
@@ -194,11 +235,21 @@ def _typed(value: Any, field: definition.Field) -> Any:
     if field.type == definition.FIELD_TYPE_TIMESTAMP:
         try:
             return parse_us(value)
-        except (TypeError, ValueError) as error:
+        except TypeError as error:
             raise Poison(Reason.WRONG_TYPE, f"{field.name}: {error}", field=field.name) from error
+        except ValueError as error:
+            raise _no_instant(value, error, field.name) from error
     if not isinstance(value, _PYTHON[field.type]) or (isinstance(value, bool) != (field.type == _BOOL)):
         raise Poison(Reason.WRONG_TYPE, f"{field.name} is {type(value).__name__}", field=field.name)
+    _check_bounds(value, field)
     return value
+
+
+def _check_bounds(value: Any, field: definition.Field) -> None:
+    if field.type == definition.FIELD_TYPE_FLOAT64 and not abs(value) <= sys.float_info.max:
+        raise Poison(Reason.NON_FINITE, f"{field.name} is not finite", field=field.name)
+    if field.type == definition.FIELD_TYPE_INT64 and not -(2**63) <= value < 2**63:
+        raise Poison(Reason.OUT_OF_RANGE, f"{field.name} does not fit into 64 bits", field=field.name)
 
 
 _BOOL = definition.FIELD_TYPE_BOOL

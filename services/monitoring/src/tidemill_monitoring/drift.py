@@ -16,7 +16,7 @@ import numpy as np
 
 from tidemill_monitoring.adwin import CAPACITY, Cut, best_cut
 from tidemill_monitoring.clock import DAY_US
-from tidemill_monitoring.windows import Floats, Ints, losses
+from tidemill_monitoring.windows import Floats, Ints, losses, running_sum
 
 # A loss counts up to here: one sure and wrong answer must not outweigh a day.
 LOSS_BOUND = 4.0
@@ -88,18 +88,17 @@ class DriftWatch:
 
     def observe(self, rows: Rows) -> str:
         """Take in answers in order; returns the id of the incident that the first label of a new version closed."""
-        if not len(rows.y):
-            return ""
-        newest = int(rows.as_of_us.argmax())
         closed = ""
-        if rows.as_of_us[newest] >= self.newest_as_of_us:
-            self.newest_as_of_us = int(rows.as_of_us[newest])
-            self.version = int(rows.version[newest])
-        if self.incident_id and self.version != self.incident_version:
-            closed = self.rearm(int(rows.as_of_us[rows.version == self.version].min()))
+        for as_of_us, version in zip(rows.as_of_us.tolist(), rows.version.tolist(), strict=True):
+            if as_of_us < self.newest_as_of_us:
+                continue
+            self.newest_as_of_us, self.version = as_of_us, version
+            if self.incident_id and version != self.incident_version:
+                closed = self.rearm(as_of_us)
         counted = rows.as_of_us >= self.counts_from_us
-        self.block_rows += int(counted.sum())
-        self.block_loss += float(np.minimum(losses(rows.y[counted], rows.p[counted]), LOSS_BOUND).sum())
+        bounded = np.minimum(losses(rows.y[counted], rows.p[counted]), LOSS_BOUND)
+        self.block_rows += len(bounded)
+        self.block_loss = running_sum(self.block_loss, bounded)
         return closed
 
     def rearm(self, counts_from_us: int) -> str:

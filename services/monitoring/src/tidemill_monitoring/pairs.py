@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from tidemill_monitoring.windows import Floats, losses, standard_error
+from tidemill_monitoring.windows import Floats, losses, running_sum, standard_error
 
 
 class RolloutStep(NamedTuple):
@@ -53,9 +53,9 @@ class Pairs:
         """Take in pairs: label and both probabilities, float64[n] each."""
         first, second = losses(y, champion), losses(y, challenger)
         self.count += len(y)
-        self.champion += float(first.sum())
-        self.challenger += float(second.sum())
-        self.squares += float(((second - first) ** 2).sum())
+        self.champion = running_sum(self.champion, first)
+        self.challenger = running_sum(self.challenger, second)
+        self.squares = running_sum(self.squares, (second - first) ** 2)
 
     def evidence(self) -> Evidence:
         """Return the means; zeros without pairs."""

@@ -21,11 +21,12 @@ class Effects(NamedTuple):
     newest_us: Mapping[Partition, int]
     clocks: Mapping[str, int]
     now_us: int
+    records: int
 
 
 def step(times: EventTimes, batch: Batch, now_us: int, registered: Registered) -> Step[EventTimes, Effects]:
     """Read a batch; a record is either taken as a whole or refused as a whole."""
-    found_predictions: list[Prediction] = []
+    found_predictions: dict[tuple[str, str], Prediction] = {}
     found_labels: dict[tuple[str, str, str], Label] = {}
     refused: list[Refused] = []
     newest: dict[Partition, int] = {}
@@ -41,7 +42,15 @@ def step(times: EventTimes, batch: Batch, now_us: int, registered: Registered) -
             newest[partition] = reached
         times.hear(partition, now_us)
     clocks = clocks_of(times, registered, now_us)
-    effects = Effects(found_predictions, list(found_labels.values()), batch.next_offsets, newest, clocks, now_us)
+    effects = Effects(
+        list(found_predictions.values()),
+        list(found_labels.values()),
+        batch.next_offsets,
+        newest,
+        clocks,
+        now_us,
+        batch.count,
+    )
     return Step(times, effects, refused)
 
 
@@ -51,11 +60,12 @@ def clocks_of(times: EventTimes, registered: Registered, now_us: int) -> dict[st
     return {name: clock for name, clock in clocks.items() if clock is not None}
 
 
-def _read_predictions(records: Sequence[Record], into: list[Prediction]) -> list[Refused]:
+def _read_predictions(records: Sequence[Record], into: dict[tuple[str, str], Prediction]) -> list[Refused]:
     refused = []
     for record in records:
         try:
-            into.append(prediction(record))
+            found = prediction(record)
+            into.setdefault((found.pipeline, found.prediction_id), found)
         except Poison as poison:
             refused.append(Refused(record, poison))
     return refused

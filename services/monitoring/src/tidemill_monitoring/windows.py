@@ -35,6 +35,11 @@ def losses(y: Floats, p: Floats) -> Floats:
     return -(y * np.log(bounded) + (1.0 - y) * np.log1p(-bounded))
 
 
+def running_sum(total: float, values: Floats) -> float:
+    """Return total + v₀ + v₁ + …, added one after the other: the same bits however the values are cut into calls."""
+    return float(np.cumsum(np.concatenate(((total,), values)))[-1])
+
+
 def _zeros(*shape: int) -> Ints:
     return np.zeros(shape, np.int64)
 
@@ -56,9 +61,9 @@ class Sums:
     def add(self, y: Floats, p: Floats) -> None:
         """Take in rows: y float64[n] of 0 and 1, p float64[n] in [0, 1]."""
         self.rows += len(y)
-        self.loss += float(losses(y, p).sum())
-        self.labels += float(y.sum())
-        self.predictions += float(p.sum())
+        self.loss = running_sum(self.loss, losses(y, p))
+        self.labels = running_sum(self.labels, y)
+        self.predictions = running_sum(self.predictions, p)
         places = np.minimum((p * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
         np.add.at(self.bin_rows, places, 1)
         np.add.at(self.bin_gap, places, p - y)

@@ -1,6 +1,6 @@
 """Evaluates pipelines inside the joiner's transaction: ticks, days, drift, incidents, triggers of the policy."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,6 +19,9 @@ from tidemill_monitoring.records import Change, Moment, Positions
 from tidemill_monitoring.registered import Profiled, Registered
 from tidemill_monitoring.sampling import sample_of
 
+# Outcomes of a tick under way that are held in memory.
+PENDING_LIMIT = 50_000
+
 
 class Spans(NamedTuple):
     """How many days things are looked at and kept."""
@@ -31,13 +34,25 @@ class Spans(NamedTuple):
 
 @dataclass
 class Watched:
-    """One pipeline's evaluation in memory; `last_tick_us` is the last tick that was closed."""
+    """One pipeline's evaluation in memory; `last_tick_us` is the last tick that was closed.
+
+    `pending`: what the coming ticks will fold, in no order; None where it became too much to hold and is read from the
+    table instead.
+    """
 
     last_tick_us: int
     sweep_from_us: int
     evaluation: Evaluation
     profile: ProfileWatch
     board: Board
+    pending: list[Resolved] | None = field(default_factory=list)
+
+    def expect(self, row: Resolved) -> None:
+        """Hold a row for its tick."""
+        if self.pending is not None and len(self.pending) < PENDING_LIMIT:
+            self.pending.append(row)
+        else:
+            self.pending = None
 
 
 @dataclass
@@ -63,9 +78,10 @@ class Evaluator:
         self._spans = spans
 
     def begin(self, last_tick_us: int, sweep_from_us: int, board: Board) -> Watched:
-        """Return the state of a pipeline whose clock has just begun."""
+        """Return the state of a pipeline whose clock has just begun; what already waits for it is in the table."""
         evaluation = Evaluation.begin(self._spans.window_days)
-        return Watched(last_tick_us, sweep_from_us, evaluation, ProfileWatch(self._spans.profile_days), board)
+        profile = ProfileWatch(self._spans.profile_days)
+        return Watched(last_tick_us, sweep_from_us, evaluation, profile, board, pending=None)
 
     async def load(self, connection: Any, pipeline: str, row: Any, board: Board) -> Watched:
         """Build a pipeline's state again: the last midnight's snapshot and the ticks since."""
@@ -91,20 +107,38 @@ class Evaluator:
                 place = (tick_us, part[-1].label_time_us, part[-1].prediction_id)
         # What it led to was told when it happened.
         watched.evaluation.closed_incident = ""
+        watched.pending, _ = await store.resolved(connection, pipeline, 2**62, (watched.last_tick_us, 2**62, ""))
+        if len(watched.pending) >= store.PAGE:
+            watched.pending = None
 
     async def advance(self, connection: Any, pipeline: str, watched: Watched, to_tick_us: int, told: Told) -> None:
         """Close every tick up to `to_tick_us`."""
         step = self._registered.step(pipeline)
-        place, more = (watched.last_tick_us, 2**62, ""), True
-        while more:
-            rows, more = await store.resolved(connection, pipeline, to_tick_us, place)
-            for tick_us, part in _by_tick(rows):
-                await self._close(connection, pipeline, watched, tick_us - HOUR_US, told)
-                watched.evaluation.fold(part, step)
-                place = (tick_us, part[-1].label_time_us, part[-1].prediction_id)
+        async for tick_us, part in self._rows(connection, pipeline, watched, to_tick_us):
+            await self._close(connection, pipeline, watched, tick_us - HOUR_US, told)
+            watched.evaluation.fold(part, step)
         await self._close(connection, pipeline, watched, to_tick_us, told)
         await findings.add_metrics(connection, told.metrics)
         told.metrics.clear()
+
+    async def _rows(
+        self, connection: Any, pipeline: str, watched: Watched, to_tick_us: int
+    ) -> AsyncIterator[tuple[int, Sequence[Resolved]]]:
+        """Yield what counts up to a tick, in order and cut by tick, from memory or page by page from the table."""
+        if watched.pending is not None:
+            ready = sorted(row for row in watched.pending if row.tick_us <= to_tick_us)
+            watched.pending = [row for row in watched.pending if row.tick_us > to_tick_us]
+            for part in _by_tick(ready):
+                yield part
+            return
+        place, more = (watched.last_tick_us, 2**62, ""), True
+        while more:
+            rows, more = await store.resolved(connection, pipeline, to_tick_us, place)
+            for tick_us, found in _by_tick(rows):
+                yield tick_us, found
+                place = (tick_us, found[-1].label_time_us, found[-1].prediction_id)
+        later, _ = await store.resolved(connection, pipeline, 2**62, (to_tick_us, 2**62, ""))
+        watched.pending = later if len(later) < store.PAGE else None
 
     async def _close(self, connection: Any, pipeline: str, watched: Watched, to_tick_us: int, told: Told) -> None:
         step, criteria = self._registered.step(pipeline), self._registered.criteria(pipeline)

@@ -21,7 +21,9 @@ class Following:
         self._changed: Callable[[], None] = lambda: None
         folds = (self._fold_definition, self._fold_deployment, self._fold_version)
         self.followers = [
-            TopicFollower(kafka, topic, fold, health=health) for topic, fold in zip(TOPICS, folds, strict=True)
+            # One partition each: the broker answers a waiting fetch at once, so that nobody waits the longer for it.
+            TopicFollower(kafka, topic, fold, health=health, fetch_wait_ms=500)
+            for topic, fold in zip(TOPICS, folds, strict=True)
         ]
 
     def on_change(self, changed: Callable[[], None]) -> None:

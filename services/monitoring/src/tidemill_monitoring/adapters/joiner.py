@@ -6,13 +6,12 @@ Positions and everything they led to commit together, so that a crash at any poi
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tidemill_contracts.instants import to_timestamp
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
 from tidemill_runtime.batches import Assignment, Batch, Pipeline, Restored, Step
-from tidemill_runtime.errors import StateLost
 from tidemill_runtime.positions import Offsets, Partition
 from tidemill_runtime.producer import Outgoing
 from tidemill_runtime.progress import to_wire
@@ -21,12 +20,14 @@ from tidemill_monitoring import metrics, records
 from tidemill_monitoring.adapters import store
 from tidemill_monitoring.adapters.evaluator import Evaluator, Told, Watched
 from tidemill_monitoring.adapters.journal import Journal, outcome_record
-from tidemill_monitoring.adapters.leadership import LOST, Leadership
+from tidemill_monitoring.adapters.leadership import Leadership
+from tidemill_monitoring.adapters.store import Numbered
 from tidemill_monitoring.adapters.wall import now_us
 from tidemill_monitoring.board import Board, Decided
 from tidemill_monitoring.clock import HOUR_US, EventTimes, tick_after
-from tidemill_monitoring.decode import PREDICTIONS
-from tidemill_monitoring.join import CORRECTED, LABELLED, Outcome, never, outcomes_of
+from tidemill_monitoring.decode import PREDICTIONS, Prediction
+from tidemill_monitoring.evaluation import Resolved
+from tidemill_monitoring.join import CORRECTED, LABELLED, Match, Outcome, never, outcomes_of
 from tidemill_monitoring.join import NEVER as NEVER_CAME
 from tidemill_monitoring.registered import Registered
 from tidemill_monitoring.stepping import Effects, clocks_of, step
@@ -38,6 +39,8 @@ SELECT (SELECT min(tick_us) FROM monitoring.outcome WHERE pipeline = $1) AS tick
        count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state = 2), count(*) FILTER (WHERE state = 3)
 FROM monitoring.outcome WHERE pipeline = $1
 """
+# Records read without anything to save; more than these a restart should not have to read again.
+_UNSAVED_LIMIT = 20_000
 _STATES = {LABELLED: "labelled", NEVER_CAME: "never", CORRECTED: "corrected"}
 
 
@@ -65,6 +68,10 @@ class Joiner(Pipeline[EventTimes, Effects]):
         self._noted: dict[Partition, int] = {}
         self._moved: list[str] = []
         self._committed: Effects | None = None
+        # Read since the last transaction: saved with the next, read again after a crash.
+        self._unsaved: dict[Partition, int] = {}
+        self._unsaved_us: dict[Partition, int] = {}
+        self._unsaved_rows = 0
         self._clock_moved = asyncio.Condition()
 
     async def restore(self, assignment: Assignment) -> Restored[EventTimes]:
@@ -75,6 +82,7 @@ class Joiner(Pipeline[EventTimes, Effects]):
             await self._journal.recover(connection)
             await self._load(connection)
         self._committed = None
+        self._unsaved, self._unsaved_us, self._unsaved_rows = {}, {}, 0
         self._offsets = {Partition(row["topic"], row["partition"]): row["next_offset"] for row in rows}
         newest = {
             Partition(row["topic"], row["partition"]): row["newest_us"] for row in rows if row["newest_us"] is not None
@@ -151,47 +159,63 @@ class Joiner(Pipeline[EventTimes, Effects]):
         return records.outgoing(records.CLOCK, pipeline, clock, f"{pipeline}/{self.clocks[pipeline]}")
 
     async def _commit(self, effects: Effects) -> None:
-        offsets = {**self._offsets, **effects.offsets}
-        standing = self._journal.standing
-        try:
-            async with self._leadership.transaction() as connection:
-                numbered = await self._write(connection, effects, offsets)
-        except LOST as error:
-            raise StateLost(f"PostgreSQL: {error!r}") from error
-        except StateLost:
-            raise
+        """Make a batch's effects durable; one that neither joins nor passes a tick leaves only predictions behind."""
+        self._offsets.update(effects.offsets)
+        self._unsaved.update(effects.offsets)
+        self._unsaved_us.update(effects.newest_us)
+        self._unsaved_rows += effects.records
+        matches = await self._predictions(effects.predictions)
+        passing = self._passing(effects)
+        if not (matches or effects.labels or passing or self._unsaved_rows > _UNSAVED_LIMIT):
+            return
+        async with self._leadership.transaction() as connection:
+            numbered = await self._write(connection, matches, effects, passing)
+        self._unsaved, self._unsaved_us, self._unsaved_rows = {}, {}, 0
         self._journal.append(numbered)
         self._noted.update(self._journal.written)
-        metrics.behind.set(self._journal.standing.next_seq - 1 - standing.published_seq)
 
-    async def _write(self, connection: Any, effects: Effects, offsets: Offsets) -> list[tuple[int, Outgoing]]:
-        self._offsets = dict(offsets)
+    async def _predictions(self, given: Sequence[Prediction]) -> list[Match]:
+        """Store predictions; one that is older than what was swept for NEVER has the sweep look again."""
+        waits = self._registered.wait_us
+        for one in given:
+            watched = self._watched.get(one.pipeline)
+            if watched is not None and one.pipeline in waits:
+                watched.sweep_from_us = min(watched.sweep_from_us, one.as_of_us + waits[one.pipeline])
+        async with self._leadership.connection() as connection:
+            return await store.insert_predictions(connection, given)
+
+    async def _write(
+        self, connection: Any, matches: Sequence[Match], effects: Effects, passing: Mapping[str, int]
+    ) -> list[tuple[int, Outgoing]]:
         counted = {name: _Counts() for name in self._registered.pipelines()}
-        outcomes = await self._join(connection, effects, counted)
-        passing = self._passing(effects)
+        waits = self._registered.wait_us
+        outcomes = outcomes_of(matches, waits)
+        outcomes += outcomes_of(await store.insert_labels(connection, effects.labels, waits), waits)
         for name, to_tick_us in passing.items():
             if name not in self._watched:
                 self._watched[name] = await self._begin(connection, name, to_tick_us, counted[name])
             outcomes += await self._sweep(connection, name, to_tick_us, outcomes)
-        numbered = list(zip(self._journal.number(len(outcomes)), outcomes, strict=True))
-        await store.insert_outcomes(connection, [(one, self._tick_of(one), seq) for seq, one in numbered])
-        for one in outcomes:
-            counted[one.prediction.pipeline].count(one)
+        numbered = self._number(outcomes, counted)
+        early = any(self._watched[name].pending is None for name in passing)
+        if early:
+            await store.insert_outcomes(connection, numbered)
         told = await self._evaluate(connection, passing, effects.now_us)
         journal = list(zip(self._journal.number(len(told)), told, strict=True))
-        await self._save(connection, effects, counted, journal)
-        return [*((seq, outcome_record(one)) for seq, one in numbered), *journal]
+        await self._save(connection, counted, journal, () if early else numbered)
+        return [*((one.seq, outcome_record(one.outcome)) for one in numbered), *journal]
 
-    async def _join(self, connection: Any, effects: Effects, counted: "dict[str, _Counts]") -> list[Outcome]:
-        fresh, matches = await store.insert_predictions(connection, effects.predictions)
-        waits = self._registered.wait_us
-        for one in fresh:
-            counted.setdefault(one.pipeline, _Counts()).predictions += 1
-            watched = self._watched.get(one.pipeline)
-            if watched is not None and one.pipeline in waits:
-                watched.sweep_from_us = min(watched.sweep_from_us, one.as_of_us + waits[one.pipeline])
-        made = outcomes_of(matches, waits)
-        return made + outcomes_of(await store.insert_labels(connection, effects.labels, waits), waits)
+    def _number(self, outcomes: Sequence[Outcome], counted: "Mapping[str, _Counts]") -> list[Numbered]:
+        """Give outcomes their order and their tick, and hold those that a tick will fold."""
+        made = []
+        for seq, one in zip(self._journal.number(len(outcomes)), outcomes, strict=True):
+            pipeline = one.prediction.pipeline
+            counted[pipeline].count(one)
+            found = Numbered(seq, self._tick_of(one), one)
+            made.append(found)
+            watched = self._watched.get(pipeline)
+            if watched is not None and found.tick_us is not None:
+                watched.expect(_resolved(found))
+        return made
 
     def _passing(self, effects: Effects) -> dict[str, int]:
         """Return, for pipelines whose clock has passed a tick, the last such tick."""
@@ -234,7 +258,7 @@ class Joiner(Pipeline[EventTimes, Effects]):
         watched = self._watched.get(outcome.prediction.pipeline)
         return tick_us if watched is None else max(tick_us, watched.last_tick_us + HOUR_US)
 
-    async def _evaluate(self, connection: Any, passing: dict[str, int], now_us: int) -> list[Outgoing]:
+    async def _evaluate(self, connection: Any, passing: Mapping[str, int], now_us: int) -> list[Outgoing]:
         out: list[Outgoing] = []
         for name, to_tick_us in passing.items():
             told = Told(now_us, self.positions(name))
@@ -245,35 +269,45 @@ class Joiner(Pipeline[EventTimes, Effects]):
     async def _save(
         self,
         connection: Any,
-        effects: Effects,
-        counted: "dict[str, _Counts]",
-        journal: Iterable[tuple[int, Outgoing]],
+        counted: "Mapping[str, _Counts]",
+        journal: Sequence[tuple[int, Outgoing]],
+        numbered: Sequence[Numbered],
     ) -> None:
         since = self._registered.champion_since_us
         pipelines = {
-            name: store.Counted(
-                watched.last_tick_us, watched.sweep_from_us, *counted.get(name, _Counts()).values(), since.get(name)
-            )
+            name: store.Counted(watched.last_tick_us, watched.sweep_from_us, *counted[name].values(), since.get(name))
             for name, watched in self._watched.items()
+            if name in counted
         }
         ends = {p: end for p, end in self._journal.written.items() if self._noted.get(p) != end}
         standing = self._journal.standing
+        metrics.behind.set(standing.next_seq - 1 - standing.published_seq)
         left = store.Save(
-            effects.offsets,
-            effects.newest_us,
+            self._unsaved,
+            self._unsaved_us,
             ends,
             pipelines,
             standing.next_seq,
             standing.published_seq,
-            list(journal),
+            journal,
+            numbered,
         )
         await store.save(connection, left)
+
+
+def _resolved(found: Numbered) -> Resolved:
+    one = found.outcome
+    assert found.tick_us is not None
+    return Resolved(
+        found.tick_us, one.label_time_us, one.prediction.prediction_id, one.state, one.label, one.prediction.scores
+    )
 
 
 class _Counts:
     """What one batch added to a pipeline's totals."""
 
     def __init__(self) -> None:
+        # Predictions are counted where they are stored.
         self.predictions = self.joined = self.never = self.corrected = 0
 
     def count(self, outcome: Outcome) -> None:

@@ -108,15 +108,20 @@ class Leadership:
             connection.terminate()
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Any]:
-        """Give the connection within a transaction. Raises `StateLost` where it is gone."""
+    async def connection(self) -> AsyncIterator[Any]:
+        """Give the connection for one statement of its own. Raises `StateLost` where it is gone."""
         connection = self._connection
         if connection is None or connection.is_closed():
             raise StateLost("PostgreSQL: the joiner's connection is closed")
         try:
-            async with connection.transaction():
-                yield connection
+            yield connection
         except LOST as error:
             self._fault = f"PostgreSQL: {error!r}"
             await self._close()
             raise StateLost(self._fault) from error
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        """Give the connection within a transaction. Raises `StateLost` where it is gone."""
+        async with self.connection() as connection, connection.transaction():
+            yield connection

@@ -9,9 +9,9 @@ _LOCK = "monitoring.schema"
 
 _DDL = """
 CREATE TABLE IF NOT EXISTS monitoring.prediction (
-    pipeline text NOT NULL,
-    prediction_id text NOT NULL,
-    join_key text NOT NULL,
+    pipeline text COLLATE "C" NOT NULL,
+    prediction_id text COLLATE "C" NOT NULL,
+    join_key text COLLATE "C" NOT NULL,
     as_of_us bigint NOT NULL,
     scores bytea NOT NULL,
     -- The PredictionRecord as it was logged; already dense, so compressing it again would only cost time.
@@ -23,10 +23,10 @@ CREATE INDEX IF NOT EXISTS prediction_key ON monitoring.prediction (pipeline, jo
 CREATE INDEX IF NOT EXISTS prediction_as_of ON monitoring.prediction (pipeline, as_of_us, prediction_id);
 
 CREATE TABLE IF NOT EXISTS monitoring.label (
-    pipeline text NOT NULL,
-    join_key text NOT NULL,
+    pipeline text COLLATE "C" NOT NULL,
+    join_key text COLLATE "C" NOT NULL,
     -- (source, id) of the event: the same event again is no correction, whatever its offset.
-    identity text NOT NULL,
+    identity text COLLATE "C" NOT NULL,
     value double precision NOT NULL,
     label_time_us bigint NOT NULL,
     ready_us bigint NOT NULL,
@@ -38,8 +38,8 @@ CREATE TABLE IF NOT EXISTS monitoring.label (
 CREATE INDEX IF NOT EXISTS label_time ON monitoring.label (pipeline, label_time_us);
 
 CREATE TABLE IF NOT EXISTS monitoring.outcome (
-    pipeline text NOT NULL,
-    prediction_id text NOT NULL,
+    pipeline text COLLATE "C" NOT NULL,
+    prediction_id text COLLATE "C" NOT NULL,
     revision integer NOT NULL,
     state smallint NOT NULL,
     label double precision,
@@ -86,7 +86,7 @@ CREATE TABLE IF NOT EXISTS monitoring.writer (
 INSERT INTO monitoring.writer (next_seq, published_seq) VALUES (1, 0) ON CONFLICT DO NOTHING;
 
 CREATE TABLE IF NOT EXISTS monitoring.pipeline (
-    pipeline text PRIMARY KEY,
+    pipeline text COLLATE "C" PRIMARY KEY,
     last_tick_us bigint NOT NULL,
     -- Deadlines before this one have been looked at.
     sweep_from_us bigint NOT NULL,
@@ -98,13 +98,13 @@ CREATE TABLE IF NOT EXISTS monitoring.pipeline (
 ) WITH (fillfactor = 40);
 
 CREATE TABLE IF NOT EXISTS monitoring.snapshot (
-    pipeline text PRIMARY KEY,
+    pipeline text COLLATE "C" PRIMARY KEY,
     tick_us bigint NOT NULL,
     state jsonb NOT NULL
 );
 
 CREATE TABLE IF NOT EXISTS monitoring.metric (
-    pipeline text NOT NULL,
+    pipeline text COLLATE "C" NOT NULL,
     model_version integer NOT NULL,
     kind text NOT NULL,
     window_end_us bigint NOT NULL,
@@ -114,7 +114,7 @@ CREATE TABLE IF NOT EXISTS monitoring.metric (
 
 CREATE TABLE IF NOT EXISTS monitoring.incident (
     incident_id text PRIMARY KEY,
-    pipeline text NOT NULL,
+    pipeline text COLLATE "C" NOT NULL,
     status text NOT NULL,
     detected_us bigint NOT NULL,
     record bytea NOT NULL
@@ -123,7 +123,7 @@ CREATE INDEX IF NOT EXISTS incident_time ON monitoring.incident (pipeline, detec
 
 CREATE TABLE IF NOT EXISTS monitoring.decision (
     cause_key text PRIMARY KEY,
-    pipeline text NOT NULL,
+    pipeline text COLLATE "C" NOT NULL,
     cause_kind text NOT NULL,
     cause_id text NOT NULL,
     outcome text NOT NULL,

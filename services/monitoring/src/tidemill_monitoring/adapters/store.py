@@ -16,16 +16,26 @@ from tidemill_monitoring.join import Last, Match, Outcome, Stored
 
 PAGE = 20_000
 
+# Stands alone, outside any transaction: read again, it changes nothing and finds the same labels as long as no outcome
+# was made of them. So predictions cost one round trip, and their positions are saved with whatever is saved next.
 _PREDICTIONS = """
-WITH fresh AS (
-    INSERT INTO monitoring.prediction (pipeline, prediction_id, join_key, as_of_us, scores, record)
+WITH given AS (
     SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bytea[], $6::bytea[])
-    ON CONFLICT DO NOTHING RETURNING pipeline, prediction_id, join_key, as_of_us)
-SELECT f.pipeline, f.prediction_id, l.identity, l.value, l.label_time_us, l.ready_us
-FROM fresh f LEFT JOIN LATERAL (
+        WITH ORDINALITY AS g(pipeline, prediction_id, join_key, as_of_us, scores, record, n)),
+fresh AS (
+    INSERT INTO monitoring.prediction (pipeline, prediction_id, join_key, as_of_us, scores, record)
+    SELECT pipeline, prediction_id, join_key, as_of_us, scores, record FROM given
+    ON CONFLICT DO NOTHING RETURNING pipeline),
+counted AS (
+    UPDATE monitoring.pipeline p SET predictions = p.predictions + f.fresh
+    FROM (SELECT pipeline, count(*) AS fresh FROM fresh GROUP BY pipeline) f WHERE p.pipeline = f.pipeline)
+SELECT g.n, l.identity, l.value, l.label_time_us, l.ready_us
+FROM given g JOIN LATERAL (
     SELECT * FROM monitoring.label l
-    WHERE l.pipeline = f.pipeline AND l.join_key = f.join_key AND f.as_of_us BETWEEN l.earliest_us AND l.label_time_us
+    WHERE l.pipeline = g.pipeline AND l.join_key = g.join_key AND g.as_of_us BETWEEN l.earliest_us AND l.label_time_us
     ORDER BY l.arrival DESC LIMIT 1) l ON true
+WHERE NOT EXISTS (
+    SELECT FROM monitoring.outcome o WHERE o.pipeline = g.pipeline AND o.prediction_id = g.prediction_id)
 """
 
 _LABELS = """
@@ -55,6 +65,7 @@ INSERT INTO monitoring.outcome
 SELECT * FROM unnest($1::text[], $2::text[], $3::int[], $4::smallint[], $5::float8[], $6::bigint[], $7::bigint[],
                      $8::bytea[], $9::bigint[])
 """
+OUTCOME_COLUMNS = 9
 
 _OVERDUE = """
 SELECT p.prediction_id, p.join_key, p.as_of_us, p.scores, p.record FROM monitoring.prediction p
@@ -91,9 +102,37 @@ pipelines AS (
 sent AS (DELETE FROM monitoring.journal WHERE seq <= $17),
 entries AS (
     INSERT INTO monitoring.journal (seq, topic, key, value, headers)
-    SELECT * FROM unnest($18::bigint[], $19::text[], $20::bytea[], $21::bytea[], $22::jsonb[]))
+    SELECT * FROM unnest($18::bigint[], $19::text[], $20::bytea[], $21::bytea[], $22::jsonb[])),
+outcomes AS (
+    INSERT INTO monitoring.outcome
+        (pipeline, prediction_id, revision, state, label, label_time_us, tick_us, scores, seq)
+    SELECT * FROM unnest($23::text[], $24::text[], $25::int[], $26::smallint[], $27::float8[], $28::bigint[],
+                         $29::bigint[], $30::bytea[], $31::bigint[]))
 UPDATE monitoring.writer SET next_seq = $16, published_seq = $17
 """
+
+
+class Numbered(NamedTuple):
+    """An outcome with its order of publication and the evaluation it counts in (None: in none)."""
+
+    seq: int
+    tick_us: int | None
+    outcome: Outcome
+
+    def row(self) -> tuple[Any, ...]:
+        """Return the row of the outcomes table."""
+        one = self.outcome
+        return (
+            one.prediction.pipeline,
+            one.prediction.prediction_id,
+            one.revision,
+            one.state,
+            one.label,
+            one.label_time_us,
+            self.tick_us,
+            one.prediction.scores,
+            self.seq,
+        )
 
 
 class Counted(NamedTuple):
@@ -118,6 +157,7 @@ class Save(NamedTuple):
     next_seq: int
     published_seq: int
     journal: Sequence[tuple[int, Outgoing]]
+    outcomes: Sequence[Numbered]
 
 
 def _columns(rows: Iterable[Sequence[Any]], width: int) -> list[list[Any]]:
@@ -125,19 +165,16 @@ def _columns(rows: Iterable[Sequence[Any]], width: int) -> list[list[Any]]:
     return found or [[] for _ in range(width)]
 
 
-async def insert_predictions(connection: Any, given: Sequence[Prediction]) -> tuple[list[Prediction], list[Match]]:
-    """Store predictions; return those that are new, and the newest label of each that already has one."""
+async def insert_predictions(connection: Any, given: Sequence[Prediction]) -> list[Match]:
+    """Store predictions, each id once, and return those that have a label and no outcome."""
     if not given:
-        return [], []
+        return []
     rows = await connection.fetch(_PREDICTIONS, *_columns(given, 6))
-    by_id = {(one.pipeline, one.prediction_id): one for one in reversed(given)}
-    fresh = [by_id[row[0], row[1]] for row in rows]
-    matches = [
-        Match(Stored(*one), Label(one.pipeline, one.join_key, *row[2:6]), None)
-        for one, row in zip(fresh, rows, strict=True)
-        if row[2] is not None
+    return [
+        Match(Stored(*one), Label(one.pipeline, one.join_key, *row[1:5]), None)
+        for row in rows
+        for one in (given[row[0] - 1],)
     ]
-    return fresh, matches
 
 
 async def insert_labels(connection: Any, given: Sequence[Label], wait_us: Mapping[str, int]) -> list[Match]:
@@ -157,25 +194,9 @@ async def insert_labels(connection: Any, given: Sequence[Label], wait_us: Mappin
     ]
 
 
-async def insert_outcomes(connection: Any, given: Sequence[tuple[Outcome, int | None, int]]) -> None:
-    """Store outcomes, each with its tick and its sequence number."""
-    if not given:
-        return
-    rows = (
-        (
-            one.prediction.pipeline,
-            one.prediction.prediction_id,
-            one.revision,
-            one.state,
-            one.label,
-            one.label_time_us,
-            tick_us,
-            one.prediction.scores,
-            seq,
-        )
-        for one, tick_us, seq in given
-    )
-    await connection.execute(_OUTCOMES, *_columns(rows, 9))
+async def insert_outcomes(connection: Any, given: Sequence[Numbered]) -> None:
+    """Store outcomes before `save`, where the evaluation is to read them from the table."""
+    await connection.execute(_OUTCOMES, *_columns((one.row() for one in given), OUTCOME_COLUMNS))
 
 
 async def overdue(connection: Any, pipeline: str, from_us: int, to_us: int) -> list[Stored]:
@@ -199,7 +220,7 @@ async def resolved(
 
 
 async def save(connection: Any, left: Save) -> None:
-    """Write positions, counters and journal in one statement."""
+    """Write positions, counters, journal and outcomes in one statement."""
     places = ((p.topic, p.number, offset, left.newest_us.get(p)) for p, offset in left.offsets.items())
     ends = ((p.topic, p.number, offset) for p, offset in left.published.items())
     pipelines = ((name, *counted) for name, counted in left.pipelines.items())
@@ -212,6 +233,7 @@ async def save(connection: Any, left: Save) -> None:
         left.next_seq,
         left.published_seq,
         *_columns(journal, 5),
+        *_columns((one.row() for one in left.outcomes), OUTCOME_COLUMNS),
     )
 
 
