@@ -6,6 +6,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+# Event times lie in the years 1678 to 2261, which 64-bit nanoseconds can count too; the end is exclusive.
+EARLIEST_US = (datetime(1678, 1, 1, tzinfo=UTC) - EPOCH) // _MICROSECOND
+LATEST_US = (datetime(2262, 1, 1, tzinfo=UTC) - EPOCH) // _MICROSECOND
 
 
 def parse_us(text: str) -> int:

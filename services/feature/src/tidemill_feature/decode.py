@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tidemill_contracts.cloudevents import WATERMARK_TYPE
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
-from tidemill_contracts.instants import parse_us
+from tidemill_contracts.instants import EARLIEST_US, LATEST_US, parse_us
 from tidemill_contracts.reasons import Reason
 from tidemill_features.columns import column_of
 from tidemill_features.expressions import Column
@@ -29,6 +29,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _INT64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _INSTANT = Annotated[datetime, msgspec.Meta(tz=True)]
+_KEY = Annotated[str, msgspec.Meta(min_length=1)]
 _TYPES: dict[int, Any] = {
     definition.FIELD_TYPE_BOOL: bool,
     definition.FIELD_TYPE_INT64: _INT64,
@@ -66,6 +67,8 @@ class StreamDecoder:
         fields: list[Any] = []
         for field in sorted(stream.fields, key=lambda field: field.nullable):
             name, kind = attributes[field.name], _TYPES[field.type]
+            if field.name == stream.key_field and kind is str:
+                kind = _KEY
             fields.append((name, kind | None, None) if field.nullable else (name, kind))
         event = msgspec.defstruct("Event", fields, gc=False, rename={a: name for name, a in attributes.items()})
         self._decode = msgspec.json.Decoder(event).decode
@@ -114,9 +117,11 @@ class StreamDecoder:
             raise Poison(Reason.OVERSIZED, f"{len(raw)} bytes; the stream allows {limit}")
         try:
             event = self._decode(raw or b"")
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise explained(raw, self.stream, str(error)) from error
         event_us = _us(self._time(event))
+        if not EARLIEST_US <= event_us < LATEST_US:
+            raise Poison(Reason.OUT_OF_RANGE, "the event time is out of range", field=self.stream.time_field)
         if self._max_future_us and event_us > record.timestamp * 1000 + self._max_future_us:
             raise Poison(
                 Reason.TOO_FAR_IN_FUTURE,
@@ -147,7 +152,7 @@ def explained(raw: bytes | None, stream: definition.Stream, otherwise: str) -> P
     except (ValueError, RecursionError) as error:
         return Poison(Reason.UNDECODABLE, f"no JSON: {error}")
     if not isinstance(body, dict):
-        return Poison(Reason.WRONG_TYPE, "the value is JSON, but no object")
+        return Poison(Reason.UNDECODABLE, "the value is JSON, but no object")
     for field in stream.fields:
         poison = _field_fault(field, body, stream)
         if poison is not None:
@@ -162,11 +167,11 @@ def _refuse_constant(name: str) -> Any:
 def _field_fault(field: definition.Field, body: dict[str, Any], stream: definition.Stream) -> Poison | None:
     """Return what is wrong with one field, if anything."""
     name, value = field.name, body.get(field.name)
+    if name == stream.key_field and name in body and value in (None, ""):
+        return Poison(Reason.NULL_KEY, "the key field is null or empty", field=name)
     if value is None:
         if field.nullable:
             return None
-        if name == stream.key_field:
-            return Poison(Reason.NULL_KEY, "the key field is null", field=name)
         return Poison(Reason.MISSING_FIELD, "the field is missing or null", field=name)
     kind = field.type
     fits = {
@@ -182,16 +187,27 @@ def _field_fault(field: definition.Field, body: dict[str, Any], stream: definiti
         return Poison(Reason.OUT_OF_RANGE, "the integer does not fit into 64 bits", field=name)
     if kind == definition.FIELD_TYPE_FLOAT64 and not abs(value) <= _LARGEST:
         return Poison(Reason.NON_FINITE, "the number is not finite", field=name)
+    if kind == definition.FIELD_TYPE_STRING:
+        return _text_fault(name, value)
     return _instant_fault(name, value) if kind == definition.FIELD_TYPE_TIMESTAMP else None
 
 
 _LARGEST = float(np.finfo(np.float64).max)
 
 
+def _text_fault(name: str, text: str) -> Poison | None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return Poison(Reason.BAD_UTF8, "a \\u escape is half of a surrogate pair", field=name)
+    return None
+
+
 def _instant_fault(name: str, text: str) -> Poison | None:
     try:
+        msgspec.convert(text, datetime)
         parse_us(text)
     except ValueError as error:
-        naive = "offset" in str(error)
+        naive = "has no UTC offset" in str(error)
         return Poison(Reason.NAIVE_TIMESTAMP if naive else Reason.WRONG_TYPE, str(error), field=name)
     return None

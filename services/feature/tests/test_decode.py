@@ -1,0 +1,83 @@
+"""What is poison in a record of a stream, and what it is called."""
+
+import json
+from typing import Any, NamedTuple
+
+import pytest
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.instants import parse_us
+from tidemill_contracts.reasons import Reason
+from tidemill_feature.decode import StreamDecoder
+
+TYPES = {
+    "ride": definition.FIELD_TYPE_STRING,
+    "fare": definition.FIELD_TYPE_FLOAT64,
+    "seats": definition.FIELD_TYPE_INT64,
+    "at": definition.FIELD_TYPE_TIMESTAMP,
+}
+STREAM = definition.Stream(
+    name="rides",
+    fields=[definition.Field(name=name, type=kind) for name, kind in TYPES.items()],
+    key_field="ride",
+    time_field="at",
+    max_event_bytes=100_000,
+)
+GOOD = {"ride": "r-1", "fare": 1.5, "seats": 2, "at": "2013-06-04T10:00:00Z"}
+
+
+class Raw(NamedTuple):
+    """A record as it lies in the log."""
+
+    value: bytes | None
+    topic: str = "events.rides"
+    partition: int = 0
+    offset: int = 0
+    timestamp: int = parse_us("2013-06-04T10:00:01Z") // 1000
+    key: bytes | None = b"r-1"
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+def but(**changes: Any) -> bytes:
+    """Return the good event with some fields changed; `...` leaves one out."""
+    return json.dumps({k: v for k, v in {**GOOD, **changes}.items() if v is not ...}).encode()
+
+
+def deep(depth: int) -> bytes:
+    """Return the good event with an undeclared field of many nested lists."""
+    return but()[:-1] + b', "extra": ' + b"[" * depth + b"]" * depth + b"}"
+
+
+BAD = [
+    (None, Reason.EMPTY, ""),
+    (b"", Reason.EMPTY, ""),
+    (b"\xff\xfe", Reason.BAD_UTF8, ""),
+    (but().decode().encode("utf-16"), Reason.BAD_UTF8, ""),
+    (but()[:-3], Reason.UNDECODABLE, ""),
+    (b"[1]", Reason.UNDECODABLE, ""),
+    (deep(5_000), Reason.UNDECODABLE, ""),
+    (deep(40_000), Reason.UNDECODABLE, ""),
+    (but(ride="\ud800"), Reason.BAD_UTF8, "ride"),
+    (but(ride=...), Reason.MISSING_FIELD, "ride"),
+    (but(ride=None), Reason.NULL_KEY, "ride"),
+    (but(ride=""), Reason.NULL_KEY, "ride"),
+    (but(fare=...), Reason.MISSING_FIELD, "fare"),
+    (but(fare=None), Reason.MISSING_FIELD, "fare"),
+    (but(fare="1"), Reason.WRONG_TYPE, "fare"),
+    (but(fare=float("nan")), Reason.NON_FINITE, ""),
+    (but().replace(b"1.5", b"1e999"), Reason.NON_FINITE, "fare"),
+    (but(seats=2**63), Reason.OUT_OF_RANGE, "seats"),
+    (but(seats=2**70), Reason.OUT_OF_RANGE, "seats"),
+    (but(at="2013-06-04T10:00:00"), Reason.NAIVE_TIMESTAMP, "at"),
+    (but(at="2013-06-04"), Reason.WRONG_TYPE, "at"),
+    (but(at="2013-W23-2T10:00:00Z"), Reason.WRONG_TYPE, "at"),
+    (but(at="0001-01-01T00:00:00+14:00"), Reason.OUT_OF_RANGE, "at"),
+    (but(fare=1, ride="r" * 100_000), Reason.OVERSIZED, ""),
+]
+
+
+@pytest.mark.parametrize(("value", "reason", "field"), BAD)
+def test_a_bad_record_is_refused_with_its_one_reason(value: bytes | None, reason: Reason, field: str) -> None:
+    found = StreamDecoder(STREAM).decode([Raw(value), Raw(but())])
+    assert len(found.values) == 1, "the record after it is read"
+    (refused,) = found.refused
+    assert (refused.poison.reason, refused.poison.field) == (reason, field)

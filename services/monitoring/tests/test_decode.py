@@ -1,0 +1,110 @@
+"""What is poison to the join, and what it is called: nothing that a producer writes may end the service."""
+
+import json
+from typing import Any, NamedTuple
+
+import pytest
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.instants import parse_us
+from tidemill_contracts.reasons import Reason
+from tidemill_contracts.serving.v1 import records_pb2 as serving
+from tidemill_features.expressions import compile_expression, schema_of
+from tidemill_monitoring.decode import LabelPlan, StreamPlan, event, labels, prediction
+from tidemill_runtime.errors import Poison
+
+FIELDS = [
+    definition.Field(name="ride", type=definition.FIELD_TYPE_STRING),
+    definition.Field(name="fare", type=definition.FIELD_TYPE_FLOAT64),
+    definition.Field(name="seats", type=definition.FIELD_TYPE_INT64),
+    definition.Field(name="at", type=definition.FIELD_TYPE_TIMESTAMP),
+]
+STREAM = definition.Stream(name="rides", fields=FIELDS, key_field="ride", time_field="at", max_future_ms=60_000)
+SCHEMA = schema_of(FIELDS)
+EXPRESSION = compile_expression("fare > 10 AND seats > 1", SCHEMA)
+PLAN = StreamPlan(STREAM, [LabelPlan("cheap", "ride", EXPRESSION, [SCHEMA[name] for name in EXPRESSION.columns])])
+GOOD = {"ride": "r-1", "fare": 11.5, "seats": 2, "at": "2013-06-04T10:00:00Z"}
+NOW_US = parse_us("2013-06-04T10:00:01Z")
+
+
+class Raw(NamedTuple):
+    """A record as it lies in the log."""
+
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+    topic: str = "events.rides"
+    partition: int = 0
+    offset: int = 0
+    timestamp: int = 0
+    key: bytes | None = b"r-1"
+
+
+def but(**changes: Any) -> bytes:
+    """Return the good event with some fields changed; `...` leaves one out."""
+    return json.dumps({k: v for k, v in {**GOOD, **changes}.items() if v is not ...}).encode()
+
+
+def read(raw: Raw) -> Any:
+    """Read one record as the step does."""
+    found = event(raw, PLAN, NOW_US)
+    return labels(found, PLAN, found.time_us)
+
+
+BAD = [
+    (b"", Reason.EMPTY, ""),
+    (b"\xff\xfe", Reason.BAD_UTF8, ""),
+    (but().decode().encode("utf-16"), Reason.BAD_UTF8, ""),
+    (but()[:-3], Reason.UNDECODABLE, ""),
+    (b"[1]", Reason.UNDECODABLE, ""),
+    (but()[:-1] + b', "extra": ' + b"[" * 40_000 + b"]" * 40_000 + b"}", Reason.UNDECODABLE, ""),
+    (but(ride=...), Reason.MISSING_FIELD, "ride"),
+    (but(ride=None), Reason.NULL_KEY, "ride"),
+    (but(ride=""), Reason.NULL_KEY, "ride"),
+    (but(ride=7), Reason.WRONG_TYPE, "ride"),
+    (but(ride="a\0b"), Reason.BAD_UTF8, "ride"),
+    (but(ride="\ud800"), Reason.BAD_UTF8, "ride"),
+    (but(ride="r" * 513), Reason.OVERSIZED, "ride"),
+    (but(fare=None), Reason.MISSING_FIELD, "fare"),
+    (but(fare="12"), Reason.WRONG_TYPE, "fare"),
+    (but(fare=float("inf")), Reason.NON_FINITE, ""),
+    (but().replace(b"11.5", b"1e999"), Reason.NON_FINITE, "fare"),
+    (but(seats=2**63), Reason.OUT_OF_RANGE, "seats"),
+    (but(at="2013-06-04T10:00:00"), Reason.NAIVE_TIMESTAMP, "at"),
+    (but(at="yesterday"), Reason.WRONG_TYPE, "at"),
+    (but(at="0001-01-01T00:00:00+14:00"), Reason.OUT_OF_RANGE, "at"),
+    (but(at="2013-06-04T10:02:00Z"), Reason.TOO_FAR_IN_FUTURE, "at"),
+]
+
+
+@pytest.mark.parametrize(("value", "reason", "field"), BAD)
+def test_a_bad_label_event_is_refused_with_its_one_reason(value: bytes, reason: Reason, field: str) -> None:
+    assert read(Raw(but()))[0].join_key == "r-1"
+    with pytest.raises(Poison) as caught:
+        read(Raw(value))
+    assert (caught.value.reason, caught.value.field) == (reason, field)
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "reason"),
+    [(b"s", b"\xff", Reason.BAD_UTF8), (b"s\0", b"1", Reason.BAD_UTF8), (b"s", b"1" * 600, Reason.OVERSIZED)],
+)
+def test_an_identity_that_no_table_takes_is_refused(source: bytes, name: bytes, reason: Reason) -> None:
+    with pytest.raises(Poison) as caught:
+        read(Raw(but(), (("ce_source", source), ("ce_id", name))))
+    assert caught.value.reason is reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "field"),
+    [
+        ({"join_key": ""}, Reason.MISSING_FIELD, "join_key"),
+        ({"join_key": "a\0b"}, Reason.BAD_UTF8, "join_key"),
+        ({"join_key": "k" * 513}, Reason.OVERSIZED, "join_key"),
+        ({"as_of_us": 2**63 - 1}, Reason.OUT_OF_RANGE, "as_of_us"),
+    ],
+)
+def test_a_prediction_that_no_table_takes_is_refused(changes: dict[str, Any], reason: Reason, field: str) -> None:
+    good: dict[str, Any] = {"prediction_id": "p", "pipeline": "cheap", "join_key": "r-1", "as_of_us": NOW_US}
+    assert prediction(Raw(serving.PredictionRecord(**good).SerializeToString())).join_key == "r-1"
+    with pytest.raises(Poison) as caught:
+        prediction(Raw(serving.PredictionRecord(**{**good, **changes}).SerializeToString()))
+    assert (caught.value.reason, caught.value.field) == (reason, field)
