@@ -96,15 +96,15 @@ class Explainer:
                 return None
             return Refusal(Reason.MISSING_FIELD, name, f"stream {self._stream!r} needs field {name!r}")
         value = event[name]
+        if name == self._key_field and value in (None, ""):
+            return Refusal(Reason.NULL_KEY, name, f"the key {name!r} of stream {self._stream!r} is never null or empty")
+        if value is None and not field.nullable:
+            message = f"field {name!r} is never null: declare it `| None`, or send a value"
+            return Refusal(Reason.MISSING_FIELD, name, message)
         if value is None:
-            return None if field.nullable else self._null(name)
+            return None
         wrong = _wrong(field.type, value)
         return None if wrong is None else Refusal(wrong[0], name, f"field {name!r}: {wrong[1]}")
-
-    def _null(self, name: str) -> Refusal:
-        if name == self._key_field:
-            return Refusal(Reason.NULL_KEY, name, f"the key {name!r} of stream {self._stream!r} is never null")
-        return Refusal(Reason.WRONG_TYPE, name, f"field {name!r} is never null: declare it `| None`, or send a value")
 
 
 def key_of(value: str | bool | float) -> bytes:

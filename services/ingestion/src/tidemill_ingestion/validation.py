@@ -69,6 +69,8 @@ class Validator:
                 text = fields[name]
                 if text is not None:
                     parse(text)
+            if fields[self._key_field] == "":
+                return None
             text = fields[self._time_field]
             instant: datetime = parse(text)
         except (orjson.JSONDecodeError, KeyError, TypeError, IndexError, InstantError):
