@@ -13,7 +13,7 @@ from tidemill_contracts.cloudevents import Attributes, to_headers
 from tidemill_contracts.instants import to_timestamp
 from tidemill_contracts.monitoring.v1 import records_pb2 as records
 from tidemill_contracts.progress.v1 import progress_pb2 as progress
-from tidemill_runtime.producer import Outgoing
+from tidemill_runtime.outgoing import Outgoing
 
 from tidemill_monitoring.drift import Verdict
 from tidemill_monitoring.evaluation import Window
