@@ -1,0 +1,59 @@
+"""Logged predictions as rows."""
+
+import json
+
+import numpy as np
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.instants import parse_us
+from tidemill_training.logged import Logged, predicted
+
+
+def stream(name: str) -> definition.Stream:
+    found = definition.Stream(name=name, partitions=2)
+    found.fields.add(name="id", type=definition.FIELD_TYPE_STRING)
+    found.fields.add(name="tail", type=definition.FIELD_TYPE_STRING, nullable=True)
+    found.fields.add(name="at", type=definition.FIELD_TYPE_TIMESTAMP)
+    found.fields.add(name="miles", type=definition.FIELD_TYPE_FLOAT64)
+    return found
+
+
+def logged(*ids: str) -> Logged:
+    requests = [
+        {"id": name, "tail": None if place else "N1", "at": "2013-01-01T00:00:00Z", "miles": 10 + place, "new": 1}
+        for place, name in enumerate(ids)
+    ]
+    positions = [json.dumps({"events.departed": {"0": 5, "1": 7}}), json.dumps({"events.departed": {"1": 9, "4": 1}})]
+    return Logged(
+        prediction_id=ids,
+        join_key=ids,
+        as_of_us=np.arange(len(ids), dtype=np.int64),
+        request_json=[json.dumps(request) for request in requests],
+        positions=positions,
+        positions_code=np.arange(len(ids)) % 2,
+    )
+
+
+def test_a_prediction_logged_twice_is_one_row_its_first() -> None:
+    rows = predicted(logged("a", "b", "a", "c", "b"), stream("asked"), [stream("departed")], ["id"])
+    assert rows.join_key.tolist() == ["a", "b", "c"]
+    assert rows.as_of_us.tolist() == [0, 1, 3]
+
+
+def test_fields_come_back_typed_with_their_nulls() -> None:
+    rows = predicted(logged("a", "b"), stream("asked"), [], ["at", "miles", "tail"])
+    assert rows.columns["at"].values.tolist() == [parse_us("2013-01-01T00:00:00Z")] * 2
+    assert rows.columns["miles"].values.dtype == np.float64
+    assert rows.columns["tail"].nulls.tolist() == [False, True]
+
+
+def test_a_partition_that_the_positions_do_not_name_was_not_seen() -> None:
+    rows = predicted(logged("a", "b"), stream("asked"), [stream("departed"), stream("arrived")], ["id"])
+    assert rows.cuts["departed"].tolist() == [[5, 7], [0, 9]]
+    assert rows.cuts["arrived"].tolist() == [[0, 0], [0, 0]]
+
+
+def test_no_predictions_are_no_rows() -> None:
+    empty = np.empty(0, dtype=np.int64)
+    rows = predicted(Logged((), (), empty, (), (), empty), stream("asked"), [stream("departed")], ["id", "at"])
+    assert len(rows) == 0
+    assert rows.cuts["departed"].shape == (0, 2)
