@@ -63,6 +63,8 @@ def test_a_good_request_yields_its_values_in_schema_order_with_null_for_what_is_
         ({"flight_id": None}, Reason.MISSING_FIELD, "flight_id"),
         ({"flight_id": feature.Scalar()}, Reason.NULL_KEY, "flight_id"),
         ({"flight_id": feature.Scalar(string_value="")}, Reason.NULL_KEY, "flight_id"),
+        ({"flight_id": feature.Scalar(string_value="a\0b")}, Reason.BAD_UTF8, "flight_id"),
+        ({"flight_id": feature.Scalar(string_value="a" * 513)}, Reason.OVERSIZED, "flight_id"),
         ({"origin": feature.Scalar(int64_value=3)}, Reason.WRONG_TYPE, "origin"),
         ({"distance": feature.Scalar(string_value="3")}, Reason.WRONG_TYPE, "distance"),
         ({"seats": feature.Scalar(float64_value=3.0)}, Reason.WRONG_TYPE, "seats"),

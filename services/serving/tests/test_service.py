@@ -181,9 +181,21 @@ async def test_the_same_prediction_over_rest(stage: Any) -> None:
             ({"fields": {**fields, "distance_miles": 2**70}}, 400, "out_of_range"),
             ({"fields": {**fields, "origin": ["EWR"]}}, 400, "wrong_type"),
             ({"prediction_id": "x"}, 400, "missing_field"),
+            ({**body, "as_of": "2013-06-04T12:00:00"}, 400, "naive_timestamp"),
+            ({**body, "log": "never"}, 400, "out_of_range"),
+            ({**body, "extra": 1}, 400, "unknown_field"),
         ):
             problem = await http.post(path, json=change)
             assert (problem.status_code, problem.json()["reason"]) == (status, reason)
+        for raw, reason in (
+            (b"", "empty"),
+            (b"{", "undecodable"),
+            (b'{"fields": {"origin": "\xff"}}', "bad_utf8"),
+            (b'{"fields": {"origin": "\\ud800"}}', "bad_utf8"),
+            (b'{"fields": {"\\ud800": "x"}}', "bad_utf8"),
+        ):
+            problem = await http.post(path, content=raw, headers={"content-type": "application/json"})
+            assert (problem.status_code, problem.json()["reason"]) == (400, reason)
         missing = await http.post("/v1/pipelines/nothing/predict", json=body)
         assert missing.status_code == 404
         assert missing.headers["content-type"] == "application/problem+json"

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple, NoReturn
 
 import orjson
@@ -20,6 +20,8 @@ Value = bool | int | float | str | None
 Values = dict[str, Value]
 
 MAX_ID_BYTES = 256
+# What monitoring can join by; a prediction that never meets its label would be as good as lost.
+MAX_KEY_BYTES = 512
 # 9999-12-31T23:59:59Z: the last second that RFC 3339 can write.
 MAX_INSTANT_US = 253_402_300_799_000_000
 
@@ -129,9 +131,11 @@ class RequestSchema:
             )
 
     def _key_or_text(self, field: definition.Field, value: str) -> str:
-        if not value and field.name in self._keys:
+        if field.name not in self._keys:
+            return value
+        if not value:
             raise Poison(Reason.NULL_KEY, f"field {field.name!r} identifies the request and is empty", field=field.name)
-        return value
+        return _joinable(value, field.name, MAX_KEY_BYTES)
 
     def _check_size(self, values: Values) -> None:
         limit = self.stream.max_event_bytes
@@ -143,7 +147,9 @@ class RequestSchema:
                 raise Poison(Reason.OVERSIZED, f"the request is {size} bytes; stream {self.stream.name} allows {limit}")
 
 
+@lru_cache(4096)
 def _shown(instant: Value) -> str | None:
+    """Return an instant as text; requests of one hour share most of theirs."""
     return format_us(instant) if isinstance(instant, int) else None
 
 
@@ -168,8 +174,13 @@ def _parsed(name: str, text: str) -> int:
     try:
         return parse_us(text)
     except ValueError as error:
-        reason = Reason.NAIVE_TIMESTAMP if _is_naive(text) else Reason.WRONG_TYPE
-        raise Poison(reason, f"field {name!r}: {error}", field=name, fix="write 2013-06-04T00:00:00Z") from error
+        raise instant_poison(name, text, error) from error
+
+
+def instant_poison(name: str, text: str, error: ValueError) -> Poison:
+    """Return why a text is no instant: one without an offset, or none at all."""
+    reason = Reason.NAIVE_TIMESTAMP if _is_naive(text) else Reason.WRONG_TYPE
+    return Poison(reason, f"field {name!r}: {error}", field=name, fix="write 2013-06-04T00:00:00Z")
 
 
 def _is_naive(text: str) -> bool:
@@ -199,14 +210,15 @@ def check_as_of(as_of_us: int, now_us: int, max_future_ms: int) -> int:
 
 def check_prediction_id(prediction_id: str) -> str:
     """Return the caller's id, bounded; empty means that one is derived."""
-    if len(prediction_id.encode()) > MAX_ID_BYTES:
-        raise Poison(
-            Reason.OVERSIZED,
-            f"prediction_id is over {MAX_ID_BYTES} bytes",
-            field="prediction_id",
-            fix="use a shorter id",
-        )
-    return prediction_id
+    return _joinable(prediction_id, "prediction_id", MAX_ID_BYTES)
+
+
+def _joinable(text: str, field: str, limit: int) -> str:
+    if len(text.encode()) > limit:
+        raise Poison(Reason.OVERSIZED, f"{field} is over {limit} bytes", field=field, fix="use a shorter one")
+    if "\0" in text:
+        raise Poison(Reason.BAD_UTF8, f"{field} holds a NUL character", field=field, fix="leave it out")
+    return text
 
 
 def check_batch(rows: int, limit: int) -> None:

@@ -10,11 +10,12 @@ from tidemill_contracts.feature.v1 import feature_pb2 as feature
 from tidemill_contracts.instants import format_us, parse_us
 from tidemill_contracts.reasons import Reason
 from tidemill_contracts.serving.v1 import serving_pb2 as messages
-from tidemill_runtime.errors import Poison, Retryable
+from tidemill_runtime.errors import Poison
+from tidemill_runtime.grpc_server import DeadlinePassedError
 from tidemill_runtime.problems import install_problems
 
 from tidemill_serving.predictor import Ask, Predictor
-from tidemill_serving.request import Row
+from tidemill_serving.request import Row, instant_poison
 
 _INT64 = range(-(2**63), 2**63)
 
@@ -43,7 +44,7 @@ def predict_app(predictor: Predictor, *, durable_by_default: bool, deadline_s: f
         """Return the probability, the exact version and the features used."""
         ask = Ask(
             pipeline=pipeline,
-            rows=[Row({name: _scalar(name, value) for name, value in body.fields.items()}, body.prediction_id)],
+            rows=[_row(body)],
             as_of_us=_instant(body.as_of),
             include={},
             durable=durable_by_default if body.log is None else body.log == "durable",
@@ -53,12 +54,17 @@ def predict_app(predictor: Predictor, *, durable_by_default: bool, deadline_s: f
             async with asyncio.timeout(deadline_s):
                 (answer,) = (await predictor.predict(ask)).answers
         except TimeoutError as error:
-            raise Retryable(f"no answer within {deadline_s:g} s") from error
+            raise DeadlinePassedError(f"no answer within {deadline_s:g} s") from error
         if isinstance(answer, Poison):
             raise answer
         return _shown(answer)
 
     return app
+
+
+def _row(body: PredictBody) -> Row:
+    fields = {_text(name, name): _scalar(name, value) for name, value in body.fields.items()}
+    return Row(fields, _text("prediction_id", body.prediction_id))
 
 
 def _instant(text: str | None) -> int:
@@ -67,7 +73,17 @@ def _instant(text: str | None) -> int:
     try:
         return parse_us(text)
     except ValueError as error:
-        raise Poison(Reason.WRONG_TYPE, str(error), field="as_of", fix="write 2013-06-04T00:00:00Z") from error
+        raise instant_poison("as_of", text, error) from error
+
+
+def _text(name: str, text: str) -> str:
+    """Return a text that the wire can carry; JSON's escapes may write what is no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        shown = ascii(name)[1:-1]
+        raise Poison(Reason.BAD_UTF8, "a \\u escape is half of a surrogate pair", field=shown) from error
+    return text
 
 
 def _scalar(name: str, value: bool | float | str | None) -> feature.Scalar:
@@ -76,7 +92,7 @@ def _scalar(name: str, value: bool | float | str | None) -> feature.Scalar:
     if isinstance(value, bool):
         return feature.Scalar(bool_value=value)
     if isinstance(value, str):
-        return feature.Scalar(string_value=value)
+        return feature.Scalar(string_value=_text(name, value))
     if isinstance(value, int):
         if value not in _INT64:
             raise Poison(Reason.OUT_OF_RANGE, f"field {name!r} does not fit an int64", field=name)

@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from functools import lru_cache
 from types import TracebackType
 from typing import Self
 
@@ -116,8 +117,12 @@ class PredictionTopic:
 
 
 def _outgoing(record: records.PredictionRecord) -> Outgoing:
-    attributes = Attributes(
-        id=record.prediction_id, source=SOURCE, type=TYPE, time_us=record.as_of_us, subject=record.pipeline
-    )
-    headers = to_headers(attributes, "application/protobuf")
+    headers = [("ce_id", record.prediction_id.encode()), *_shared_headers(record.pipeline, record.as_of_us)]
     return Outgoing(TOPIC, record.SerializeToString(), record.join_key.encode(), headers)
+
+
+@lru_cache(64)
+def _shared_headers(pipeline: str, as_of_us: int) -> tuple[tuple[str, bytes], ...]:
+    """Return the CloudEvents headers that all predictions of a pipeline at one instant share."""
+    attributes = Attributes(id="", source=SOURCE, type=TYPE, time_us=as_of_us, subject=pipeline)
+    return tuple(to_headers(attributes, "application/protobuf"))
