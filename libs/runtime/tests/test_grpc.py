@@ -150,6 +150,21 @@ async def test_the_deadline_of_the_call_ends_the_wait() -> None:
     assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
+@pytest.mark.parametrize(("raw", "reason"), [(b"\x0a\x02\xff\xfe", Reason.BAD_UTF8), (b"\x0a\xff", Reason.UNDECODABLE)])
+async def test_bytes_that_are_no_request_get_their_named_reason(raw: bytes, reason: Reason) -> None:
+    async def stage(offsets: Offsets, event_time_us: int) -> Reached:
+        raise AssertionError("never called")
+
+    async with serving(stage) as opened:
+        method = opened.unary_unary("/tidemill.progress.v1.ProgressService/WaitProgress")
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await method(raw)
+    assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    poison = rpc_errors.from_rpc(failed.value)
+    assert isinstance(poison, Poison)
+    assert poison.reason is reason
+
+
 async def test_calls_past_the_bound_are_refused_and_health_still_answers() -> None:
     settings = GrpcSettings(max_in_flight=1)
     health = Health()

@@ -2,11 +2,12 @@
 
 import asyncio
 import json
-from typing import Any
+from typing import Any, Literal
 from urllib.error import HTTPError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
 from tidemill_contracts.reasons import Reason
 from tidemill_runtime.errors import Overloaded, Poison
 from tidemill_runtime.health import Health
@@ -16,17 +17,19 @@ from tidemill_runtime.problems import install_problems, status_of
 from tidemill_runtime.settings import HttpSettings
 
 
-def _fetch(port: int, path: str) -> tuple[int, dict[str, str], str]:
+def _fetch(port: int, path: str, body: bytes | None = None) -> tuple[int, dict[str, str], str]:
+    headers = {} if body is None else {"content-type": "application/json"}
+    request = Request(f"http://127.0.0.1:{port}{path}", body, headers)
     try:
-        with urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        with urlopen(request, timeout=5) as answer:
             return answer.status, dict(answer.headers), answer.read().decode()
     except HTTPError as error:
         with error:
             return error.code, dict(error.headers), error.read().decode()
 
 
-async def fetch(port: int, path: str) -> tuple[int, dict[str, str], str]:
-    return await asyncio.to_thread(_fetch, port, path)
+async def fetch(port: int, path: str, body: bytes | None = None) -> tuple[int, dict[str, str], str]:
+    return await asyncio.to_thread(_fetch, port, path, body)
 
 
 async def test_live_and_ready_tell_what_is_wrong() -> None:
@@ -76,6 +79,48 @@ async def test_a_services_own_routes_stand_beside_and_its_errors_are_problems() 
         status, headers, _ = await fetch(server.port, "/own?n=2")
         assert (status, headers["retry-after"]) == (429, "3")
         assert json.loads((await fetch(server.port, "/own"))[2])["reason"] == "missing_field"
+
+
+class Order(BaseModel):
+    """A body of which FastAPI itself finds what is wrong."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    count: int = Field(ge=1)
+    kind: Literal["a", "b"] = "a"
+
+
+async def test_what_fastapi_refuses_has_the_same_names() -> None:
+    app = FastAPI()
+    install_problems(app)
+
+    @app.post("/orders")
+    async def orders(order: Order) -> dict[str, Any]:
+        if order.count == 9:
+            raise KeyError("a bug")
+        return {"count": order.count}
+
+    bad = {
+        b"": "empty",
+        b'{"count":': "undecodable",
+        b"[" * 100_000: "undecodable",
+        b'{"kind": "\xff"}': "bad_utf8",
+        b"{}": "missing_field",
+        b'{"count": "x"}': "wrong_type",
+        b'{"count": 0}': "out_of_range",
+        b'{"count": 1, "kind": "c"}': "out_of_range",
+        b'{"count": 1, "more": 1}': "unknown_field",
+        b'{"count": 9}': "handler",
+    }
+    async with running(HttpServer(HttpSettings(), Health(), app)) as server:
+        assert (await fetch(server.port, "/orders", b'{"count": 3}'))[2] == '{"count":3}'
+        for body, reason in bad.items():
+            status, headers, text = await fetch(server.port, "/orders", body)
+            assert (status, json.loads(text)["reason"]) == (500 if reason == "handler" else 400, reason)
+            assert headers["content-type"] == "application/problem+json"
+        seen = (await fetch(server.port, "/metrics"))[2]
+        assert (await fetch(server.port, "/nowhere"))[0] == 404
+    assert all(f'tidemill_http_refused_total{{reason="{reason}"}}' in seen for reason in bad.values())
 
 
 def test_every_reason_has_a_status() -> None:

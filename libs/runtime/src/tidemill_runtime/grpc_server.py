@@ -11,12 +11,13 @@ from typing import Any, Self
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from tidemill_contracts.reasons import Reason
 
 from tidemill_runtime import metrics
-from tidemill_runtime.errors import Fatal, Overloaded, Retryable, TidemillError
+from tidemill_runtime.errors import Fatal, Overloaded, Poison, Retryable, TidemillError
 from tidemill_runtime.health import Health
 from tidemill_runtime.rpc_errors import DETAILS_KEY, reason_of, to_status
 from tidemill_runtime.settings import GrpcSettings, split_address
@@ -66,11 +67,13 @@ class Guard(grpc.aio.ServerInterceptor):
             grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
         )
 
+        parse, deserializer = _parsing(handler)
+
         async def answer(request: Any, context: Any) -> Any:
             async with self._guarded(method, context):
-                return await inner(request, context)
+                return await inner(parse(request), context)
 
-        return kind(answer, handler.request_deserializer, handler.response_serializer)
+        return kind(answer, deserializer, handler.response_serializer)
 
     def _streaming(self, handler: Any, method: str) -> "grpc.RpcMethodHandler[Any, Any]":
         inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
@@ -78,12 +81,14 @@ class Guard(grpc.aio.ServerInterceptor):
             grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
         )
 
+        parse, deserializer = _parsing(handler)
+
         async def answer(request: Any, context: Any) -> AsyncIterator[Any]:
             async with self._guarded(method, context, streaming=True):
-                async for response in inner(request, context):
+                async for response in inner(parse(request), context):
                     yield response
 
-        return kind(answer, handler.request_deserializer, handler.response_serializer)
+        return kind(answer, deserializer, handler.response_serializer)
 
     @asynccontextmanager
     async def _guarded(self, method: str, context: Any, *, streaming: bool = False) -> AsyncIterator[None]:
@@ -100,6 +105,10 @@ class Guard(grpc.aio.ServerInterceptor):
                 yield
         except (grpc.aio.AbortError, asyncio.CancelledError):
             code = grpc.StatusCode.CANCELLED
+            if context.time_remaining() == 0:
+                # The caller's clock ran out a moment before ours: it knows, and the metric should.
+                code = grpc.StatusCode.DEADLINE_EXCEEDED
+                metrics.rpc_refused.labels(method, Reason.DEADLINE_EXCEEDED).inc()
             raise
         except TimeoutError:
             code = grpc.StatusCode.DEADLINE_EXCEEDED
@@ -129,6 +138,28 @@ class Guard(grpc.aio.ServerInterceptor):
         code, status = to_status(error)
         metrics.rpc_refused.labels(method, reason_of(error)).inc()
         await context.abort(code, status.message, ((DETAILS_KEY, status.SerializeToString()),))
+
+
+def _parsing(handler: Any) -> tuple[Callable[[Any], Any], Callable[[bytes], Any] | None]:
+    """Return how the method's request is parsed, and what gRPC is to parse itself.
+
+    A single request is parsed behind the guard, so that bytes which are no request get their named reason too.
+    """
+    if handler.request_streaming or handler.request_deserializer is None:
+        return _untouched, handler.request_deserializer
+
+    def parse(raw: bytes) -> Any:
+        try:
+            return handler.request_deserializer(raw)
+        except DecodeError as error:
+            reason = Reason.BAD_UTF8 if "UTF-8" in str(error) else Reason.UNDECODABLE
+            raise Poison(reason, f"the request cannot be read: {error}") from error
+
+    return parse, None
+
+
+def _untouched(request: Any) -> Any:
+    return request
 
 
 class _HealthServicer:

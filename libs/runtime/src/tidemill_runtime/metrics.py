@@ -64,4 +64,5 @@ outbox_relayed = counter("outbox_relayed", "Outbox rows acknowledged by Kafka.",
 outbox_waiting = gauge("outbox_waiting_rows", "Outbox rows not yet acknowledged by Kafka.", ("schema",))
 rpc_seconds = histogram("rpc_seconds", "Time to answer one gRPC call.", ("method", "code"))
 rpc_refused = counter("rpc_refused", "gRPC calls refused, by named reason.", ("method", "reason"))
+http_refused = counter("http_refused", "HTTP requests refused, by named reason.", ("reason",))
 rpc_in_flight = gauge("rpc_in_flight", "gRPC calls being answered now.")

@@ -4,11 +4,14 @@ from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
 from tidemill_contracts.reasons import Reason
 
-from tidemill_runtime.errors import Poison, Retryable, TidemillError
+from tidemill_runtime import metrics
+from tidemill_runtime.errors import Fatal, Poison, Retryable, TidemillError
 from tidemill_runtime.rpc_errors import reason_of
 
 _STATUS = {
@@ -27,6 +30,23 @@ _STATUS = {
     Reason.DEADLINE_EXCEEDED: 504,
     Reason.HANDLER: 500,
 }
+_BAD_REQUEST = 400
+# What FastAPI's own validation calls a fault; anything else is a value of the wrong type.
+_FAULTS = {
+    "missing": Reason.MISSING_FIELD,
+    "extra_forbidden": Reason.UNKNOWN_FIELD,
+    "json_invalid": Reason.UNDECODABLE,
+    "string_unicode": Reason.BAD_UTF8,
+    "finite_number": Reason.NON_FINITE,
+    "string_too_long": Reason.OVERSIZED,
+    "greater_than": Reason.OUT_OF_RANGE,
+    "greater_than_equal": Reason.OUT_OF_RANGE,
+    "less_than": Reason.OUT_OF_RANGE,
+    "less_than_equal": Reason.OUT_OF_RANGE,
+    "int_parsing_size": Reason.OUT_OF_RANGE,
+    "literal_error": Reason.OUT_OF_RANGE,
+    "enum": Reason.OUT_OF_RANGE,
+}
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +59,7 @@ def status_of(reason: Reason) -> int:
 def problem(error: TidemillError) -> JSONResponse:
     """Return an error as an application/problem+json answer."""
     reason = reason_of(error)
+    metrics.http_refused.labels(reason).inc()
     body: dict[str, Any] = {
         "type": f"urn:tidemill:reason:{reason}",
         "title": reason.value.replace("_", " "),
@@ -55,7 +76,7 @@ def problem(error: TidemillError) -> JSONResponse:
 
 
 def install_problems(app: FastAPI) -> None:
-    """Answer every `TidemillError`, and FastAPI's own validation errors, as problem+json."""
+    """Answer every error as problem+json: `TidemillError`, FastAPI's own validation, bodies that cannot be read."""
 
     async def ours(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, TidemillError)
@@ -65,10 +86,27 @@ def install_problems(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
+        # Of a union's alternatives each has a fault of its own; one with a name says more than a mismatch.
+        found = error.errors()
+        first = next((one for one in found if one["type"] in _FAULTS), found[0])
         field = ".".join(str(part) for part in first["loc"])
-        reason = Reason.MISSING_FIELD if first["type"] == "missing" else Reason.WRONG_TYPE
-        return problem(Poison(reason, first["msg"], field=field))
+        if first["type"] == "missing" and field == "body":
+            return problem(Poison(Reason.EMPTY, "the request has no body"))
+        return problem(Poison(_FAULTS.get(first["type"], Reason.WRONG_TYPE), first["msg"], field=field))
+
+    async def unread(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code != _BAD_REQUEST:
+            return await http_exception_handler(request, error)
+        # What FastAPI says of a body that it could not parse; the cause is Python's word for it.
+        bad_utf8 = isinstance(error.__cause__, UnicodeDecodeError)
+        return problem(Poison(Reason.BAD_UTF8 if bad_utf8 else Reason.UNDECODABLE, f"the body: {error.__cause__}"))
+
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        log.error("http_failed", path=request.url.path, error=repr(error))
+        return problem(Fatal(str(error)))
 
     app.add_exception_handler(TidemillError, ours)
     app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, unread)
+    app.add_exception_handler(Exception, unexpected)
