@@ -75,9 +75,12 @@ class Decoder:
                 return {"undecodable": base64.b64encode(raw).decode()}
             return to_dict(message)
         try:
-            return json.loads(raw)
-        except ValueError:
+            found = json.loads(raw.decode())
+            # Dead letters hold what JSON cannot say again: numbers that are not finite, halves of surrogate pairs.
+            json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+        except (ValueError, RecursionError):
             return text_of(raw)
+        return found
 
 
 def text_of(raw: bytes) -> str:
