@@ -57,6 +57,7 @@ async def _verdicts(publisher: Publisher, stream: str, events: Sequence[Parsed])
     """Publish what could be read and return a verdict per event, in order."""
     readable = [event for event in events if isinstance(event, messages.Event)]
     response = await publisher.publish([messages.StreamEvents(stream=stream, events=readable)])
+    publisher.count_unread(stream, [event for event in events if isinstance(event, Refusal)])
     published = iter(response.verdicts)
     return [_refused(event) if isinstance(event, Refusal) else next(published) for event in events]
 

@@ -84,6 +84,12 @@ class Publisher:
                 raise Retryable(f"the watermark was not acknowledged: {outcome}; send it again")
         return response
 
+    def count_unread(self, stream: str, refusals: Sequence[Refusal]) -> None:
+        """Count events that a door could not even read, so that no refusal is silent."""
+        label = self._stream_label(stream)
+        for refusal in refusals:
+            _events.labels(label, OUTCOME_NAMES[messages.OUTCOME_REFUSED], refusal.reason).inc()
+
     async def idle(self) -> None:
         """Return once nothing waits for Kafka."""
         await self._idle.wait()
