@@ -157,7 +157,9 @@ async def in_a_process(whole: RunSpec) -> Done | Failed:
     async def on_progress(line: Progress) -> None:
         seen.append(line)
 
-    async with open_process(Launch(whole.run_id, whole.pipeline.learner.library, BOUNDS)) as process:
+    async with open_process(
+        Launch(whole.run_id, whole.pipeline.learner.library, BOUNDS, Path(whole.places.warehouse).with_name("bytecode"))
+    ) as process:
         answer = await process.ask(whole, on_progress)
     if isinstance(answer, Done):
         assert [line.phase for line in seen] == ["dataset", "fit", "evaluate", "register"]

@@ -22,7 +22,9 @@ class TrainingSettings(ServiceSettings):
     )
     signing_key_file: Path = Field(Path("keys/signing.pem"), description="private Ed25519 key (PEM) that signs bundles")
     group: str = Field("training", description="Kafka consumer group of the retrain requests")
-    datadir: Path = Field(Path("training-data"), description="writable folder for Faust's own files")
+    datadir: Path = Field(
+        Path("training-data"), description="writable folder: Faust's own files, and compiled code of run processes"
+    )
     concurrency: Annotated[int, Field(ge=1, le=64)] = Field(1, description="runs at a time in this process")
     max_attempts: Annotated[int, Field(ge=1, le=20)] = Field(
         5, description="attempts of a run whose process was killed or ran into a limit"
