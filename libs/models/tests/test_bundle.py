@@ -1,5 +1,6 @@
 """What was signed is what is loaded; everything else is refused."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -151,12 +152,16 @@ def test_a_path_that_could_leave_the_store_is_refused(path: str) -> None:
         checked_path(path)
 
 
-def test_a_killed_publisher_leaves_nothing_that_opens_and_its_rest_is_swept(tmp_path: Path) -> None:
-    rest = tmp_path / "p" / ".incoming-x"
-    rest.mkdir(parents=True)
-    assert LocalStore(tmp_path).sweep(older_than_s=3600.0) == 0
-    assert LocalStore(tmp_path).sweep(older_than_s=-1.0) == 1
-    assert not rest.exists()
+def test_what_a_killed_publisher_left_is_removed_and_what_another_writes_now_is_not(tmp_path: Path) -> None:
+    old, young = tmp_path / "p" / ".incoming-old", tmp_path / "p" / ".incoming-young"
+    for rest in (old, young):
+        rest.mkdir(parents=True)
+        (rest / "model.onnx").write_bytes(b"half")
+    os.utime(old, (0, 0))
+    files = sealed()
+    LocalStore(tmp_path).publish(bundle_path("p", files), files)
+    assert not old.exists()
+    assert young.exists()
 
 
 def test_a_store_behind_a_uri_publishes_and_opens_alike(tmp_path: Path) -> None:

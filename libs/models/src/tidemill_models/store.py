@@ -10,6 +10,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
@@ -20,6 +21,8 @@ from tidemill_models.manifest import checked_file_name, manifest_hash
 
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _INCOMING = ".incoming-"
+# Writing a bundle takes seconds.
+_ABANDONED_S = 3_600.0
 
 
 class ArtifactStore(Protocol):
@@ -102,6 +105,7 @@ class LocalStore:
         if target.exists():
             return
         target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target.parent, _ABANDONED_S)
         incoming = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=target.parent))
         try:
             for name, raw in files.items():
@@ -112,13 +116,15 @@ class LocalStore:
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
 
-    def sweep(self, older_than_s: float) -> int:
-        """Remove what publishers that were killed left half-written; return how many."""
-        limit = time.time() - older_than_s
-        stale = [path for path in self._root.glob(f"**/{_INCOMING}*") if path.stat().st_mtime < limit]
-        for path in stale:
-            shutil.rmtree(path)
-        return len(stale)
+
+def _sweep(folder: Path, older_than_s: float) -> None:
+    """Remove what publishers that were killed left half-written; one that is at work now is younger."""
+    limit = time.time() - older_than_s
+    for rest in folder.glob(f"{_INCOMING}*"):
+        with suppress(FileNotFoundError):
+            # Another publisher may be sweeping too.
+            if rest.stat().st_mtime < limit:
+                shutil.rmtree(rest)
 
 
 def _rename_unless_there(incoming: Path, target: Path) -> None:
