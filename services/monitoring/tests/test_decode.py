@@ -69,6 +69,8 @@ BAD = [
     (but().replace(b"11.5", b"1e999"), Reason.NON_FINITE, "fare"),
     (but(seats=2**63), Reason.OUT_OF_RANGE, "seats"),
     (but(at="2013-06-04T10:00:00"), Reason.NAIVE_TIMESTAMP, "at"),
+    (but(at=None), Reason.MISSING_FIELD, "at"),
+    (but(at=7), Reason.WRONG_TYPE, "at"),
     (but(at="yesterday"), Reason.WRONG_TYPE, "at"),
     (but(at="0001-01-01T00:00:00+14:00"), Reason.OUT_OF_RANGE, "at"),
     (but(at="2013-06-04T10:02:00Z"), Reason.TOO_FAR_IN_FUTURE, "at"),

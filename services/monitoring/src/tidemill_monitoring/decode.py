@@ -156,8 +156,10 @@ def _text(raw: bytes) -> str:
 
 def _event_time(header: bytes, fields: Mapping[str, Any] | None, stream: definition.Stream) -> int:
     text = _text(header) if header else (fields or {}).get(stream.time_field)
-    if not isinstance(text, str):
+    if text is None:
         raise Poison(Reason.MISSING_FIELD, "no event time in header or field", field=stream.time_field)
+    if not isinstance(text, str):
+        raise Poison(Reason.WRONG_TYPE, f"the event time is {type(text).__name__}", field=stream.time_field)
     try:
         time_us = parse_us(text)
     except ValueError as error:
