@@ -32,7 +32,7 @@ $(CURDIR)/.uv/bin/uv:
 	.uv/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<0.14'
 
 $(SYNCED): $(MANIFESTS) | $(UV)
-	$(UV) sync --locked
+	$(UV) sync --locked --compile-bytecode
 	@touch $@
 
 gen: $(SYNCED) ## Generate the Python code of the contracts and the reference of settings and metrics.

@@ -63,6 +63,8 @@ class Life:
             challenger_version=self.state.challenger,
             step=self.state.rollout.progress.step,
             pairs=pairs,
+            total_pairs=pairs,
+            hours=12,
             difference=difference,
             standard_error=0.005,
         )

@@ -1,5 +1,7 @@
 """Rollout decisions: a table of cases and laws over any evidence."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,8 +25,18 @@ PLAN = Plan(
 )
 
 
-def verdict(*, hours: float, pairs: int, difference: float, error: float = 0.01, step: int = 0, held: bool = False):
-    evidence = Evidence(int(hours * HOUR_US), pairs, difference, error)
+def verdict(
+    *,
+    hours: float,
+    pairs: int,
+    difference: float,
+    error: float = 0.01,
+    step: int = 0,
+    held: bool = False,
+    clusters: int = 6,
+    earlier_pairs: int = 0,
+):
+    evidence = Evidence(int(hours * HOUR_US), pairs, pairs + earlier_pairs, clusters, difference, error)
     return decide(Progress(step, 0, held), evidence, PLAN).verdict
 
 
@@ -37,6 +49,9 @@ def verdict(*, hours: float, pairs: int, difference: float, error: float = 0.01,
         # Harm: beyond three standard errors, beyond the limit, on 50 pairs.
         ({"hours": 1, "pairs": 50, "difference": 0.06}, Verdict.BACK),
         ({"hours": 1, "pairs": 49, "difference": 0.9}, Verdict.HOLD),
+        # Pairs of earlier steps count for harm, and pairs of few hours say little.
+        ({"hours": 1, "pairs": 1, "difference": 0.9, "earlier_pairs": 49}, Verdict.BACK),
+        ({"hours": 1, "pairs": 500, "difference": 0.9, "clusters": 5}, Verdict.HOLD),
         ({"hours": 1, "pairs": 5000, "difference": 0.05, "error": 0.001}, Verdict.HOLD),
         ({"hours": 1, "pairs": 5000, "difference": 0.06, "error": 0.02}, Verdict.HOLD),
         ({"hours": 40, "pairs": 60, "difference": 0.06}, Verdict.BACK),
@@ -62,6 +77,8 @@ EVIDENCE = st.builds(
     Evidence,
     at_us=st.integers(0, 100 * HOUR_US),
     pairs=st.integers(0, 10_000),
+    total_pairs=st.integers(0, 10_000),
+    hours=st.integers(0, 100),
     difference=st.floats(-2, 2),
     standard_error=st.floats(0, 1),
 )
@@ -87,7 +104,7 @@ def test_only_the_distance_from_the_beginning_counts_not_the_date(
     progress: Progress, evidence: Evidence, shift_us: int
 ) -> None:
     later = Progress(progress.step, progress.began_us + shift_us, progress.held)
-    moved = Evidence(evidence.at_us + shift_us, evidence.pairs, evidence.difference, evidence.standard_error)
+    moved = replace(evidence, at_us=evidence.at_us + shift_us)
     assert decide(progress, evidence, PLAN) == decide(later, moved, PLAN)
 
 

@@ -69,6 +69,8 @@ class Monitor:
                 challenger_version=deployment.challenger.version,
                 step=deployment.step,
                 pairs=pairs,
+                total_pairs=pairs,
+                hours=12,
                 difference=difference,
                 standard_error=0.001,
             )

@@ -144,6 +144,7 @@ class Evaluation:
         `settled`: a person has resolved the open incident, so that the watch may look for the next change.
         """
         self.pairs.follow(step)
+        self.pairs.close_hour()
         if settled:
             self.drift.rearm(tick_us)
         closed, self.closed_incident = self.closed_incident, ""

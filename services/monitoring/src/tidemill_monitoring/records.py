@@ -113,11 +113,13 @@ def rollout_metric(pipeline: str, step: RolloutStep, found: Evidence, at: Moment
             challenger_log_loss=found.challenger_loss,
             difference=found.difference,
             standard_error=found.standard_error,
+            total_pairs=found.total_pairs,
+            hours=found.hours,
         ),
         emitted_at=to_timestamp(at.emitted_at_us),
         role="challenger",
         summary=f"{pipeline} v{step.challenger} against v{step.champion}: log loss {found.difference:+.4f} "
-        f"± {found.standard_error:.4f} over {found.pairs:,} pairs.",
+        f"± {found.standard_error:.4f} over {found.total_pairs:,} pairs.",
     )
 
 

@@ -64,7 +64,9 @@ def weigh(paired: Paired, state: State) -> Change | None:
         return None
     assert state.rollout is not None
     figures = paired.figures
-    evidence = Evidence(paired.at_us, figures.pairs, figures.difference, figures.standard_error)
+    evidence = Evidence(
+        paired.at_us, figures.pairs, figures.total_pairs, figures.hours, figures.difference, figures.standard_error
+    )
     decision = decide(state.rollout.progress, evidence, state.rollout.plan)
     act = {
         Verdict.HOLD: None,

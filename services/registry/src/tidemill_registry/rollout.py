@@ -10,8 +10,9 @@ from enum import Enum
 
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 
-# A mean over fewer pairs says nothing of its own standard error.
+# A mean over fewer pairs, or pairs of fewer hours, says nothing of its own standard error.
 MIN_PAIRS_TO_GO_BACK = 50
+MIN_HOURS_TO_GO_BACK = 6
 # One false alarm in about 740 looks at a challenger that equals its champion.
 NOISE_STANDARD_ERRORS = 3.0
 DEFAULT_MIN_LABELS = 200
@@ -64,10 +65,15 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Champion and challenger on the same labelled requests since the step began."""
+    """Champion and challenger on the same labelled requests.
+
+    `pairs`: since the step began; the other figures since the rollout began.
+    """
 
     at_us: int
     pairs: int
+    total_pairs: int
+    hours: int
     # Mean of challenger loss − champion loss, and its standard error.
     difference: float
     standard_error: float
@@ -115,7 +121,8 @@ def decide(progress: Progress, evidence: Evidence, plan: Plan) -> Decision:
     step = plan.steps[progress.step]
     noise = NOISE_STANDARD_ERRORS * evidence.standard_error
     figures = describe(evidence)
-    worse = evidence.pairs >= MIN_PAIRS_TO_GO_BACK and evidence.difference > noise
+    known = evidence.total_pairs >= MIN_PAIRS_TO_GO_BACK and evidence.hours >= MIN_HOURS_TO_GO_BACK
+    worse = known and evidence.difference > noise
     if worse and evidence.difference > plan.limit:
         return Decision(Verdict.BACK, f"{figures}, beyond noise and the practical limit {plan.limit:g}")
     elapsed_us = evidence.at_us - progress.began_us
@@ -137,12 +144,13 @@ def decide(progress: Progress, evidence: Evidence, plan: Plan) -> Decision:
 def describe(evidence: Evidence) -> str:
     """Return the evidence as part of a sentence.
 
-    >>> describe(Evidence(0, 1412, -0.0123, 0.004))
+    >>> describe(Evidence(0, 300, 1412, 20, -0.0123, 0.004))
     'log loss 0.0123 lower (± 0.0040) on 1,412 pairs'
     """
     word = "higher" if evidence.difference > 0 else "lower"
     return (
-        f"log loss {abs(evidence.difference):.4f} {word} (± {evidence.standard_error:.4f}) on {evidence.pairs:,} pairs"
+        f"log loss {abs(evidence.difference):.4f} {word} (± {evidence.standard_error:.4f}) "
+        f"on {evidence.total_pairs:,} pairs"
     )
 
 

@@ -133,16 +133,24 @@ class PairedEvidence(_message.Message):
     CHALLENGER_LOG_LOSS_FIELD_NUMBER: _builtins.int
     DIFFERENCE_FIELD_NUMBER: _builtins.int
     STANDARD_ERROR_FIELD_NUMBER: _builtins.int
+    TOTAL_PAIRS_FIELD_NUMBER: _builtins.int
+    HOURS_FIELD_NUMBER: _builtins.int
     deployment_revision: _builtins.int
     champion_version: _builtins.int
     challenger_version: _builtins.int
     step: _builtins.int
     pairs: _builtins.int
+    """Pairs since the present step began."""
     champion_log_loss: _builtins.float
     challenger_log_loss: _builtins.float
     difference: _builtins.float
-    """Mean of challenger loss − champion loss, and its standard error."""
+    """Mean of challenger loss − champion loss since the rollout began, and its standard error, clustered by hour of
+    labels: flights of one hour share their weather, so that they are not independent rows.
+    """
     standard_error: _builtins.float
+    total_pairs: _builtins.int
+    """Pairs since the rollout began, on which the losses rest, and the hours that they fall in."""
+    hours: _builtins.int
     def __init__(
         self,
         *,
@@ -155,10 +163,12 @@ class PairedEvidence(_message.Message):
         challenger_log_loss: _builtins.float = ...,
         difference: _builtins.float = ...,
         standard_error: _builtins.float = ...,
+        total_pairs: _builtins.int = ...,
+        hours: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["challenger_log_loss", b"challenger_log_loss", "challenger_version", b"challenger_version", "champion_log_loss", b"champion_log_loss", "champion_version", b"champion_version", "deployment_revision", b"deployment_revision", "difference", b"difference", "pairs", b"pairs", "standard_error", b"standard_error", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["challenger_log_loss", b"challenger_log_loss", "challenger_version", b"challenger_version", "champion_log_loss", b"champion_log_loss", "champion_version", b"champion_version", "deployment_revision", b"deployment_revision", "difference", b"difference", "hours", b"hours", "pairs", b"pairs", "standard_error", b"standard_error", "step", b"step", "total_pairs", b"total_pairs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
