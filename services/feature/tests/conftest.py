@@ -227,10 +227,15 @@ class World:
             await consumer.stop()
 
     async def start(self, **environment: str) -> "Feature":
-        """Start the service as a process; returns when it is ready."""
+        """Start the service as a process; returns when it answers."""
+        process = self.launch(**environment)
+        await process.ready()
+        return process
+
+    def launch(self, **environment: str) -> "Feature":
+        """Start the service as a process."""
         process = Feature(self, environment)
         self.processes.append(process)
-        await process.ready()
         return process
 
 
@@ -264,7 +269,8 @@ class Feature:
 
     async def ready(self) -> None:
         async def answers() -> bool:
-            assert self.process.poll() is None, self.output.read_text()
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the feature service ended: {self.output.read_text()}")
             try:
                 await self.features.GetStats(messages.GetStatsRequest(), timeout=1)
             except grpc.aio.AioRpcError:

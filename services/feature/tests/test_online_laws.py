@@ -163,12 +163,12 @@ async def test_a_recreated_topic_is_fatal_and_not_skipped(world: Any) -> None:
     await feature.reached(await world.ends())
     await feature.stop()
     await world.recreate("events.paid", 2)
-    feature = await world.start()
+    feature = world.launch()
 
     async def gone() -> bool:
         return feature.process.poll() is not None
 
-    await aeventually(gone, 20, claim="the worker refuses to fold another log into these rings")
+    await aeventually(gone, 60, claim="the worker refuses to fold another log into these rings")
     assert feature.process.returncode == 70
     assert "re-created" in feature.output.read_text()
 

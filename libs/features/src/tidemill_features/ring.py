@@ -38,6 +38,8 @@ class RingStore:
         self._slot = empty_slot(plan)
         # The reset of a slot, as offsets from its first word and what goes there.
         self._reset_at = np.arange(1, plan.slot_words)
+        # Empty shards by topic id and partition.
+        self._blanks: dict[tuple[bytes, int], Ints] = {}
         # (row, word within the shard) -> string; only rings with strings fill it.
         self._strings: dict[int, dict[int, bytes]] = {}
 
@@ -57,7 +59,10 @@ class RingStore:
         first = row * plan.words
         self._strings.pop(row, None)
         if raw is None:
-            self._words[first : first + plan.words] = empty_shard(plan, topic_id, partition)
+            blank = self._blanks.get((topic_id, partition))
+            if blank is None:
+                blank = self._blanks[topic_id, partition] = empty_shard(plan, topic_id, partition)
+            self._words[first : first + plan.words] = blank
             return topic_id
         words = np.frombuffer(raw[: plan.words * 8], "<i8")
         check_shard(words, plan, len(raw))

@@ -52,7 +52,7 @@ class OnlinePipeline(Pipeline[OnlineState, Work]):
         if missing := names - registered.keys():
             raise Retryable(f"definitions of {', '.join(sorted(missing))} have not arrived yet")
         self._run_id = await self._store.run_id()
-        stored = await self._store.checkpoints(list(assignment.start))
+        stored = await self._store.watch(list(assignment.start))
         ids = await self._topic_ids(names)
         streams = self._streams({name: registered[name] for name in names})
         state = OnlineState(revision, streams, {})
