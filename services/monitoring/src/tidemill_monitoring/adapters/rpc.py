@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from tidemill_contracts.canonical import from_json
 from tidemill_contracts.instants import from_timestamp, to_timestamp
@@ -24,6 +25,7 @@ from tidemill_monitoring.registered import Registered
 
 _DEFAULT_LIMIT = 100
 _MAX_LIMIT = 10_000
+_MAX_TEXT = 500
 STATUSES = ("open", "acknowledged", "resolved")
 
 _METRICS = """
@@ -78,19 +80,24 @@ class MonitoringServicer(services.MonitoringServiceServicer):
     async def AcknowledgeIncident(  # noqa: N802 -- the wire's name
         self, request: messages.AcknowledgeIncidentRequest, context: Context
     ) -> messages.AcknowledgeIncidentResponse:
-        found = await self._change(request.incident_id, require_actor(context), "acknowledged", request.note)
+        actor = require_actor(context)
+        _check_texts(request)
+        found = await self._change(request.incident_id, actor, "acknowledged", request.note)
         return messages.AcknowledgeIncidentResponse(incident=found)
 
     async def ResolveIncident(  # noqa: N802 -- the wire's name
         self, request: messages.ResolveIncidentRequest, context: Context
     ) -> messages.ResolveIncidentResponse:
-        found = await self._change(request.incident_id, require_actor(context), "resolved", request.note)
+        actor = require_actor(context)
+        _check_texts(request)
+        found = await self._change(request.incident_id, actor, "resolved", request.note)
         return messages.ResolveIncidentResponse(incident=found)
 
     async def RequestRetraining(  # noqa: N802 -- the wire's name
         self, request: messages.RequestRetrainingRequest, context: Context
     ) -> messages.RequestRetrainingResponse:
         actor = require_actor(context)
+        _check_texts(request)
         self._known(request.pipeline)
         if not request.reason.strip():
             raise Poison(Reason.MISSING_FIELD, "a retraining has a reason", field="reason", fix="say why")
@@ -170,6 +177,15 @@ class MonitoringServicer(services.MonitoringServiceServicer):
         except LOST as error:
             raise Retryable(f"PostgreSQL: {error!r}") from error
         return found
+
+
+def _check_texts(request: Message) -> None:
+    """Refuse texts that are longer or stranger than PostgreSQL takes. Raises `Poison`."""
+    for field, value in request.ListFields():
+        if isinstance(value, str) and "\0" in value:
+            raise Poison(Reason.BAD_UTF8, f"{field.name} holds a NUL character", field=field.name)
+        if isinstance(value, str) and len(value) > _MAX_TEXT:
+            raise Poison(Reason.OVERSIZED, f"{field.name} has more than {_MAX_TEXT} characters", field=field.name)
 
 
 def _limit(asked: int) -> int:

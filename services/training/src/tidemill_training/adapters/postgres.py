@@ -7,7 +7,8 @@ from typing import Any
 
 import asyncpg
 import structlog
-from tidemill_runtime.errors import Fatal, Retryable
+from tidemill_contracts.reasons import Reason
+from tidemill_runtime.errors import Fatal, Poison, Retryable
 from tidemill_runtime.retries import delays
 from tidemill_runtime.settings import PostgresSettings
 
@@ -25,6 +26,7 @@ _PASSING = (
     OSError,
     TimeoutError,
 )
+_UNSTORABLE = (asyncpg.CharacterNotInRepertoireError, asyncpg.UntranslatableCharacterError)
 _DDL = f"""
 CREATE SCHEMA IF NOT EXISTS {SCHEMA};
 -- One row per record of the topic that was accepted: a redelivery changes nothing.
@@ -59,11 +61,16 @@ log = structlog.get_logger(__name__)
 
 @asynccontextmanager
 async def translated() -> AsyncIterator[None]:
-    """Turn what asyncpg raises into `Retryable` where it passes by itself, else `Fatal`."""
+    """Turn what asyncpg raises into `Retryable` where it passes by itself, `Poison` for a bad text, else `Fatal`."""
     try:
         yield
     except _PASSING as error:
         raise Retryable(f"PostgreSQL: {error!r}") from error
+    except _UNSTORABLE as error:
+        # Whoever sent the text is at fault; the service goes on.
+        raise Poison(Reason.BAD_UTF8, "a text holds a NUL character", fix="leave it out") from error
+    except asyncpg.ProgramLimitExceededError as error:
+        raise Poison(Reason.OVERSIZED, "a text is too long for a key", fix="use a shorter one") from error
     except asyncpg.PostgresError as error:
         raise Fatal(f"PostgreSQL refuses a statement: {error!r}") from error
 
