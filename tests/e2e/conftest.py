@@ -1,19 +1,31 @@
 """A slice of the demo on the real stack, short enough to be lived several times in one session."""
 
 import json
-from collections.abc import Callable
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import grpc
+import httpx
 import pytest
+from google.rpc import error_details_pb2 as details
+from google.rpc import status_pb2
+from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from tidemill.definition import compile_file
-from tidemill.demo.run import Options, run, undisturbed
+from tidemill.demo.flights import DAY_US, Year, data_folder
+from tidemill.demo.run import Demo, Options, run, undisturbed
 from tidemill.stack import Stack
+from tidemill.stack.endpoints import Endpoints
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 
 FLIGHTS = Path(__file__).parents[2] / "docs/examples/flights/flights.py"
+REASONS = Path(__file__).parents[2] / "docs/reasons.md"
+PROBE = Path(__file__).with_name("probe.py")
 DAY_MS = 24 * 3_600_000
 OPTIONS = Options(out=Path(), days=24, first_model_days=12)
 
@@ -61,3 +73,116 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Live:
 def undisturbed_run(live: Live) -> Lived:
     """The slice, lived once with nothing broken: what every other run has to equal."""
     return live("undisturbed")
+
+
+SHARED_DAYS = 4
+
+
+def forgiving_definition() -> definition.Definition:
+    """Return the flights' definition for a first model after a few days: no gate holds it back."""
+    compiled = compile_file(FLIGHTS)
+    compiled.pipelines[0].train.min_rows = 1_000
+    del compiled.pipelines[0].gates[:]
+    return compiled
+
+
+class Refusal(NamedTuple):
+    """How a gRPC call was refused; `field` is empty where the whole request is at fault."""
+
+    reason: str
+    code: grpc.StatusCode
+    field: str
+
+
+@dataclass(frozen=True)
+class Shared:
+    """One stack with all six services for every test that leaves it as it found it."""
+
+    stack: Stack
+    endpoints: Endpoints
+    channels: dict[str, grpc.Channel]
+    probe: definition.Definition
+
+    def http(self, service: str) -> str:
+        """Return the base URL of a service."""
+        return f"http://{self.endpoints.services[service].http}"
+
+    def physical(self, topic: str) -> str:
+        """Return a topic's name in Kafka."""
+        return self.endpoints.topic_prefix + topic
+
+    def counts(self, service: str, metric: str, *labels: str) -> Counter[tuple[str, ...]]:
+        """Return a service's counter by the values of some of its labels."""
+        found: Counter[tuple[str, ...]] = Counter()
+        for family in text_string_to_metric_families(httpx.get(f"{self.http(service)}/metrics").text):
+            for sample in family.samples:
+                if sample.name == f"tidemill_{metric}_total":
+                    found[tuple(sample.labels[label] for label in labels)] += int(sample.value)
+        return found
+
+    @staticmethod
+    def documented(reason: str) -> str:
+        """Return the reason once it is sure that the documentation has its row."""
+        assert not reason or f"\n| `{reason}` |" in REASONS.read_text(), f"{reason} is not in docs/reasons.md"
+        return reason
+
+    def refused(self, call: Callable[[], Any]) -> Refusal:
+        """Make a call that must fail; return what its rich status says."""
+        with pytest.raises(grpc.RpcError) as caught:
+            call()
+        error: Any = caught.value
+        status, info, bad = status_pb2.Status(), details.ErrorInfo(), details.BadRequest()
+        status.ParseFromString(dict(error.trailing_metadata() or ()).get("grpc-status-details-bin", b""))
+        for detail in status.details:
+            detail.Unpack(info)
+            detail.Unpack(bad)
+        field = bad.field_violations[0].field if bad.field_violations else ""
+        return Refusal(self.documented(info.reason.lower()), error.code(), field)
+
+    def problem(self, answer: httpx.Response) -> str:
+        """Return the reason of a problem+json answer."""
+        assert answer.headers["content-type"] == "application/problem+json", answer.text
+        assert answer.status_code == answer.json()["status"]
+        return self.documented(answer.json()["reason"])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run what shares the stack last, so that it does not idle beside the runs that have one of their own."""
+    items.sort(key=lambda item: "shared" in getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """The stack with the flights' pipeline and one that never gets a model, registered and followed by everybody.
+
+    TIDEMILL_TEST_STACK names a folder whose stack is left running for the next session, to save its start.
+    """
+    kept = os.environ.get("TIDEMILL_TEST_STACK")
+    stack = Stack("shared", Path(kept) if kept else tmp_path_factory.mktemp("shared") / "stack")
+    try:
+        endpoints = stack.start(attached=not kept)
+        for compiled in (forgiving_definition(), compile_file(PROBE)):
+            Demo(endpoints, compiled).apply()
+        with ExitStack() as channels:
+            opened = {
+                name: channels.enter_context(grpc.insecure_channel(address.grpc))
+                for name, address in endpoints.services.items()
+            }
+            yield Shared(stack, endpoints, opened, compile_file(PROBE))
+    finally:
+        if not kept:
+            stack.stop()
+
+
+@pytest.fixture(scope="session")
+def trained(shared: Shared) -> Shared:
+    """The same stack after some days of flights and the first model."""
+    demo = Demo(shared.endpoints, forgiving_definition())
+    if demo.deployments():
+        return shared
+    year = Year(data_folder(), SHARED_DAYS)
+    for day in range(1, SHARED_DAYS + 1):
+        time_us = year.first_us + day * DAY_US
+        demo.replay.hour(year.until(time_us), [], time_us)
+    demo.first_model(time_us)
+    return shared
