@@ -218,12 +218,13 @@ def _free_address() -> str:
 @pytest.fixture
 async def world(servers: Any, topic_prefix: str, database: str, tmp_path: Path) -> AsyncIterator[World]:
     kafka = KafkaSettings(bootstrap=servers.kafka, topic_prefix=topic_prefix)
-    settings = Settings(
-        kafka=kafka,
-        postgres=PostgresSettings(dsn=SecretStr(database)),
-        grpc=GrpcSettings(listen=_free_address()),
-        datadir=tmp_path,
-    )
+    chosen: dict[str, Any] = {
+        "kafka": kafka,
+        "postgres": PostgresSettings(dsn=SecretStr(database)),
+        "grpc": GrpcSettings(listen=_free_address()),
+        "datadir": tmp_path,
+    }
+    settings = Settings(**chosen)
     await create_topics(kafka.client_kwargs(), fixed_topics(), topic_prefix)
     producer = AIOKafkaProducer(**kafka.client_kwargs())
     await producer.start()

@@ -51,16 +51,19 @@ async def open_service(settings: Settings, health: Health) -> AsyncIterator[None
         await following.caught_up()
 
         journal = Journal(told, settings.kafka)
-        joiner = Joiner(
-            leadership,
-            journal,
-            registered,
-            Evaluator(registered, _spans(settings)),
-            idle_us=int(settings.idle_timeout_s * 1e6),
-        )
+        evaluator = Evaluator(registered, _spans(settings))
+        idle_us = int(settings.idle_timeout_s * 1e6)
+        joiner = await enter(Joiner(leadership, journal, registered, evaluator, idle_us=idle_us))
         policy = Policy(pool, registered, relay, joiner.board)
         letters = DeadLetters(decided, settings.kafka, settings.group)
-        options = StreamOptions(settings.group, max_records=settings.max_batch, stall_s=settings.stall_s, **hop)
+        options = StreamOptions(
+            settings.group,
+            max_records=settings.max_batch,
+            # Positions are kept in PostgreSQL; the group's own are for people who look at its lag.
+            commit_every_ms=2_000,
+            stall_s=settings.stall_s,
+            **hop,
+        )
         runner = StreamRunner(
             joiner, settings.kafka, options, topics=registered.topics(), dead_letters=letters, health=health
         )

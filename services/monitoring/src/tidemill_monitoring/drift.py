@@ -79,7 +79,8 @@ class DriftWatch:
     newest_as_of_us: int = 0
     # After an incident only answers asked from here on count: older versions' labels still come in.
     counts_from_us: int = 0
-    block_start_us: int = 0
+    # -1 before the first day.
+    block_start_us: int = -1
     block_rows: int = 0
     block_loss: float = 0.0
 
@@ -111,9 +112,10 @@ class DriftWatch:
 
     def close_block(self, end_us: int, delta: float, limit: float) -> Verdict:
         """End the day at `end_us` and judge; the caller disarms with `disarm` where it opens an incident."""
+        if self.block_start_us < 0:
+            self.block_start_us = end_us - DAY_US
         if self.block_rows >= MIN_ROWS:
-            start_us = self.block_start_us or end_us - DAY_US
-            self.blocks.append(Block(start_us, self.block_rows, self.block_loss / self.block_rows))
+            self.blocks.append(Block(self.block_start_us, self.block_rows, self.block_loss / self.block_rows))
             self.block_rows, self.block_loss = 0, 0.0
         if self.block_rows == 0:
             self.block_start_us = end_us

@@ -124,17 +124,17 @@ class Evaluation:
         self.closed_incident = self.drift.observe(rows) or self.closed_incident
 
     def _fold_pairs(self, labelled: Sequence[tuple[float, Scores]], step: RolloutStep) -> None:
+        # Which pairs count does not depend on the step, so that a day folded again after a restart gives the same.
         found = [
-            (label, champion.probability, challenger.probability)
+            (label, champion.probability, challenger.probability, scores.as_of_us < step.began_us)
             for label, scores in labelled
-            if scores.as_of_us >= step.began_us
-            and (champion := scores.of_role(CHAMPION)) is not None
+            if (champion := scores.of_role(CHAMPION)) is not None
             and (challenger := scores.of_role(CHALLENGER)) is not None
             and (champion.version, challenger.version) == (step.champion, step.challenger)
         ]
         if found:
-            y, champion_p, challenger_p = zip(*found, strict=True)
-            self.pairs.add(np.array(y), np.array(champion_p), np.array(challenger_p))
+            y, champion_p, challenger_p, before = zip(*found, strict=True)
+            self.pairs.add(np.array(y), np.array(champion_p), np.array(challenger_p), before_step=sum(before))
 
     def close_tick(
         self, tick_us: int, step: RolloutStep | None, criteria: Criteria | None, *, settled: bool = False
@@ -161,6 +161,11 @@ class Evaluation:
         found = [Window(version, sums.role, sums.rows, sums.values()) for version, sums in merged.items()]
         verdict = self.drift.close_block(tick_us, criteria.delta, criteria.limit) if criteria else None
         return DayEnd([window for window in found if window.values], verdict)
+
+    def pass_tick(self) -> None:
+        """End a tick that was closed before a restart; what it led to was told then."""
+        self.pairs.close_hour()
+        self.closed_incident = ""
 
     def snapshot(self) -> dict[str, Any]:
         """Return the state at midnight as JSON values."""

@@ -69,10 +69,13 @@ class Pairs:
             vars(self).update(vars(Pairs()))
         self.key, self.step_count = key, 0
 
-    def add(self, y: Floats, champion: Floats, challenger: Floats) -> None:
-        """Take in pairs of the open hour: label and both probabilities, float64[n] each."""
+    def add(self, y: Floats, champion: Floats, challenger: Floats, *, before_step: int = 0) -> None:
+        """Take in pairs of the open hour: label and both probabilities, float64[n] each.
+
+        `before_step`: how many of them were asked before the present step began.
+        """
         first, second = losses(y, champion), losses(y, challenger)
-        self.step_count += len(y)
+        self.step_count += len(y) - before_step
         self.count += len(y)
         self.champion = running_sum(self.champion, first)
         self.challenger = running_sum(self.challenger, second)

@@ -69,7 +69,7 @@ def schedule_due(rules: Rules, ledger: Ledger) -> int | None:
     """Return when the next scheduled retraining is due; None where nothing is scheduled."""
     if rules.period_us is None or ledger.champion_since_us is None:
         return None
-    return max(ledger.champion_since_us, *ledger.retrained_us[-1:]) + rules.period_us
+    return max([ledger.champion_since_us, *ledger.retrained_us[-1:]]) + rules.period_us
 
 
 def decide(cause: Cause, rules: Rules, ledger: Ledger) -> Decision:

@@ -99,14 +99,13 @@ class Evaluator:
 
     async def _replay(self, connection: Any, pipeline: str, watched: Watched, since_us: int) -> None:
         step = self._registered.step(pipeline)
-        place, more = (since_us, 2**62, ""), True
-        while more:
-            rows, more = await store.resolved(connection, pipeline, watched.last_tick_us, place)
-            for tick_us, part in _by_tick(rows):
-                watched.evaluation.fold(part, step)
-                place = (tick_us, part[-1].label_time_us, part[-1].prediction_id)
-        # What it led to was told when it happened.
-        watched.evaluation.closed_incident = ""
+        open_tick_us = since_us
+        async for tick_us, part in self._stored(connection, pipeline, since_us, watched.last_tick_us):
+            if tick_us > open_tick_us:
+                watched.evaluation.pass_tick()
+            watched.evaluation.fold(part, step)
+            open_tick_us = tick_us
+        watched.evaluation.pass_tick()
         watched.pending, _ = await store.resolved(connection, pipeline, 2**62, (watched.last_tick_us, 2**62, ""))
         if len(watched.pending) >= store.PAGE:
             watched.pending = None
@@ -131,14 +130,21 @@ class Evaluator:
             for part in _by_tick(ready):
                 yield part
             return
-        place, more = (watched.last_tick_us, 2**62, ""), True
-        while more:
-            rows, more = await store.resolved(connection, pipeline, to_tick_us, place)
-            for tick_us, found in _by_tick(rows):
-                yield tick_us, found
-                place = (tick_us, found[-1].label_time_us, found[-1].prediction_id)
+        async for one in self._stored(connection, pipeline, watched.last_tick_us, to_tick_us):
+            yield one
         later, _ = await store.resolved(connection, pipeline, 2**62, (to_tick_us, 2**62, ""))
         watched.pending = later if len(later) < store.PAGE else None
+
+    async def _stored(
+        self, connection: Any, pipeline: str, after_us: int, to_tick_us: int
+    ) -> AsyncIterator[tuple[int, Sequence[Resolved]]]:
+        """Yield the table's rows of the ticks (after, to]; a large tick may come in several parts."""
+        place, more = (after_us, 2**62, ""), True
+        while more:
+            rows, more = await store.resolved(connection, pipeline, to_tick_us, place)
+            for tick_us, part in _by_tick(rows):
+                yield tick_us, part
+                place = (tick_us, part[-1].label_time_us, part[-1].prediction_id)
 
     async def _close(self, connection: Any, pipeline: str, watched: Watched, to_tick_us: int, told: Told) -> None:
         step, criteria = self._registered.step(pipeline), self._registered.criteria(pipeline)

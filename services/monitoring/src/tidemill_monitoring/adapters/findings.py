@@ -28,20 +28,18 @@ INSERT INTO monitoring.snapshot (pipeline, tick_us, state) VALUES ($1, $2, $3::j
 ON CONFLICT (pipeline) DO UPDATE SET tick_us = excluded.tick_us, state = excluded.state
 """
 _SERVED = """
-SELECT record FROM monitoring.prediction WHERE pipeline = $1 AND as_of_us >= $2 AND as_of_us < $3
+SELECT record FROM monitoring.prediction WHERE pipeline || '' = $1 AND as_of_us >= $2 AND as_of_us < $3
 ORDER BY prediction_id LIMIT $4
 """
 _FORGET = (
-    "DELETE FROM monitoring.prediction WHERE pipeline = $1 AND as_of_us < $2",
-    "DELETE FROM monitoring.label WHERE pipeline = $1 AND label_time_us < $2",
-    """
-    WITH gone AS (
-        DELETE FROM monitoring.outcome WHERE pipeline = $1 AND tick_us < $2 RETURNING pipeline, prediction_id, revision)
-    DELETE FROM monitoring.outcome o USING gone g
-    WHERE o.pipeline = g.pipeline AND o.prediction_id = g.prediction_id AND o.revision > g.revision
-    """,
+    "DELETE FROM monitoring.prediction WHERE pipeline || '' = $1 AND as_of_us < $2",
+    "DELETE FROM monitoring.label WHERE pipeline || '' = $1 AND label_time_us < $2",
     "DELETE FROM monitoring.metric WHERE pipeline = $1 AND window_end_us < $2",
 )
+_FORGET_OUTCOMES = """
+DELETE FROM monitoring.outcome WHERE pipeline || '' = $1 AND tick_us < $2 RETURNING prediction_id
+"""
+_FORGET_CORRECTIONS = "DELETE FROM monitoring.outcome WHERE pipeline = $1 AND prediction_id = ANY($2::text[])"
 
 
 class Retention(NamedTuple):
@@ -111,9 +109,12 @@ async def served(connection: Any, pipeline: str, from_us: int, to_us: int) -> li
 
 async def forget(connection: Any, pipeline: str, before: Retention) -> None:
     """Delete what is too old to matter."""
-    limits = (before.predictions_us, before.labels_us, before.outcomes_us, before.outcomes_us)
-    for statement, limit_us in zip(_FORGET, limits, strict=True):
+    for statement, limit_us in zip(_FORGET, before, strict=True):
         await connection.execute(statement, pipeline, limit_us)
+    # Later revisions carry no tick and go with the first.
+    gone = await connection.fetch(_FORGET_OUTCOMES, pipeline, before.outcomes_us)
+    if gone:
+        await connection.execute(_FORGET_CORRECTIONS, pipeline, [row[0] for row in gone])
 
 
 def state_of(text: str) -> dict[str, Any]:

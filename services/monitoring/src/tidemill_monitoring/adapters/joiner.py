@@ -2,12 +2,14 @@
 
     batch → step (pure) → predictions and labels in → outcomes → ticks → positions → commit → publish
 
-Positions and everything they led to commit together, so that a crash at any point resumes exactly there.
+Positions and everything they led to commit together, so that a crash at any point resumes exactly there. One batch is
+published while the next one is joined; whoever waits for a batch's effects waits for `published` too.
 """
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from tidemill_contracts.instants import to_timestamp
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
@@ -67,22 +69,36 @@ class Joiner(Pipeline[EventTimes, Effects]):
         self._offsets: dict[Partition, int] = {}
         self._noted: dict[Partition, int] = {}
         self._moved: list[str] = []
-        self._committed: Effects | None = None
         # Read since the last transaction: saved with the next, read again after a crash.
         self._unsaved: dict[Partition, int] = {}
         self._unsaved_us: dict[Partition, int] = {}
         self._unsaved_rows = 0
-        self._clock_moved = asyncio.Condition()
+        self._publishing: asyncio.Task[None] | None = None
+        self._told_us = 0
+        self._clock_told = asyncio.Condition()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            await self.published()
+        elif self._publishing is not None:
+            # What was not sent is committed, and sent by the next process.
+            self._publishing.cancel()
 
     async def restore(self, assignment: Assignment) -> Restored[EventTimes]:
         """Read everything from PostgreSQL; the group's committed offsets do not count beside the positions there."""
+        await self.published()
         await self._leadership.renew()
         async with self._leadership.transaction() as connection:
             rows = await connection.fetch("SELECT topic, partition, next_offset, newest_us FROM monitoring.position")
             await self._journal.recover(connection)
             await self._load(connection)
-        self._committed = None
         self._unsaved, self._unsaved_us, self._unsaved_rows = {}, {}, 0
+        self._noted = {}
         self._offsets = {Partition(row["topic"], row["partition"]): row["next_offset"] for row in rows}
         newest = {
             Partition(row["topic"], row["partition"]): row["newest_us"] for row in rows if row["newest_us"] is not None
@@ -90,7 +106,7 @@ class Joiner(Pipeline[EventTimes, Effects]):
         times = EventTimes(newest, idle_us=self._idle_us, now_us=now_us())
         self.clocks = clocks_of(times, self._registered, now_us())
         self._moved = list(self.clocks)
-        await self._publish()
+        self._publish()
         # A partition that was never read starts at the log's beginning, whatever a group of this name once committed.
         return Restored(times, {**assignment.begin, **self._offsets})
 
@@ -127,27 +143,33 @@ class Joiner(Pipeline[EventTimes, Effects]):
         return step(state, batch, now_us, self._registered)
 
     async def apply(self, effects: Effects) -> None:
-        """Commit a batch, then publish what it led to. Raises `StateLost` where PostgreSQL went away."""
-        if self._committed is not effects:
-            await self._commit(effects)
-            self._committed = effects
-        await self._publish()
-        async with self._clock_moved:
-            self._clock_moved.notify_all()
+        """Commit a batch and begin to publish it. Raises `StateLost` where PostgreSQL went away, `Fatal` for Kafka."""
+        await self._commit(effects)
+        await self.published()
+        self._publish()
 
     async def reached_time(self, event_time_us: int) -> int:
         """Return the furthest pipeline's clock, once it stands at `event_time_us` (0: asks for no time)."""
         if event_time_us:
-            async with self._clock_moved:
-                await self._clock_moved.wait_for(lambda: self._furthest() >= event_time_us)
-        return self._furthest()
+            async with self._clock_told:
+                await self._clock_told.wait_for(lambda: self._told_us >= event_time_us)
+        return self._told_us
 
-    def _furthest(self) -> int:
-        return max(self.clocks.values(), default=0)
+    async def published(self) -> None:
+        """Return once everything committed before this call is in Kafka. Raises `Fatal`."""
+        if self._publishing is not None:
+            await asyncio.shield(self._publishing)
 
-    async def _publish(self) -> None:
+    def _publish(self) -> None:
         moved, self._moved = self._moved, []
-        await self._journal.publish([self._clock_record(name) for name in moved])
+        told = [self._clock_record(name) for name in moved]
+        self._publishing = asyncio.create_task(self._send(told, max(self.clocks.values(), default=0)), name="publish")
+
+    async def _send(self, clocks: Sequence[Outgoing], furthest_us: int) -> None:
+        await self._journal.publish(clocks)
+        async with self._clock_told:
+            self._told_us = furthest_us
+            self._clock_told.notify_all()
 
     def _clock_record(self, pipeline: str) -> Outgoing:
         clock = monitoring.ClockRecord(
@@ -172,7 +194,6 @@ class Joiner(Pipeline[EventTimes, Effects]):
             numbered = await self._write(connection, matches, effects, passing)
         self._unsaved, self._unsaved_us, self._unsaved_rows = {}, {}, 0
         self._journal.append(numbered)
-        self._noted.update(self._journal.written)
 
     async def _predictions(self, given: Sequence[Prediction]) -> list[Match]:
         """Store predictions; one that is older than what was swept for NEVER has the sweep look again."""
@@ -279,8 +300,10 @@ class Joiner(Pipeline[EventTimes, Effects]):
             for name, watched in self._watched.items()
             if name in counted
         }
-        ends = {p: end for p, end in self._journal.written.items() if self._noted.get(p) != end}
-        standing = self._journal.standing
+        # Taken at one instant with the number: nothing up to it lies behind these ends.
+        written, standing = dict(self._journal.written), self._journal.standing
+        ends = {p: end for p, end in written.items() if self._noted.get(p) != end}
+        self._noted = written
         metrics.behind.set(standing.next_seq - 1 - standing.published_seq)
         left = store.Save(
             self._unsaved,

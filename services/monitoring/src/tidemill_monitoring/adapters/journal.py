@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
-from tidemill_contracts.instants import format_us
 from tidemill_runtime.errors import Fatal, Retryable, TidemillError
 from tidemill_runtime.positions import Partition
 from tidemill_runtime.producer import Outgoing, Placed, Producer
@@ -29,7 +28,10 @@ _READ_TIMEOUT_MS = 5_000
 _UNSENT_OUTCOMES = """
 SELECT o.seq, o.pipeline, o.prediction_id, p.join_key, p.as_of_us, o.scores, p.record,
        o.revision, o.state, o.label, o.label_time_us
-FROM monitoring.outcome o JOIN monitoring.prediction p USING (pipeline, prediction_id)
+FROM monitoring.outcome o
+CROSS JOIN LATERAL (
+    SELECT p.join_key, p.as_of_us, p.record FROM monitoring.prediction p
+    WHERE p.pipeline = o.pipeline AND p.prediction_id = o.prediction_id OFFSET 0) p
 WHERE o.seq > $1 ORDER BY o.seq
 """
 _OUTCOME_HEADERS = [
@@ -55,7 +57,6 @@ def outcome_record(outcome: Outcome) -> Outgoing:
     headers = [
         *_OUTCOME_HEADERS,
         ("ce_id", identity.encode()),
-        ("ce_time", format_us(outcome.label_time_us).encode()),
         ("ce_subject", outcome.prediction.pipeline.encode()),
     ]
     return Outgoing(OUTCOMES, encode(outcome), outcome.prediction.join_key.encode(), headers)
@@ -97,17 +98,16 @@ class Journal:
 
         A record that was not acknowledged may still arrive, so it is not sent again by this process.
         """
-        queued = [record for _, record in self._pending]
-        records = [*queued, *unnumbered]
+        queued, self._pending = self._pending, deque()
+        records = [*(record for _, record in queued), *unnumbered]
         if not records:
             return
         for outcome in await self._producer.send_each(records):
             if isinstance(outcome, TidemillError):
                 raise Fatal(f"Kafka did not take what was decided: {outcome}") from outcome
             self._note(outcome)
-        if self._pending:
-            self.published_seq = self._pending[-1][0]
-            self._pending.clear()
+        if queued:
+            self.published_seq = queued[-1][0]
 
     def _note(self, placed: Placed) -> None:
         if placed.topic == TRIGGERS:

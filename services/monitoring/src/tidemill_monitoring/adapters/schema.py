@@ -20,7 +20,7 @@ CREATE TABLE IF NOT EXISTS monitoring.prediction (
 );
 ALTER TABLE monitoring.prediction ALTER COLUMN record SET STORAGE EXTERNAL;
 CREATE INDEX IF NOT EXISTS prediction_key ON monitoring.prediction (pipeline, join_key);
-CREATE INDEX IF NOT EXISTS prediction_as_of ON monitoring.prediction (pipeline, as_of_us, prediction_id);
+CREATE INDEX IF NOT EXISTS prediction_as_of ON monitoring.prediction (as_of_us, prediction_id);
 
 CREATE TABLE IF NOT EXISTS monitoring.label (
     pipeline text COLLATE "C" NOT NULL,
@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS monitoring.label (
     arrival bigint GENERATED ALWAYS AS IDENTITY,
     PRIMARY KEY (pipeline, join_key, identity)
 );
-CREATE INDEX IF NOT EXISTS label_time ON monitoring.label (pipeline, label_time_us);
+CREATE INDEX IF NOT EXISTS label_time ON monitoring.label (label_time_us);
 
 CREATE TABLE IF NOT EXISTS monitoring.outcome (
     pipeline text COLLATE "C" NOT NULL,
@@ -52,7 +52,7 @@ CREATE TABLE IF NOT EXISTS monitoring.outcome (
     PRIMARY KEY (pipeline, prediction_id, revision)
 );
 CREATE INDEX IF NOT EXISTS outcome_tick
-    ON monitoring.outcome (pipeline, tick_us, label_time_us, prediction_id) WHERE tick_us IS NOT NULL;
+    ON monitoring.outcome (tick_us, label_time_us, prediction_id) WHERE tick_us IS NOT NULL;
 CREATE INDEX IF NOT EXISTS outcome_seq ON monitoring.outcome USING brin (seq) WITH (pages_per_range = 8);
 
 CREATE TABLE IF NOT EXISTS monitoring.journal (

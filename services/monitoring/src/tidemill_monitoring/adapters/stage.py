@@ -38,6 +38,7 @@ class JoinStage:
         """Return once everything before `offsets` and up to the event time, and what it led to, is in Kafka."""
         await self._following.reached(offsets)
         await self._runner.reached(offsets)
+        await self._joiner.published()
         clock_us = await self._joiner.reached_time(event_time_us)
         await self._faust.reached(self._joiner.trigger_end)
         await self._policy.settled()

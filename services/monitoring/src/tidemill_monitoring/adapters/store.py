@@ -1,6 +1,8 @@
 """The join in PostgreSQL: a handful of statements per batch, whatever its size.
 
-Every statement takes arrays and unnests them; `connection` is the joiner's, inside its transaction.
+Every statement takes arrays and unnests them; `connection` is the joiner's. Plans are made once, while tables are empty
+and every index looks as good as another, so each look-up leaves the planner one index only: `+ 0` and `|| ''` hide a
+column from the others, OFFSET 0 keeps a join from being turned around.
 """
 
 import json
@@ -32,7 +34,8 @@ counted AS (
 SELECT g.n, l.identity, l.value, l.label_time_us, l.ready_us
 FROM given g JOIN LATERAL (
     SELECT * FROM monitoring.label l
-    WHERE l.pipeline = g.pipeline AND l.join_key = g.join_key AND g.as_of_us BETWEEN l.earliest_us AND l.label_time_us
+    WHERE l.pipeline = g.pipeline AND l.join_key = g.join_key
+        AND g.as_of_us BETWEEN l.earliest_us + 0 AND l.label_time_us + 0
     ORDER BY l.arrival DESC LIMIT 1) l ON true
 WHERE NOT EXISTS (
     SELECT FROM monitoring.outcome o WHERE o.pipeline = g.pipeline AND o.prediction_id = g.prediction_id)
@@ -50,8 +53,10 @@ WITH fresh AS (
 SELECT f.pipeline, f.join_key, f.identity, f.value, f.label_time_us, f.ready_us,
        p.prediction_id, p.as_of_us, p.scores, p.record, o.revision, o.label
 FROM fresh f
-JOIN monitoring.prediction p ON p.pipeline = f.pipeline AND p.join_key = f.join_key
-    AND p.as_of_us BETWEEN f.earliest_us AND f.label_time_us
+CROSS JOIN LATERAL (
+    SELECT p.pipeline, p.prediction_id, p.as_of_us, p.scores, p.record FROM monitoring.prediction p
+    WHERE p.pipeline = f.pipeline AND p.join_key = f.join_key
+        AND p.as_of_us + 0 BETWEEN f.earliest_us AND f.label_time_us OFFSET 0) p
 LEFT JOIN LATERAL (
     SELECT o.revision, o.label FROM monitoring.outcome o
     WHERE o.pipeline = p.pipeline AND o.prediction_id = p.prediction_id
@@ -69,14 +74,14 @@ OUTCOME_COLUMNS = 9
 
 _OVERDUE = """
 SELECT p.prediction_id, p.join_key, p.as_of_us, p.scores, p.record FROM monitoring.prediction p
-WHERE p.pipeline = $1 AND p.as_of_us >= $2 AND p.as_of_us < $3 AND (p.as_of_us, p.prediction_id) > ($4, $5)
+WHERE p.pipeline || '' = $1 AND p.as_of_us >= $2 AND p.as_of_us < $3 AND (p.as_of_us, p.prediction_id) > ($4, $5)
   AND NOT EXISTS (SELECT FROM monitoring.outcome o WHERE o.pipeline = p.pipeline AND o.prediction_id = p.prediction_id)
 ORDER BY p.as_of_us, p.prediction_id LIMIT $6
 """
 
 _RESOLVED = """
 SELECT tick_us, label_time_us, prediction_id, state, label, scores FROM monitoring.outcome
-WHERE pipeline = $1 AND tick_us <= $2 AND (tick_us, label_time_us, prediction_id) > ($3, $4, $5)
+WHERE pipeline || '' = $1 AND tick_us <= $2 AND (tick_us, label_time_us, prediction_id) > ($3, $4, $5)
 ORDER BY tick_us, label_time_us, prediction_id LIMIT $6
 """
 

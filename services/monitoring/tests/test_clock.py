@@ -1,0 +1,47 @@
+"""The pipeline clock and its ticks."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+from tidemill_monitoring.clock import HOUR_US, EventTimes, tick_after
+from tidemill_runtime.positions import Partition
+
+A, B, OTHER = Partition("events.a", 0), Partition("events.b", 0), Partition("events.other", 0)
+
+
+def test_the_clock_is_the_least_of_its_partitions_and_stands_still_until_all_have_spoken() -> None:
+    times = EventTimes()
+    times.observe(A, 100)
+    assert times.clock([A, B], 0) is None
+    times.observe(B, 40)
+    times.observe(OTHER, 5)
+    assert times.clock([A, B], 0) == 40
+
+
+@given(st.lists(st.tuples(st.sampled_from([A, B]), st.integers(0, 10**12))))
+def test_the_clock_never_goes_back(records: list[tuple[Partition, int]]) -> None:
+    times, last = EventTimes(), -1
+    for partition, at in records:
+        times.observe(partition, at)
+        clock = times.clock([A, B], 0)
+        if clock is not None:
+            assert clock >= last
+            last = clock
+
+
+def test_a_silent_partition_lets_go_of_the_clock_only_where_a_timeout_is_set() -> None:
+    for idle_us, expected in ((0, 10), (1_000, 500)):
+        times = EventTimes({A: 10, B: 10}, idle_us=idle_us, now_us=0)
+        times.observe(A, 500)
+        times.hear(A, 5_000)
+        assert times.clock([A, B], 5_000) == expected
+
+
+def test_with_every_partition_silent_the_clock_stands() -> None:
+    times = EventTimes({A: 10}, idle_us=1_000, now_us=0)
+    assert times.clock([A], 10_000) is None
+
+
+@given(st.integers(0, 10**16))
+def test_a_tick_lies_strictly_after_what_belongs_to_it(at: int) -> None:
+    assert 0 < tick_after(at) - at <= HOUR_US
+    assert tick_after(at) % HOUR_US == 0

@@ -1,0 +1,156 @@
+"""The join's rules, on tables in memory; `test_join_laws` holds the real tables to the same."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
+from tidemill_contracts.serving.v1 import records_pb2 as serving
+from tidemill_monitoring.clock import HOUR_US, tick_after
+from tidemill_monitoring.decode import Label
+from tidemill_monitoring.join import (
+    CORRECTED,
+    LABELLED,
+    NEVER,
+    Last,
+    Match,
+    Outcome,
+    Stored,
+    encode,
+    never,
+    outcomes_of,
+)
+
+WAIT_US = 10 * HOUR_US
+WAITS = {"p": WAIT_US}
+
+
+class Tables:
+    """What the joiner's tables do, in memory."""
+
+    def __init__(self) -> None:
+        self.predictions: dict[str, Stored] = {}
+        self.labels: dict[tuple[str, str], Label] = {}
+        self.outcomes: dict[str, list[Outcome]] = {}
+
+    def batch(self, predictions: Sequence[Stored], labels: Sequence[Label]) -> None:
+        """Join one batch as the joiner does: predictions first, then labels in order."""
+        matches = []
+        for one in predictions:
+            if self.predictions.setdefault(one.prediction_id, one) is one:
+                eligible = [label for label in self.labels.values() if belongs(one, label)]
+                matches += [Match(one, eligible[-1], None)] if eligible else []
+        self._keep(outcomes_of(matches, WAITS))
+        matches = []
+        for label in labels:
+            if self.labels.setdefault((label.join_key, label.identity), label) is label:
+                matches += [
+                    Match(one, label, self._last(one.prediction_id))
+                    for one in self.predictions.values()
+                    if belongs(one, label)
+                ]
+        self._keep(outcomes_of(matches, WAITS))
+
+    def sweep(self, tick_us: int) -> None:
+        """Declare NEVER what has waited long enough at a tick."""
+        late = [one for one in self.predictions.values() if one.prediction_id not in self.outcomes]
+        self._keep([never(one, one.as_of_us + WAIT_US) for one in late if one.as_of_us + WAIT_US < tick_us])
+
+    def _keep(self, made: Sequence[Outcome]) -> None:
+        for one in made:
+            self.outcomes.setdefault(one.prediction.prediction_id, []).append(one)
+
+    def _last(self, prediction_id: str) -> Last | None:
+        found = self.outcomes.get(prediction_id)
+        return Last(found[-1].revision, found[-1].label) if found else None
+
+
+def belongs(prediction: Stored, label: Label) -> bool:
+    age_us = label.label_time_us - prediction.as_of_us
+    return prediction.join_key == label.join_key and 0 <= age_us <= WAIT_US
+
+
+def stored(number: int, key: str, as_of_us: int) -> Stored:
+    return Stored("p", f"id-{number}", key, as_of_us, b"", b"")
+
+
+predictions = st.builds(stored, st.integers(0, 30), st.sampled_from("abc"), st.integers(0, 20).map(HOUR_US.__mul__))
+label_events = st.builds(
+    lambda key, identity, value, at: Label("p", key, f"{key}{identity}", value, at, at),
+    st.sampled_from("abc"),
+    st.integers(0, 3),
+    st.sampled_from([0.0, 1.0]),
+    st.integers(0, 30).map(HOUR_US.__mul__),
+)
+arrivals = st.lists(st.one_of(predictions, label_events), max_size=40)
+
+
+@given(arrivals, st.data())
+@settings(max_examples=300)
+def test_every_prediction_ends_with_the_newest_label_that_belongs_to_it(
+    order: list[Stored | Label], data: st.DataObject
+) -> None:
+    tables = Tables()
+    while order:
+        size = data.draw(st.integers(1, len(order)))
+        part, order = order[:size], order[size:]
+        tables.batch([x for x in part if isinstance(x, Stored)], [x for x in part if isinstance(x, Label)])
+    for one in tables.predictions.values():
+        eligible = [label for label in tables.labels.values() if belongs(one, label)]
+        found = tables.outcomes.get(one.prediction_id, [])
+        assert [outcome.revision for outcome in found] == list(range(1, len(found) + 1))
+        assert bool(found) == bool(eligible)
+        if found:
+            assert found[-1].label == eligible[-1].value
+            assert found[0].state in (LABELLED, NEVER)
+            assert all(outcome.state == CORRECTED for outcome in found[1:])
+            assert all(before.label != after.label for before, after in pairwise(found))
+            assert sum(outcome.first_label for outcome in found) == 1
+
+
+@given(
+    st.lists(label_events, max_size=12),
+    st.lists(st.integers(1, 12), max_size=6),
+    st.integers(0, 20).map(HOUR_US.__mul__),
+)
+def test_revisions_of_a_known_prediction_do_not_depend_on_how_its_labels_are_cut_into_batches(
+    events: list[Label], cuts: list[int], as_of_us: int
+) -> None:
+    def run(sizes: list[int]) -> list[Outcome]:
+        tables = Tables()
+        tables.batch([stored(1, "a", as_of_us)], [])
+        rest = events
+        for size in [*sizes, len(events)]:
+            part, rest = rest[:size], rest[size:]
+            tables.batch([], part)
+        return tables.outcomes.get("id-1", [])
+
+    assert run(cuts) == run([])
+
+
+@pytest.mark.parametrize("ready_hours", [11, 12, 30])
+def test_a_label_read_after_the_wait_gives_the_same_revisions_whether_or_not_the_sweep_came_first(
+    ready_hours: int,
+) -> None:
+    label = Label("p", "a", "late", 1.0, 5 * HOUR_US, ready_hours * HOUR_US)
+    swept, unswept = Tables(), Tables()
+    for tables in (swept, unswept):
+        tables.batch([stored(1, "a", 0)], [])
+    swept.sweep(tick_after(label.ready_us) - HOUR_US)
+    for tables in (swept, unswept):
+        tables.batch([], [label])
+    assert swept.outcomes == unswept.outcomes
+    assert [one.state for one in swept.outcomes["id-1"]] == [NEVER, CORRECTED]
+
+
+def test_the_encoded_outcome_holds_the_prediction_as_it_was_logged() -> None:
+    logged = serving.PredictionRecord(prediction_id="x", pipeline="p", join_key="a", request_json=b"{}" * 200)
+    prediction = Stored("p", "x", "a", 0, b"", logged.SerializeToString())
+    found = monitoring.OutcomeRecord.FromString(encode(Outcome(prediction, 2, CORRECTED, 0.0, 7, 7)))
+    assert (found.prediction_id, found.revision, found.state, found.label_time_us) == ("x", 2, CORRECTED, 7)
+    assert found.HasField("label")
+    assert found.label == 0.0
+    assert found.prediction == logged
+    assert not monitoring.OutcomeRecord.FromString(encode(never(prediction, 9))).HasField("label")
