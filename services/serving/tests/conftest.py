@@ -159,8 +159,8 @@ async def stage(
         await redis.delete(*one.stored)
 
 
-async def logged(kafka: KafkaSettings, count: int) -> list[records.PredictionRecord]:
-    """Return the prediction records in the topic, once there are this many."""
+async def logged(kafka: KafkaSettings, count: int, sequences: int = 0) -> list[records.PredictionRecord]:
+    """Return the prediction records in the topic, once there are this many, and ASYNC ones with so many numbers."""
     from aiokafka import AIOKafkaConsumer
 
     found: list[records.PredictionRecord] = []
@@ -173,7 +173,8 @@ async def logged(kafka: KafkaSettings, count: int) -> list[records.PredictionRec
         async def enough() -> bool:
             for batch in (await consumer.getmany(timeout_ms=100)).values():
                 found.extend(records.PredictionRecord.FromString(record.value) for record in batch)
-            return len(found) >= count
+            numbers = {record.sequence for record in found if record.sequence}
+            return len(found) >= count and len(numbers) >= sequences
 
         await aeventually(enough, 20, claim=f"{count} predictions are logged")
     finally:
