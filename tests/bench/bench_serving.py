@@ -4,7 +4,6 @@ Both servers are processes of their own on `grpc.aio`; one client keeps 16 calls
 """
 
 import asyncio
-import json
 import os
 import secrets
 import socket
@@ -210,11 +209,3 @@ def run(servers: Endpoints) -> list[dict[str, Any]]:
         echo = address()
         with process("-m", "tidemill_serving", **environment), process("-c", ECHO, echo):
             return [asyncio.run(measure(environment["TIDEMILL_SERVING_GRPC__LISTEN"], echo))]
-
-
-if __name__ == "__main__":
-    given = json.loads(Path(sys.argv[1]).read_text())
-    found = run(
-        Endpoints(**{name: given[name] for name in ("kafka", "redis", "postgres_dsn")}, topic_prefix="", services={})
-    )
-    sys.stdout.write(json.dumps(found, indent=2) + "\n")

@@ -196,6 +196,11 @@ async def test_the_same_prediction_over_rest(stage: Any) -> None:
         ):
             problem = await http.post(path, content=raw, headers={"content-type": "application/json"})
             assert (problem.status_code, problem.json()["reason"]) == (400, reason)
+        large = await http.post(path, content=b" " * (2 * 1024 * 1024))
+        assert (large.status_code, large.json()["reason"]) == (413, "oversized")
+        metrics = (await http.get("/metrics")).text
+        assert 'tidemill_serving_feature_values_total{pipeline="flight-delays",status="present"}' in metrics
+        assert 'tidemill_serving_predictions_total{pipeline="flight-delays",role="champion"}' in metrics
         missing = await http.post("/v1/pipelines/nothing/predict", json=body)
         assert missing.status_code == 404
         assert missing.headers["content-type"] == "application/problem+json"

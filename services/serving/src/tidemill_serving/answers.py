@@ -19,7 +19,7 @@ from tidemill_serving.prediction_log import Scored
 from tidemill_serving.request import Values
 from tidemill_serving.served import Served, Version
 
-_STATUS_BITS = HEAD_EXCLUDED_BIT - 1
+STATUS_BITS = HEAD_EXCLUDED_BIT - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +95,10 @@ class Answers:
                 found.value.SetInParent()
             else:
                 found.value.float64_value = value
-            found.status = cast(feature.Status.ValueType, status & _STATUS_BITS)
+            found.status = cast(feature.Status.ValueType, status & STATUS_BITS)
             if event_us:
                 found.event_time_us = event_us
-            if status > _STATUS_BITS:
+            if status > STATUS_BITS:
                 found.head_excluded = True
 
     @cached_property

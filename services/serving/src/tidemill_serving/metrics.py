@@ -16,6 +16,4 @@ deployments = counter(
 )
 log_waiting = gauge("serving_log_waiting_records", "Predictions answered and not yet acknowledged by Kafka (ASYNC).")
 log_dropped = counter("serving_log_dropped_records", "ASYNC prediction records dropped because the queue was full.")
-feature_misses = counter(
-    "serving_feature_status", "Feature values used, by view and status.", ("pipeline", "view", "status")
-)
+feature_status = counter("serving_feature_values", "Feature values used, by status.", ("pipeline", "status"))

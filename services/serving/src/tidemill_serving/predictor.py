@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from tidemill_contracts.progress.v1 import progress_pb2 as progress
 from tidemill_contracts.serving.v1 import records_pb2 as records
 from tidemill_contracts.serving.v1 import serving_pb2 as messages
@@ -15,7 +17,7 @@ from tidemill_runtime.positions import Offsets
 from tidemill_runtime.retries import delays
 
 from tidemill_serving import metrics
-from tidemill_serving.answers import Answers, Checked
+from tidemill_serving.answers import STATUS_BITS, Answers, Checked
 from tidemill_serving.batching import MicroBatcher
 from tidemill_serving.prediction_log import Journal, Origin, Scored
 from tidemill_serving.request import Row, check_as_of, check_batch, check_prediction_id
@@ -32,6 +34,9 @@ class PredictionLog(Protocol):
     @property
     def written(self) -> Offsets: ...
 
+
+# By the number of tidemill.feature.v1.Status.
+_STATUS_NAMES = ("unspecified", "present", "null", "not_found", "outside_max_age")
 
 # Fetches values by key in one trip. Raises `Retryable`.
 Fetch = Callable[[list[bytes]], Awaitable[Sequence[bytes | None]]]
@@ -204,6 +209,7 @@ def _answered(read: _Read, request: Request, raws: Sequence[bytes | None], now_u
         metrics.score_seconds.labels(served.pipeline).observe(perf_counter() - began)
     except (Retryable, Poison) as error:
         return {id(job): error for job in read.jobs}
+    _count(served.pipeline, rows.vector.status)
     origin = Origin(served.pipeline, served.definition_hash, served.revision, _positions(rows.positions), now_us)
     answers = Answers(served, rows.vector, scores, read.as_of_us)
     results: dict[int, _Done | Exception] = {}
@@ -218,10 +224,22 @@ def _answered(read: _Read, request: Request, raws: Sequence[bytes | None], now_u
 
 def _done(job: _Job, answers: Answers, origin: Origin, first: int) -> _Done:
     scored = [answers.scored(first + row, request) for row, request in enumerate(job.requests)]
+    champion = job.served.champion.number
+    answered = sum(one.model_version == champion for one in scored)
+    metrics.predictions.labels(job.served.pipeline, "champion").inc(answered)
+    if answered < len(scored):
+        metrics.predictions.labels(job.served.pipeline, "challenger").inc(len(scored) - answered)
     predictions = [
         answers.prediction(first + row, one, with_features=job.return_features) for row, one in enumerate(scored)
     ]
     return _Done(scored, predictions, origin)
+
+
+def _count(pipeline: str, status: NDArray[np.uint8]) -> None:
+    counts = np.bincount(status.ravel() & STATUS_BITS, minlength=len(_STATUS_NAMES)).tolist()
+    for name, count in zip(_STATUS_NAMES, counts, strict=False):
+        if count:
+            metrics.feature_status.labels(pipeline, name).inc(count)
 
 
 def _positions(positions: Mapping[Place, int]) -> list[progress.TopicPartitionOffset]:
