@@ -1,9 +1,10 @@
 """A slice of the demo on the real stack, short enough to be lived several times in one session."""
 
+import asyncio
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any, NamedTuple
 import grpc
 import httpx
 import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.structs import RecordMetadata
 from google.rpc import error_details_pb2 as details
 from google.rpc import status_pb2
 from prometheus_client.parser import text_string_to_metric_families
@@ -110,6 +113,15 @@ class Shared:
     def physical(self, topic: str) -> str:
         """Return a topic's name in Kafka."""
         return self.endpoints.topic_prefix + topic
+
+    def write(self, topic: str, value: bytes, headers: Iterable[tuple[str, bytes]] = ()) -> RecordMetadata:
+        """Write one record straight into Kafka, as a producer of one's own does; return where it lies."""
+
+        async def send() -> RecordMetadata:
+            async with AIOKafkaProducer(bootstrap_servers=self.endpoints.kafka) as producer:
+                return await producer.send_and_wait(self.physical(topic), value, key=b"k", headers=list(headers))
+
+        return asyncio.run(send())
 
     def counts(self, service: str, metric: str, *labels: str) -> Counter[tuple[str, ...]]:
         """Return a service's counter by the values of some of its labels."""
