@@ -1,7 +1,8 @@
 """Answers requests: checks them, reads features of all that wait in one trip, scores them together, logs them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Protocol
@@ -142,6 +143,8 @@ class Predictor:
         await self._batcher.drained()
 
     async def _scored(self, job: _Job) -> _Done:
+        if not job.include:
+            return await self._batcher.submit(job, len(job.requests))
         for delay_s in delays(0.002, 0.05):
             try:
                 return await self._batcher.submit(job, len(job.requests))
@@ -209,7 +212,6 @@ def _answered(read: _Read, request: Request, raws: Sequence[bytes | None], now_u
         metrics.score_seconds.labels(served.pipeline).observe(perf_counter() - began)
     except (Retryable, Poison) as error:
         return {id(job): error for job in read.jobs}
-    _count(served.pipeline, rows.vector.status)
     origin = Origin(served.pipeline, served.definition_hash, served.revision, _positions(rows.positions), now_us)
     answers = Answers(served, rows.vector, scores, read.as_of_us)
     results: dict[int, _Done | Exception] = {}
@@ -219,27 +221,29 @@ def _answered(read: _Read, request: Request, raws: Sequence[bytes | None], now_u
             _done(job, answers, origin, first) if _covers(rows.positions, job.include) else _BehindError()
         )
         first += len(job.requests)
+    _count(served, rows.vector.status, results.values())
     return results
 
 
 def _done(job: _Job, answers: Answers, origin: Origin, first: int) -> _Done:
     scored = [answers.scored(first + row, request) for row, request in enumerate(job.requests)]
-    champion = job.served.champion.number
-    answered = sum(one.model_version == champion for one in scored)
-    metrics.predictions.labels(job.served.pipeline, "champion").inc(answered)
-    if answered < len(scored):
-        metrics.predictions.labels(job.served.pipeline, "challenger").inc(len(scored) - answered)
     predictions = [
         answers.prediction(first + row, one, with_features=job.return_features) for row, one in enumerate(scored)
     ]
     return _Done(scored, predictions, origin)
 
 
-def _count(pipeline: str, status: NDArray[np.uint8]) -> None:
+def _count(served: Served, status: NDArray[np.uint8], results: Iterable[_Done | Exception]) -> None:
+    """Count once per read: finding a metric's label takes longer than answering a row."""
     counts = np.bincount(status.ravel() & STATUS_BITS, minlength=len(_STATUS_NAMES)).tolist()
     for name, count in zip(_STATUS_NAMES, counts, strict=False):
         if count:
-            metrics.feature_status.labels(pipeline, name).inc(count)
+            metrics.feature_status.labels(served.pipeline, name).inc(count)
+    answering = Counter(scored.model_version for done in results if isinstance(done, _Done) for scored in done.scored)
+    for version in served.versions:
+        if answering[version.number]:
+            role = records.Role.Name(version.role).removeprefix("ROLE_").lower()
+            metrics.predictions.labels(served.pipeline, role).inc(answering[version.number])
 
 
 def _positions(positions: Mapping[Place, int]) -> list[progress.TopicPartitionOffset]:
