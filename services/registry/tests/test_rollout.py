@@ -1,6 +1,7 @@
 """Rollout decisions: a table of cases and laws over any evidence."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -35,7 +36,7 @@ def verdict(
     held: bool = False,
     clusters: int = 6,
     earlier_pairs: int = 0,
-):
+) -> Verdict:
     evidence = Evidence(int(hours * HOUR_US), pairs, pairs + earlier_pairs, clusters, difference, error)
     return decide(Progress(step, 0, held), evidence, PLAN).verdict
 
@@ -69,7 +70,7 @@ def verdict(
         ({"hours": 99, "pairs": 200, "difference": 0.0, "held": True}, Verdict.ADVANCE),
     ],
 )
-def test_step_moves_as_the_evidence_says(case: dict[str, float], expected: Verdict) -> None:
+def test_step_moves_as_the_evidence_says(case: dict[str, Any], expected: Verdict) -> None:
     assert verdict(**case) is expected
 
 
