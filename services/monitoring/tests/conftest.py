@@ -113,6 +113,7 @@ class World:
     settings: Settings
     producer: Any
     ends: dict[tuple[str, int], int] = field(default_factory=dict)
+    pending: list[tuple[str, Any]] = field(default_factory=list)
     stages: Any = None
     rpc: Any = None
     health: Health = field(default_factory=Health)
@@ -124,15 +125,27 @@ class World:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(open_service(self.settings, self.health))
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(self.settings.grpc.listen))
-            self.stages = progress_grpc.ProgressServiceStub(channel)
-            self.rpc = monitoring_grpc.MonitoringServiceStub(channel)
+            self.ask_through(channel)
             yield self
 
+    def ask_through(self, channel: Any) -> None:
+        """Ask the service that a channel leads to."""
+        self.stages = progress_grpc.ProgressServiceStub(channel)
+        self.rpc = monitoring_grpc.MonitoringServiceStub(channel)
+
     async def send(self, topic: str, value: bytes | None, key: str | None, **more: Any) -> None:
-        """Write one record and remember where the topic ends."""
+        """Write one record; `settle` waits for it."""
         raw_key = None if key is None else key.encode()
-        placed = await self.producer.send_and_wait(self.kafka.physical(topic), value=value, key=raw_key, **more)
-        self.ends[topic, placed.partition] = placed.offset + 1
+        future = await self.producer.send(self.kafka.physical(topic), value=value, key=raw_key, **more)
+        self.pending.append((topic, future))
+
+    async def written(self) -> None:
+        """Wait until everything written is acknowledged, and remember where the topics end."""
+        pending, self.pending = self.pending, []
+        for topic, future in pending:
+            placed = await future
+            place = (topic, placed.partition)
+            self.ends[place] = max(self.ends.get(place, 0), placed.offset + 1)
 
     async def apply(self, found: definition.Definition | None = None) -> None:
         """Register a definition, its topics first."""
@@ -175,12 +188,13 @@ class World:
 
     async def settle(self, at_us: int = 0) -> progress.WaitProgressResponse:
         """Wait until everything written so far has had its effect."""
+        await self.written()
         offsets = [
             progress.TopicPartitionOffset(topic=topic, partition=number, next_offset=end)
             for (topic, number), end in self.ends.items()
         ]
         request = progress.WaitProgressRequest(stage="join", offsets=offsets, event_time_us=at_us)
-        answer: progress.WaitProgressResponse = await self.stages.WaitProgress(request, timeout=60)
+        answer: progress.WaitProgressResponse = await self.stages.WaitProgress(request, timeout=60, wait_for_ready=True)
         return answer
 
     async def values(self, topic: str) -> list[Any]:
@@ -198,6 +212,15 @@ class World:
             return found
         finally:
             await consumer.stop()
+
+    async def day(self, number: int, rows: int, probability: float, version: int = 1) -> None:
+        """Live one day: requests at one o'clock, landings on time at three, midnight."""
+        start_us = START + number * DAY
+        for row in range(rows):
+            flight = f"{number}-{row}"
+            await self.predict(flight, start_us + HOUR, ((version, probability, serving.ROLE_CHAMPION),))
+            await self.land(flight, start_us + 3 * HOUR + row, 0.0)
+        await self.watermark(start_us + DAY)
 
     async def outcomes(self) -> list[monitoring.OutcomeRecord]:
         """Return every outcome published, in the order of (prediction, revision)."""

@@ -45,3 +45,16 @@ def test_with_every_partition_silent_the_clock_stands() -> None:
 def test_a_tick_lies_strictly_after_what_belongs_to_it(at: int) -> None:
     assert 0 < tick_after(at) - at <= HOUR_US
     assert tick_after(at) % HOUR_US == 0
+
+
+def test_after_a_start_the_clock_waits_for_predictions_logged_before_it() -> None:
+    logged, events = Partition("serving.predictions.v1", 0), EventTimes()
+    events.hold({logged: 3})
+    events.observe(A, 500)
+    assert events.clock([A], 0) is None
+    events.observe(logged, 200)
+    events.read(logged, 2)
+    assert events.clock([A], 0) == 200
+    events.observe(logged, 300)
+    events.read(logged, 3)
+    assert events.clock([A], 0) == 500

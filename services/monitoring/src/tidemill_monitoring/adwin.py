@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 CAPACITY = 60
 # Each side of a cut needs this many blocks: a spell of bad weather is shorter.
@@ -24,7 +25,8 @@ MIN_BLOCKS = 5
 
 
 class Cut(NamedTuple):
-    """The split that stands out most: blocks before it, the means on both sides, and how often it exceeds chance."""
+    """Where the window changed: blocks before it and the means on both sides; `ratio` and `epsilon` are of the split by
+    which the change was found, which may lie up to `MIN_BLOCKS` earlier."""
 
     before_blocks: int
     before: float
@@ -57,6 +59,19 @@ def best_cut(means: Sequence[float], delta: float, limit: float) -> Cut | None:
     place = int(ratio.argmax())
     if ratio[place] <= 1.0:
         return None
+    onset = _onset(sums, int(before_n[place]))
     return Cut(
-        int(before_n[place]), float(before[place]), float(after[place]), float(ratio[place]), float(epsilon[place])
+        onset,
+        float(sums[onset - 1] / onset),
+        float((sums[-1] - sums[onset - 1]) / (count - onset)),
+        float(ratio[place]),
+        float(epsilon[place]),
     )
+
+
+def _onset(sums: NDArray[np.float64], earliest: int) -> int:
+    """Return the split, not before the one found, that explains most of the squares; each side keeps two blocks."""
+    count = len(sums)
+    before_n = np.arange(earliest, count - 1)
+    gap = (sums[-1] - sums[before_n - 1]) / (count - before_n) - sums[before_n - 1] / before_n
+    return int(before_n[(gap**2 * before_n * (count - before_n)).argmax()])

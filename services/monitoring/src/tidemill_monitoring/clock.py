@@ -20,7 +20,11 @@ def tick_after(instant_us: int, tick_us: int = HOUR_US) -> int:
 
 
 class EventTimes:
-    """The newest event time of each partition read, watermarks included."""
+    """The newest event time of each partition read, watermarks included; of a prediction, its `as_of`.
+
+    After a start, predictions that were logged before it may lie unread while events run ahead. Until they are read,
+    the clock does not pass the newest of them: else days would be evaluated before their answers were known.
+    """
 
     def __init__(self, newest: Mapping[Partition, int] | None = None, *, idle_us: int = 0, now_us: int = 0) -> None:
         self._newest: dict[Partition, int] = dict(newest or {})
@@ -28,12 +32,22 @@ class EventTimes:
         self._heard: dict[Partition, int] = {}
         self._idle_us = idle_us
         self._began_us = now_us
+        self._held: dict[Partition, int] = {}
 
     def observe(self, partition: Partition, event_time_us: int) -> int:
         """Take in one record's event time and return the partition's newest."""
         newest = max(event_time_us, self._newest.get(partition, event_time_us))
         self._newest[partition] = newest
         return newest
+
+    def hold(self, until: Mapping[Partition, int]) -> None:
+        """Let the clock wait until these partitions are read up to these offsets."""
+        self._held.update(until)
+
+    def read(self, partition: Partition, next_offset: int) -> None:
+        """Note how far a partition is read."""
+        if next_offset >= self._held.get(partition, next_offset + 1):
+            del self._held[partition]
 
     def hear(self, partition: Partition, now_us: int) -> None:
         """Note that a partition is not silent."""
@@ -52,7 +66,11 @@ class EventTimes:
         held = [partition for partition in partitions if not self._idle(partition, now_us)]
         times = [self._newest.get(partition) for partition in held]
         known = [time for time in times if time is not None]
-        return min(known) if known and len(known) == len(times) else None
+        if not known or len(known) < len(times):
+            return None
+        waited_for = [self._newest.get(partition) for partition in self._held]
+        unread = [time for time in waited_for if time is not None]
+        return min([*known, *unread]) if len(unread) == len(waited_for) else None
 
     def _idle(self, partition: Partition, now_us: int) -> bool:
         if not self._idle_us:

@@ -32,7 +32,10 @@ def step(times: EventTimes, batch: Batch, now_us: int, registered: Registered) -
     newest: dict[Partition, int] = {}
     for partition, records in batch.partitions.items():
         if partition.topic == PREDICTIONS:
-            refused += _read_predictions(records, found_predictions)
+            refused += _read_predictions(records, partition, times, found_predictions)
+            if (newest_us := times.newest(partition)) is not None:
+                newest[partition] = newest_us
+            times.read(partition, records[-1].offset + 1)
             continue
         plan = registered.plans.get(partition.topic)
         if plan is None:
@@ -60,12 +63,15 @@ def clocks_of(times: EventTimes, registered: Registered, now_us: int) -> dict[st
     return {name: clock for name, clock in clocks.items() if clock is not None}
 
 
-def _read_predictions(records: Sequence[Record], into: dict[tuple[str, str], Prediction]) -> list[Refused]:
+def _read_predictions(
+    records: Sequence[Record], partition: Partition, times: EventTimes, into: dict[tuple[str, str], Prediction]
+) -> list[Refused]:
     refused = []
     for record in records:
         try:
             found = prediction(record)
             into.setdefault((found.pipeline, found.prediction_id), found)
+            times.observe(partition, found.as_of_us)
         except Poison as poison:
             refused.append(Refused(record, poison))
     return refused

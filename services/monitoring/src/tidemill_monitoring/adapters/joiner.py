@@ -107,6 +107,13 @@ class Joiner(Pipeline[EventTimes, Effects]):
         self.clocks = clocks_of(times, self._registered, now_us())
         self._moved = list(self.clocks)
         self._publish()
+        times.hold(
+            {
+                partition: end
+                for partition, end in assignment.end.items()
+                if partition.topic == PREDICTIONS and self._offsets.get(partition, assignment.begin[partition]) < end
+            }
+        )
         # A partition that was never read starts at the log's beginning, whatever a group of this name once committed.
         return Restored(times, {**assignment.begin, **self._offsets})
 
@@ -214,7 +221,8 @@ class Joiner(Pipeline[EventTimes, Effects]):
         outcomes += outcomes_of(await store.insert_labels(connection, effects.labels, waits), waits)
         for name, to_tick_us in passing.items():
             if name not in self._watched:
-                self._watched[name] = await self._begin(connection, name, to_tick_us, counted[name])
+                begun = min([to_tick_us, *_first_ticks(name, outcomes)])
+                self._watched[name] = await self._begin(connection, name, begun, counted[name])
             outcomes += await self._sweep(connection, name, to_tick_us, outcomes)
         numbered = self._number(outcomes, counted)
         early = any(self._watched[name].pending is None for name in passing)
@@ -316,6 +324,15 @@ class Joiner(Pipeline[EventTimes, Effects]):
             numbered,
         )
         await store.save(connection, left)
+
+
+def _first_ticks(pipeline: str, outcomes: Sequence[Outcome]) -> list[int]:
+    """Return the ticks before those that a pipeline's outcomes count in."""
+    return [
+        tick_after(one.ready_us) - HOUR_US
+        for one in outcomes
+        if one.revision == 1 and one.prediction.pipeline == pipeline
+    ]
 
 
 def _resolved(found: Numbered) -> Resolved:
