@@ -101,6 +101,9 @@ class RedisSettings(Group):
             "max_connections": self.max_connections,
             "socket_timeout": self.timeout_s,
             "socket_connect_timeout": self.timeout_s,
+            # With RESP 3 the pool takes a closed connection for one with a notification: after a restart of Redis every
+            # pooled connection would fail one more request.
+            "protocol": 2,
         }
         if self.username:
             kwargs["username"] = self.username
