@@ -42,6 +42,10 @@ def slice_definition() -> definition.Definition:
         if trigger.HasField("every"):
             trigger.every.period_ms = 4 * DAY_MS
     pipeline.retrain.cooldown_ms = DAY_MS
+    for gate in pipeline.gates:
+        if gate.HasField("at_least"):
+            # Twelve days of January teach less than two months do.
+            gate.at_least.value = 0.5
     for step in pipeline.rollout:
         step.duration_ms = DAY_MS // 4
         step.min_labels = 50
@@ -79,6 +83,8 @@ def undisturbed_run(live: Live) -> Lived:
 
 
 SHARED_DAYS = 4
+# How long the shared stack's services wait for Kafka, so that tests of an outage need not wait longer.
+IMPATIENT = {"TIDEMILL_INGESTION_PUBLISH_TIMEOUT_S": "2", "TIDEMILL_SERVING_DURABLE_TIMEOUT_S": "2"}
 
 
 def forgiving_definition() -> definition.Definition:
@@ -170,7 +176,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     TIDEMILL_TEST_STACK names a folder whose stack is left running for the next session, to save its start.
     """
     kept = os.environ.get("TIDEMILL_TEST_STACK")
-    stack = Stack("shared", Path(kept) if kept else tmp_path_factory.mktemp("shared") / "stack")
+    home = Path(kept) if kept else tmp_path_factory.mktemp("shared") / "stack"
+    stack = Stack("shared", home, service_environment=IMPATIENT)
     try:
         endpoints = stack.start(attached=not kept)
         for compiled in (forgiving_definition(), compile_file(PROBE)):
