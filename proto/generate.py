@@ -71,14 +71,15 @@ def stale(fresh: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
-    if not parser.parse_args().check:
-        for old in committed():
-            old.unlink()
-        generate(PACKAGE)
-        return
-    with tempfile.TemporaryDirectory() as fresh:
-        generate(Path(fresh))
-        if changed := stale(Path(fresh)):
+    check = parser.parse_args().check
+    with tempfile.TemporaryDirectory() as scratch:
+        fresh = Path(scratch)
+        generate(fresh)
+        if not check:
+            for old in committed():
+                old.unlink()
+            shutil.copytree(fresh, PACKAGE, dirs_exist_ok=True)
+        elif changed := stale(fresh):
             sys.exit("generated code is stale, run `make gen`: " + ", ".join(changed))
 
 

@@ -135,7 +135,7 @@ class PredictionRecord(_message.Message):
     deployment_revision: _builtins.int
     """Revision of the deployment that routed the request."""
     process_id: _builtins.str
-    """Serving process and its gapless sequence: a missing number is a lost ASYNC log."""
+    """Serving process, and its gapless sequence of ASYNC records: a missing number is a lost one. 0 when DURABLE."""
     sequence: _builtins.int
     predicted_at_us: _builtins.int
     """Wall clock of the answer, microseconds since the epoch, UTC."""
