@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import asyncpg
 import pytest
 from tidemill_contracts.instants import parse_us
 from tidemill_contracts.monitoring.v1 import monitoring_pb2 as messages
@@ -120,3 +121,22 @@ async def test_a_restart_goes_on_where_the_last_transaction_ended(world: World) 
         assert [(one.prediction.join_key, one.revision) for one in await world.outcomes()] == [("a", 1), ("b", 1)]
         seen = await stats(world)
         assert (seen.predictions, seen.joined) == (2, 2)
+
+
+async def test_a_lost_connection_to_postgresql_is_taken_up_where_it_broke(world: World, database: str) -> None:
+    async with world.running():
+        await world.apply()
+        await world.predict("a", START + HOUR)
+        await world.watermark(START + 2 * HOUR)
+        await world.settle(START + 2 * HOUR)
+        admin = await asyncpg.connect(database)
+        killed = await admin.fetch(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
+            "AND datname = current_database()"
+        )
+        assert killed
+        await admin.close()
+        await world.land("a", START + 3 * HOUR, 20.0)
+        await world.watermark(START + 4 * HOUR)
+        await world.settle(START + 4 * HOUR)
+        assert [one.revision for one in await world.outcomes()] == [1]

@@ -51,7 +51,7 @@ async def open_service(settings: Settings, health: Health) -> AsyncIterator[None
         await following.caught_up()
 
         journal = Journal(told, settings.kafka)
-        evaluator = Evaluator(registered, _spans(settings))
+        evaluator = Evaluator(registered, Spans(**settings.model_dump(include=set(Spans._fields))))
         idle_us = int(settings.idle_timeout_s * 1e6)
         joiner = await enter(Joiner(leadership, journal, registered, evaluator, idle_us=idle_us))
         policy = Policy(pool, registered, relay, joiner.board)
@@ -84,9 +84,3 @@ async def open_service(settings: Settings, health: Health) -> AsyncIterator[None
         server.add(add_ProgressServiceServicer_to_server, ProgressServicer({"join": stage.reached}))
         await enter(running(server))
         yield
-
-
-def _spans(settings: Settings) -> Spans:
-    return Spans(
-        settings.window_days, settings.profile_days, settings.keep_predictions_days, settings.keep_outcomes_days
-    )
