@@ -42,8 +42,6 @@ class Tables:
             if self.predictions.setdefault(one.prediction_id, one) is one:
                 eligible = [label for label in self.labels.values() if belongs(one, label)]
                 matches += [Match(one, eligible[-1], None)] if eligible else []
-        self._keep(outcomes_of(matches, WAITS))
-        matches = []
         for label in labels:
             if self.labels.setdefault((label.join_key, label.identity), label) is label:
                 matches += [

@@ -1,5 +1,6 @@
 """Laws of the join against the real Kafka and PostgreSQL."""
 
+import random
 from typing import Any
 
 import asyncpg
@@ -140,3 +141,45 @@ async def test_a_lost_connection_to_postgresql_is_taken_up_where_it_broke(world:
         await world.watermark(START + 4 * HOUR)
         await world.settle(START + 4 * HOUR)
         assert [one.revision for one in await world.outcomes()] == [1]
+
+
+async def test_any_order_of_predictions_labels_and_repeats_ends_as_brute_force_says(world: World) -> None:
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    asked: set[tuple[str, int]] = set()
+    landed: dict[str, dict[str, tuple[int, float]]] = {}
+    async with world.running():
+        await world.apply()
+        for _ in range(150):
+            flight, hour = chance.choice("abcdefgh"), chance.randrange(60)
+            if chance.random() < 0.4:
+                await world.predict(flight, START + hour * HOUR)
+                asked.add((flight, START + hour * HOUR))
+            else:
+                event = f"{flight}{chance.randrange(5)}"
+                first = landed.setdefault(flight, {}).get(event)
+                delay = chance.choice([0.0, 20.0])
+                at_us, delay = first or (START + hour * HOUR, delay)
+                landed[flight].setdefault(event, (at_us, delay))
+                await world.land(flight, at_us, delay, event)
+            if chance.random() < 0.1:
+                await world.settle()
+        await world.settle()
+        final: dict[tuple[str, int], float] = {}
+        revisions: dict[tuple[str, int], list[int]] = {}
+        for one in await world.outcomes():
+            place = (one.prediction.join_key, one.prediction.as_of_us)
+            final[place] = one.label
+            revisions.setdefault(place, []).append(one.revision)
+        expected = {}
+        for flight, as_of_us in asked:
+            eligible = [
+                float(delay > 15)
+                for at_us, delay in landed.get(flight, {}).values()
+                if as_of_us <= at_us <= as_of_us + 36 * HOUR
+            ]
+            if eligible:
+                expected[flight, as_of_us] = eligible[-1]
+        assert final == expected
+        assert all(found == list(range(1, len(found) + 1)) for found in revisions.values())

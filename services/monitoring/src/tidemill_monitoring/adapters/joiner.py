@@ -217,8 +217,9 @@ class Joiner(Pipeline[EventTimes, Effects]):
     ) -> list[tuple[int, Outgoing]]:
         counted = {name: _Counts() for name in self._registered.pipelines()}
         waits = self._registered.wait_us
-        outcomes = outcomes_of(matches, waits)
-        outcomes += outcomes_of(await store.insert_labels(connection, effects.labels, waits), waits)
+        labelled = await store.insert_labels(connection, effects.labels, waits)
+        # Together, since outcomes are written last: a label must see what an earlier one of its batch made.
+        outcomes = outcomes_of([*matches, *labelled], waits)
         for name, to_tick_us in passing.items():
             if name not in self._watched:
                 begun = min([to_tick_us, *_first_ticks(name, outcomes)])
