@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
+from asyncpg import InterfaceError
 
 from tidemill_training.adapters.postgres import translated
 
@@ -41,7 +42,7 @@ class Claims:
     async def close(self) -> None:
         """Give the connection back, its locks with it."""
         connection, self._connection = self._connection, None
-        if connection is not None and not connection.is_closed():
+        if _usable(connection):
             async with translated():
                 await self._pool.release(connection)
 
@@ -57,7 +58,7 @@ class Claims:
 
     async def _lock(self, cause_key: str) -> bool:
         async with translated():
-            if self._connection is None or self._connection.is_closed():
+            if not _usable(self._connection):
                 self._connection = await self._pool.acquire()
                 for held in self._held:
                     await self._ask(held)
@@ -70,11 +71,21 @@ class Claims:
     async def _release(self, cause_key: str) -> None:
         async with self._one:
             self._held.discard(cause_key)
-            if self._connection is None or self._connection.is_closed():
+            if not _usable(self._connection):
                 log.info("claim_lost", cause_key=cause_key)
                 return
             async with translated():
                 await self._connection.execute("SELECT pg_advisory_unlock($1, hashtext($2))", _CLASS, cause_key)
+
+
+def _usable(connection: Any) -> bool:
+    """Return whether a pool's connection still lives; its pool takes a broken one back, and then it answers nothing."""
+    if connection is None:
+        return False
+    try:
+        return not connection.is_closed()
+    except InterfaceError:
+        return False
 
 
 @asynccontextmanager
