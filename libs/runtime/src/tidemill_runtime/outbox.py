@@ -30,7 +30,15 @@ _ROUND = 500
 _FALLBACK_S = 1.0
 _PRUNE_EVERY_S = 60.0
 _KEEP_SENT = "1 hour"
-_LOST = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.CannotConnectNowError, OSError, TimeoutError)
+_LOST = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    # What the client says where the server closed the connection between two statements.
+    asyncpg.InternalClientError,
+    asyncpg.CannotConnectNowError,
+    OSError,
+    TimeoutError,
+)
 
 log = structlog.get_logger(__name__)
 
