@@ -142,11 +142,11 @@ class StreamOptions:
 
     group: str
     max_records: int = 5_000
-    fetch_wait_ms: int = 10
+    fetch_wait_ms: int = 200
     fetch_min_bytes: int = 1
     fetch_partition_bytes: int = 4 * 1024 * 1024
     flush_every_ms: int = 0
-    commit_every_ms: int = 100
+    commit_every_ms: int = 500
     retry_limit_s: float = 300.0
     stall_s: float = 45.0
     session_ms: int = 10_000
