@@ -158,7 +158,7 @@ async def in_a_process(whole: RunSpec) -> Done | Failed:
         seen.append(line)
 
     async with open_process(
-        Launch(whole.run_id, whole.pipeline.learner.library, BOUNDS, Path(whole.places.warehouse).with_name("bytecode"))
+        Launch(whole.run_id, whole.pipeline.learner.library, BOUNDS)
     ) as process:
         answer = await process.ask(whole, on_progress)
     if isinstance(answer, Done):

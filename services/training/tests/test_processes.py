@@ -16,7 +16,6 @@ from tidemill_training.adapters.processes import Bounds, Launch, RunCrashedError
 from tidemill_training.spec import Done, Failed, Places, Progress, RunSpec
 
 BOUNDS = Bounds(memory_bytes=4 * 1024**3, cpu_s=60, wall_s=30.0)
-CACHE = Path("/nowhere/bytecode")
 PREAMBLE = "import json, os, signal, subprocess, sys, time\nspec = json.loads(sys.stdin.read())\n"
 
 Script = Callable[[str], str]
@@ -45,7 +44,7 @@ async def ask(module: str, bounds: Bounds = BOUNDS) -> tuple[Done | Failed, list
     async def on_progress(line: Progress) -> None:
         seen.append(line)
 
-    async with open_process(Launch("run-1", "xgboost", bounds, CACHE), module) as process:
+    async with open_process(Launch("run-1", "xgboost", bounds), module) as process:
         return await process.ask(spec(), on_progress), seen
 
 

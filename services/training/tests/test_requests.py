@@ -1,7 +1,6 @@
 """What is asked for, and what is said of it."""
 
 import json
-from pathlib import Path
 
 import pytest
 from google.protobuf.struct_pb2 import Struct
@@ -142,20 +141,10 @@ def test_lines_survive_the_pipe_and_others_are_refused() -> None:
 
 def test_a_runs_process_gets_no_settings_of_the_service() -> None:
     given = {"TIDEMILL_TRAINING_KAFKA__SASL_PASSWORD": "secret", "PATH": "/bin", "AWS_REGION": "x"}
-    found = environment(given, Path("cache"))
+    found = environment(given)
     assert "secret" not in found.values()
     assert found["AWS_REGION"] == "x"
     assert found["OMP_NUM_THREADS"] == "1"
-
-
-def test_compiled_code_goes_to_a_folder_of_its_own_where_it_may_not_lie_beside_its_sources() -> None:
-    cache = Path("/data/bytecode")
-    found = environment({"PYTHONDONTWRITEBYTECODE": "1"}, cache)
-    assert "PYTHONDONTWRITEBYTECODE" not in found
-    assert found["PYTHONPYCACHEPREFIX"] == "/data/bytecode"
-    assert "PYTHONPYCACHEPREFIX" not in environment({}, cache)
-    own = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPYCACHEPREFIX": "/mine"}
-    assert environment(own, cache)["PYTHONPYCACHEPREFIX"] == "/mine"
 
 
 def test_records_of_a_run_say_what_happened_in_a_sentence() -> None:

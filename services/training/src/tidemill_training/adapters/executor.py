@@ -203,7 +203,7 @@ class Executor:
         bounds = Bounds(settings.run_memory_bytes, settings.run_cpu_s, settings.run_wall_s)
         # The process loads its libraries while the offline log is waited for.
         library = pipeline.definition.pipelines[0].learner.library
-        async with parts.start(Launch(run_id, library, bounds, settings.datadir / "bytecode")) as process:
+        async with parts.start(Launch(run_id, library, bounds)) as process:
             await parts.feature.archived(request.positions, settings.archive_wait_s)
             spec = RunSpec(
                 run_id=run_id,

@@ -7,7 +7,6 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 from tidemill_runtime.errors import Retryable
@@ -42,22 +41,15 @@ class Launch:
     run_id: str
     library: str
     bounds: Bounds
-    # A writable folder for compiled code.
-    bytecode: Path
 
 
-def environment(parent: Mapping[str, str], bytecode: Path) -> dict[str, str]:
+def environment(parent: Mapping[str, str]) -> dict[str, str]:
     """Return the process's environment: the parent's without the services' settings, and with one thread per library.
 
-    Where compiled code may not be written beside its sources (images often say so), it goes to `bytecode`: compiling
-    the training libraries anew took 6 of a run's 13 CPU seconds.
-
-    >>> sorted(environment({"TIDEMILL_TRAINING_KAFKA__SASL_PASSWORD": "x", "PATH": "/bin"}, Path("cache")))
+    >>> sorted(environment({"TIDEMILL_TRAINING_KAFKA__SASL_PASSWORD": "x", "PATH": "/bin"}))
     ['MKL_NUM_THREADS', 'OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'PATH']
     """
     kept = {name: value for name, value in parent.items() if not name.startswith("TIDEMILL_")}
-    if kept.pop("PYTHONDONTWRITEBYTECODE", ""):
-        kept.setdefault("PYTHONPYCACHEPREFIX", str(bytecode.absolute()))
     threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     return {**kept, **dict.fromkeys(threads, "1")}
 
@@ -121,7 +113,7 @@ async def open_process(launch: Launch, module: str = MODULE) -> AsyncIterator[Ru
         *(sys.executable, "-m", module, *limits, launch.library),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        env=environment(os.environ, launch.bytecode),
+        env=environment(os.environ),
         start_new_session=True,
         limit=MAX_LINE_BYTES,
     )
