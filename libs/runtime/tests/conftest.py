@@ -40,14 +40,18 @@ def read_topic(kafka: KafkaSettings) -> ReadTopic:
         consumer = AIOKafkaConsumer(**kafka.client_kwargs())
         await consumer.start()
         try:
-            place = TopicPartition(kafka.physical(topic), 0)
-            consumer.assign([place])
-            await consumer.seek_to_beginning(place)
-            end = (await consumer.end_offsets([place]))[place]
+            name = kafka.physical(topic)
+            # Only of topics that it reads does the client know the partitions.
+            consumer.assign([TopicPartition(name, 0)])
+            await consumer.end_offsets(consumer.assignment())
+            places = [TopicPartition(name, number) for number in sorted(consumer.partitions_for_topic(name) or ())]
+            consumer.assign(places)
+            await consumer.seek_to_beginning(*places)
+            end = sum((await consumer.end_offsets(places)).values())
             records: list[Any] = []
             while len(records) < end:
-                fetched = await consumer.getmany(timeout_ms=200)
-                records += fetched.get(place, [])
+                for fetched in (await consumer.getmany(timeout_ms=200)).values():
+                    records += fetched
             return records
         finally:
             await consumer.stop()

@@ -29,6 +29,32 @@ async def test_records_lie_in_the_order_they_were_given_and_written_names_the_en
     assert [record.value for record in await read_topic("t")] == values
 
 
+async def test_many_records_lie_where_single_ones_would_in_their_order_over_more_than_one_batch(
+    kafka: KafkaSettings, make_topic: MakeTopic, read_topic: ReadTopic
+) -> None:
+    for topic in ("one by one", "packed"):
+        await make_topic(topic.replace(" ", "-"), partitions=3)
+    # Three times what one batch holds.
+    values = [b"%d " % n + b"x" * 4_000 for n in range(600)]
+    keys = [b"key-%d" % (n % 17) for n in range(600)]
+    async with Producer(kafka) as producer:
+        singly = [
+            await producer.send(Outgoing("one-by-one", value, key)) for value, key in zip(values, keys, strict=True)
+        ]
+        together = await producer.send_all(
+            [Outgoing("packed", value, key, [("h", b"v")]) for value, key in zip(values, keys, strict=True)]
+        )
+        assert producer.written == {
+            Partition(topic, number): sum(one.partition == number for one in singly)
+            for topic in ("one-by-one", "packed")
+            for number in range(3)
+        }
+    assert [(one.partition, one.offset) for one in together] == [(one.partition, one.offset) for one in singly]
+    lies = {(record.partition, record.offset): record for record in await read_topic("packed")}
+    assert [lies[one.partition, one.offset].value for one in together] == values
+    assert {tuple(record.headers) for record in lies.values()} == {(("h", b"v"),)}
+
+
 async def test_one_oversized_record_is_poison_and_its_neighbours_are_written(
     kafka: KafkaSettings, make_topic: MakeTopic, read_topic: ReadTopic
 ) -> None:

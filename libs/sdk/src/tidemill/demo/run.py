@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from tidemill_contracts.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from tidemill_contracts.serving.v1 import records_pb2 as serving
 
 from tidemill.demo.chart import draw
-from tidemill.demo.flights import DAY_US, HOUR_US, SCHEDULED, Year, data_folder
+from tidemill.demo.flights import DAY_US, HOUR_US, Year, data_folder
 from tidemill.demo.memory import PeakMemory
 from tidemill.demo.outcomes import latest_outcomes, logged_predictions, named_features
-from tidemill.demo.replay import Replay
+from tidemill.demo.replay import Hour, Replay
 from tidemill.demo.report import evidence_chain, scores, weekly
 from tidemill.demo.view import LiveView
 from tidemill.stack import Stack
@@ -100,16 +101,12 @@ class Demo:
             idempotency_key="first-model",
             event_time=to_timestamp(time_us),
         )
-        self.replay.persist(
-            "retrain", lambda: self.monitoring.RequestRetraining(request, metadata=ACTOR, timeout=30)
-        )
+        self.replay.persist("retrain", lambda: self.monitoring.RequestRetraining(request, metadata=ACTOR, timeout=30))
         self.replay.settle(self.replay.wait(("monitoring", "join"), [], time_us), time_us)
         baseline = registry.SetBaselinesRequest(
             pipeline=self.pipeline, versions=[STATIC_VERSION], reason="a static copy for comparison"
         )
-        self.replay.persist(
-            "baseline", lambda: self.registry.SetBaselines(baseline, metadata=ACTOR, timeout=30)
-        )
+        self.replay.persist("baseline", lambda: self.registry.SetBaselines(baseline, metadata=ACTOR, timeout=30))
         self.replay.settle(self.replay.wait(("registry", "outbox"), [], time_us), time_us)
 
     def live(self, year: Year, first_model_us: int, view: LiveView, each_hour: Callable[[int], None]) -> None:
@@ -120,11 +117,14 @@ class Demo:
         wait_us = self.definition.pipelines[0].label.wait_ms * 1_000
         end_us = (year.last_us // HOUR_US + 1) * HOUR_US + wait_us
         history = Watch(self, view)
+
+        def hour(time_us: int) -> Hour:
+            return self.replay.hour(year.until(time_us), time_us, ask=time_us > first_model_us)
+
+        upcoming = hour(year.first_us)
         for time_us in range(year.first_us, end_us + HOUR_US, HOUR_US):
             each_hour(time_us)
-            events = year.until(time_us)
-            asked = [event for event in events if event.stream == SCHEDULED] if time_us > first_model_us else []
-            self.replay.hour(events, asked, time_us)
+            upcoming = self.replay.live(upcoming, partial(hour, time_us + HOUR_US))
             if time_us == first_model_us:
                 view.say(time_us, "training the first model")
                 self.first_model(time_us)
@@ -157,9 +157,7 @@ class Demo:
         scored = asyncio.run(latest_outcomes(client, prefix, STATIC_VERSION)).scored()
         logged = asyncio.run(logged_predictions(client, prefix, SAMPLE))
         self.sample = logged.sample
-        joined = self.monitoring.GetJoinStats(
-            monitoring.GetJoinStatsRequest(pipeline=self.pipeline), timeout=30
-        )
+        joined = self.monitoring.GetJoinStats(monitoring.GetJoinStatsRequest(pipeline=self.pipeline), timeout=30)
         tally, runs, deployments, incidents = self.replay.tally, self.runs(), self.deployments(), self.incidents()
         changes = [to_dict(deployment) for deployment in deployments]
         return {
@@ -193,7 +191,6 @@ class Demo:
             "peak_rss_mb": {name: round(peak) for name, peak in sorted(peak_mb.items())},
             "retries": dict(sorted(tally.retries.items())),
         }
-
 
     def sampled(self) -> list[dict[str, Any]]:
         """Return the sampled predictions with their features by name."""
