@@ -10,6 +10,9 @@ batch_rows = histogram(
     "serving_micro_batch_rows", "Rows scored together.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
 )
 feature_read_seconds = histogram("serving_feature_read_seconds", "One trip to Redis for all features of a micro-batch.")
+reads_behind = counter(
+    "serving_reads_behind", "Reads that lagged behind positions already seen, since Redis had lost writes."
+)
 score_seconds = histogram("serving_score_seconds", "All versions scoring a micro-batch.", ("pipeline",))
 deployments = counter(
     "serving_deployments", "Deployments taken up: served, refused, or waiting for a bundle.", ("pipeline", "outcome")

@@ -15,7 +15,6 @@ from tidemill_contracts.serving.v1 import serving_pb2 as messages
 from tidemill_features.reader import Place, Request
 from tidemill_runtime.errors import Poison, Retryable
 from tidemill_runtime.positions import Offsets
-from tidemill_runtime.retries import delays
 
 from tidemill_serving import metrics
 from tidemill_serving.answers import STATUS_BITS, Answers, Checked
@@ -35,6 +34,10 @@ class PredictionLog(Protocol):
     @property
     def written(self) -> Offsets: ...
 
+
+# The shortest and the longest time between two looks at how far the rings have come.
+_LOOK_FIRST_S = 0.0015
+_LOOK_LAST_S = 0.05
 
 # By the number of tidemill.feature.v1.Status.
 _STATUS_NAMES = ("unspecified", "present", "null", "not_found", "outside_max_age")
@@ -143,15 +146,22 @@ class Predictor:
         await self._batcher.drained()
 
     async def _scored(self, job: _Job) -> _Done:
-        if not job.include:
-            return await self._batcher.submit(job, len(job.requests))
-        for delay_s in delays(0.002, 0.05):
+        while True:
+            if job.include:
+                await self._included(job)
             try:
                 return await self._batcher.submit(job, len(job.requests))
             except _BehindError:
-                # Redis tells nobody that a ring moved on: look again until the call's deadline.
-                await asyncio.sleep(delay_s)
-        raise AssertionError("delays never end")
+                # Between the two looks Redis was restarted and lost its last writes.
+                metrics.reads_behind.inc()
+
+    async def _included(self, job: _Job) -> None:
+        """Return once the rings include what the caller wants included, or never: its deadline ends the wait."""
+        request = job.served.reader.request([])
+        began = perf_counter()
+        while not _covers(job.served.positions(request, await self._fetch(request.keys)), job.include):
+            # Redis tells nobody that a ring moved on. A look costs a third of a millisecond.
+            await asyncio.sleep(min(_LOOK_LAST_S, max(_LOOK_FIRST_S, (perf_counter() - began) / 4)))
 
     async def _logged(self, done: _Done, *, durable: bool) -> Offsets:
         entries = [self._journal.record(scored, done.origin, durable=durable) for scored in done.scored]

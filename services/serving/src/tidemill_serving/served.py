@@ -77,6 +77,13 @@ class Served:
         """Return what to fetch for these requests."""
         return self.reader.request(self.vector.lookups(requests))
 
+    def positions(self, request: Request, raws: Sequence[bytes | None]) -> Mapping[Place, int]:
+        """Return how far the rings have come. Raises `Retryable` where that is not what it must be."""
+        try:
+            return self.reader.values(request, raws, 0).positions
+        except LayoutError as error:
+            raise Retryable(f"the features in Redis cannot be read: {error}") from error
+
     def read(
         self, request: Request, raws: Sequence[bytes | None], as_of_us: int, requests: Sequence[Values]
     ) -> FeatureRead:

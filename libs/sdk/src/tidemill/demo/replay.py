@@ -1,8 +1,7 @@
 """A replay faster than life that holds its clock while work caused by earlier events is unfinished.
 
-Each simulated hour: send what happened, wait until the features include it, ask for predictions, wait until every
-decision that follows is taken and in effect. So a prediction sees exactly what it could have seen. In an hour without
-requests nobody reads features: they are waited for before the next request.
+Each simulated hour: send what happened, ask for predictions whose features include it, wait until every decision that
+follows is taken and in effect. So a prediction sees exactly what it could have seen.
 """
 
 import time
@@ -158,7 +157,7 @@ class Replay:
         done_meanwhile = meanwhile()
         written = self._published(hour, sending)
         if hour.predict is not None:
-            self.wait(("feature", "online"), written, hour.time_us)
+            hour.predict.include.extend(written)
             written += self._predicted(hour.predict)
         self.settle(self.wait(CLOCK_STAGE, written, hour.time_us), hour.time_us)
         return done_meanwhile
