@@ -21,7 +21,7 @@ def bare_server_mb() -> float:
     """Return the resident memory of a process that has only imported grpc.aio and made a server."""
     with subprocess.Popen([sys.executable, "-c", BARE], stdin=subprocess.PIPE) as process:
         time.sleep(2.0)
-        size = resident_mb(process.pid)
+        size = resident_mb({"bare": process.pid})["bare"]
         process.communicate(b"\n")
     return size
 
@@ -35,7 +35,7 @@ def run(servers: Endpoints) -> list[dict[str, Any]]:
             time.sleep(SETTLE_S)
             state = stack.state
             assert state is not None
-            sizes = {process.name: resident_mb(process.pid) for process in state.processes if process.pid}
+            sizes = resident_mb({process.name: process.pid for process in state.processes if process.pid})
     baseline = bare_server_mb()
     services = {name: size for name, size in sizes.items() if name in SERVICES}
     values = sorted(services.values())

@@ -142,7 +142,7 @@ class StreamOptions:
 
     group: str
     max_records: int = 5_000
-    fetch_wait_ms: int = 200
+    fetch_wait_ms: int = 500
     fetch_min_bytes: int = 1
     fetch_partition_bytes: int = 4 * 1024 * 1024
     flush_every_ms: int = 0

@@ -43,7 +43,7 @@ class TopicFollower:
         on_record: OnRecord,
         *,
         health: Health | None = None,
-        fetch_wait_ms: int = 200,
+        fetch_wait_ms: int = 500,
     ) -> None:
         self._kafka = kafka
         self._topic = topic

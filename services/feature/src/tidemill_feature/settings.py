@@ -34,7 +34,7 @@ class Settings(ServiceSettings):
         default=2_000, description="records of one micro-batch; one flush to Redis each"
     )
     fetch_wait_ms: Annotated[int, Field(ge=1, le=1_000)] = Field(
-        default=200, description="how long the online role's fetch may wait for more records"
+        default=500, description="how long the online role's fetch may wait for more records"
     )
     cache_mb: Annotated[int, Field(ge=1, le=65_536)] = Field(
         default=64, description="memory for shards in use; what was used longest ago gives way"

@@ -6,7 +6,7 @@ from types import TracebackType
 
 import psutil
 
-SAMPLE_EVERY_S = 1.0
+SAMPLE_EVERY_S = 2.0
 
 
 class PeakMemory:
@@ -31,16 +31,23 @@ class PeakMemory:
 
     def _sample(self) -> None:
         while not self._stopped.wait(SAMPLE_EVERY_S):
-            for name, pid in self._processes().items():
-                resident = resident_mb(pid)
+            for name, resident in resident_mb(self._processes()).items():
                 self.peak_mb[name] = max(self.peak_mb.get(name, 0.0), resident)
 
 
-def resident_mb(pid: int) -> float:
-    """Return the resident memory of a process and its children; 0 once it is gone."""
-    try:
-        process = psutil.Process(pid)
-        family = [process, *process.children(recursive=True)]
-        return float(sum(member.memory_info().rss for member in family)) / 1e6
-    except psutil.NoSuchProcess:
-        return 0.0
+def resident_mb(pids: Mapping[str, int]) -> dict[str, float]:
+    """Return the resident memory of processes with all that they started; one look at the machine for all of them."""
+    children: dict[int, list[psutil.Process]] = {}
+    for process in psutil.process_iter(["ppid", "memory_info"]):
+        children.setdefault(process.info["ppid"], []).append(process)
+    resident = {process.pid: _resident(process) for found in children.values() for process in found}
+
+    def family(pid: int) -> float:
+        return resident.get(pid, 0.0) + sum(family(child.pid) for child in children.get(pid, ()))
+
+    return {name: family(pid) for name, pid in pids.items()}
+
+
+def _resident(process: psutil.Process) -> float:
+    memory = process.info["memory_info"]
+    return 0.0 if memory is None else float(memory.rss) / 1e6

@@ -1,6 +1,7 @@
 """The offline log, read for one run: the streams of its pipeline and its predictions, up to the run's positions."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from tidemill_features.expressions_vector import DTYPES, NEUTRAL
 from tidemill_features.iceberg import Archive
 from tidemill_features.vector import compile_vector
 
-from tidemill_training.dataset import Asked, StreamLog
+from tidemill_training.dataset import THREADS, Asked, StreamLog
 from tidemill_training.logged import Logged, predicted
 from tidemill_training.spec import RunSpec
 
@@ -51,14 +52,20 @@ def read_inputs(spec: RunSpec) -> Inputs:
     # Views need their whole log: an entity that was last seen long ago is another thing than an unknown one.
     viewed = {view.stream for view in closure.views}
     from_us = spec.window.from_us
-    logs = {
-        name: reader.stream(streams[name], sorted(fields[name]), None if name in viewed else from_us)
-        for name in sorted(fields)
-    }
     request = streams[spec.pipeline.request]
-    logged = reader.predictions(spec.pipeline.name, spec.window.from_us)
-    rows = predicted(logged, request, list(streams.values()), sorted(fields[request.name]))
-    return Inputs(logs, rows, reader.snapshots)
+
+    def read_predicted() -> Asked:
+        logged = reader.predictions(spec.pipeline.name, from_us)
+        return predicted(logged, request, list(streams.values()), sorted(fields[request.name]))
+
+    def read_log(name: str) -> StreamLog:
+        return reader.stream(streams[name], sorted(fields[name]), None if name in viewed else from_us)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        rows = pool.submit(read_predicted)
+        logs = dict(zip(fields, pool.map(read_log, fields), strict=True))
+        predictions = rows.result()
+    return Inputs(logs, predictions, dict(sorted(reader.snapshots.items())))
 
 
 def fields_of(closure: definition.Definition) -> dict[str, set[str]]:
