@@ -202,6 +202,6 @@ def trained(shared: Shared) -> Shared:
     year = Year(data_folder(), SHARED_DAYS)
     for day in range(1, SHARED_DAYS + 1):
         time_us = year.first_us + day * DAY_US
-        demo.replay.hour(year.until(time_us), [], time_us)
+        demo.replay.live(demo.replay.hour(year.until(time_us), time_us, ask=False), lambda: None)
     demo.first_model(time_us)
     return shared

@@ -71,7 +71,7 @@ def test_the_schedule_retrains_once_per_slot_and_the_registry_promotes(undisturb
 
 
 def test_a_random_delay_in_every_hop_changes_nothing(undisturbed_run: Any, live: Any) -> None:
-    delayed = live("delayed", hop_delay_ms=20)
+    delayed = live("delayed", hop_delay_ms=50)
     assert comparable(delayed.report) == comparable(undisturbed_run.report)
     assert delayed.sample == undisturbed_run.sample
 

@@ -363,7 +363,7 @@ from tidemill_runtime.settings import KafkaSettings, ServiceSettings
 from tidemill_runtime.stream import StreamRunner
 from contextlib import asynccontextmanager
 
-bootstrap, prefix, out, hang = sys.argv[1:5]
+bootstrap, prefix, out, hang, instance = sys.argv[1:6]
 
 class Writing(Pipeline):
     async def restore(self, assignment):
@@ -380,8 +380,9 @@ class Writing(Pipeline):
 
 @asynccontextmanager
 async def open_service(settings, health):
-    kafka = KafkaSettings(bootstrap=bootstrap, topic_prefix=prefix)
-    options = StreamOptions("laws", session_ms=6_000)
+    kafka = KafkaSettings(bootstrap=bootstrap, topic_prefix=prefix, instance=instance or None)
+    # A replica with a name must not need the session's end.
+    options = StreamOptions("laws", session_ms=120_000 if instance else 6_000)
     async with running(StreamRunner(Writing(), kafka, options, topics=["t"])):
         yield
 
@@ -389,25 +390,26 @@ sys.exit(asyncio.run(run(open_service, ServiceSettings(drain_s=10))))
 """
 
 
-def worker(kafka: KafkaSettings, out: Path, hang: str) -> "subprocess.Popen[bytes]":
-    arguments = [kafka.bootstrap, kafka.topic_prefix, str(out), hang]
+def worker(kafka: KafkaSettings, out: Path, hang: str, instance: str) -> "subprocess.Popen[bytes]":
+    arguments = [kafka.bootstrap, kafka.topic_prefix, str(out), hang, instance]
     return subprocess.Popen([sys.executable, "-c", WORKER, *arguments], env=dict(os.environ))
 
 
+@pytest.mark.parametrize("instance", ["", "one"])
 async def test_kill_between_effect_and_commit_redelivers(
-    kafka: KafkaSettings, make_topic: MakeTopic, tmp_path: Path
+    kafka: KafkaSettings, make_topic: MakeTopic, tmp_path: Path, instance: str
 ) -> None:
     await make_topic("t")
     out = tmp_path / "effects"
     out.touch()
     async with Producer(kafka) as producer:
         await fill(producer, "t", [b"a", b"b"])
-    hanging = worker(kafka, out, "hang")
+    hanging = worker(kafka, out, "hang", instance)
     await asyncio.to_thread(eventually, lambda: out.read_bytes() == b"a\nb\n", 30)
     hanging.kill()
     hanging.wait()
     assert await committed(kafka, "t") == -1
-    again = worker(kafka, out, "")
+    again = worker(kafka, out, "", instance)
     await asyncio.to_thread(eventually, lambda: out.read_bytes() == b"a\nb\na\nb\n", 30)
     again.send_signal(signal.SIGTERM)
     assert await asyncio.to_thread(again.wait, 20) == 0

@@ -373,6 +373,7 @@ def _settings(kafka: KafkaSettings, options: FaustOptions) -> dict[str, Any]:
         "broker_rebalance_timeout": 20,
         "producer_request_timeout": 10,
         "consumer_auto_offset_reset": "earliest",
+        "consumer_group_instance_id": kafka.instance and f"{options.group}.{kafka.instance}",
         "stream_buffer_maxsize": 64,
         "broker_max_poll_records": 64,
     }

@@ -27,7 +27,7 @@ class Packed:
     def add(self, number: int, record: Outgoing) -> bool:
         """Put a record in; False where the batch is full."""
         taken = self.builder.append(
-            timestamp=record.timestamp_ms, key=record.key, value=record.value, headers=record.headers
+            timestamp=record.timestamp_ms, key=record.key, value=record.value, headers=list(record.headers)
         )
         if taken is not None:
             self.numbers.append(number)

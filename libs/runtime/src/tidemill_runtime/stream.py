@@ -99,7 +99,7 @@ class StreamRunner(Generic[S, E]):
 
     async def run(self) -> None:
         """Consume until `stop`. Raises `Fatal`, `Stalled`, or what the pipeline raised."""
-        options = {**self._options.consumer_kwargs(), "group_id": self._kafka.physical(self._options.group)}
+        options = {**self._options.consumer_kwargs(), **self._kafka.group(self._options.group)}
         self._consumer = await connect(self._kafka, options, self._stopping, self._set_fault)
         if self._consumer is None:
             return

@@ -15,7 +15,10 @@ WEEK_US = 7 * DAY_US
 # 1 January 1970 was a Thursday; weeks begin on Monday.
 MONDAY_US = -3 * DAY_US
 # What a second run may not repeat: how long things took, and what was logged again because a call was.
-PASSING_KEYS = frozenset({"seconds", "events_per_s", "peak_rss_mb", "retries", "emitted_at", "predictions_logged"})
+PASSING_KEYS = frozenset(
+    {"seconds", "events_per_s", "peak_rss_mb", "retries", "predictions_logged"}
+    | {"emitted_at", "started_at", "finished_at"}
+)
 ID_KEYS = frozenset({"incident_id", "request_id", "run_id", "cause_id", "alert_id"})
 
 Floats = NDArray[np.float64]

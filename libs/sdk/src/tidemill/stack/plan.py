@@ -95,7 +95,12 @@ def service_environment(service: str, endpoints: Endpoints, layout: Layout) -> d
     needs = NEEDS[service]
     address = endpoints.services[service]
     servers = {
-        "kafka": {"KAFKA__BOOTSTRAP": endpoints.kafka, "KAFKA__TOPIC_PREFIX": endpoints.topic_prefix},
+        "kafka": {
+            "KAFKA__BOOTSTRAP": endpoints.kafka,
+            "KAFKA__TOPIC_PREFIX": endpoints.topic_prefix,
+            # The supervisor runs one of each and restarts it.
+            "KAFKA__INSTANCE": "local",
+        },
         "postgres": {"POSTGRES__DSN": endpoints.postgres_dsn},
         "redis": {"REDIS__URL": endpoints.redis},
     }
