@@ -19,7 +19,8 @@ PASSING_KEYS = frozenset(
     {"seconds", "events_per_s", "peak_rss_mb", "retries", "predictions_logged"}
     | {"emitted_at", "started_at", "finished_at"}
 )
-ID_KEYS = frozenset({"incident_id", "request_id", "run_id", "cause_id", "alert_id"})
+# A bundle is named by its bytes, which tell the code and the environment that made it.
+ID_KEYS = frozenset({"incident_id", "request_id", "run_id", "cause_id", "alert_id", "bundle", "manifest_hash"})
 
 Floats = NDArray[np.float64]
 
