@@ -10,6 +10,7 @@ from tidemill_runtime.settings import KafkaSettings
 
 MakeTopic = Callable[..., Awaitable[None]]
 ReadTopic = Callable[[str], Awaitable[list[Any]]]
+Committed = Callable[..., Awaitable[int]]
 
 
 @pytest.fixture
@@ -55,5 +56,21 @@ def read_topic(kafka: KafkaSettings) -> ReadTopic:
             return records
         finally:
             await consumer.stop()
+
+    return read
+
+
+@pytest.fixture
+def committed(kafka: KafkaSettings) -> Committed:
+    async def read(topic: str, group: str = "laws") -> int:
+        """Return the group's committed offset in the first partition; -1 where there is none."""
+        admin = AIOKafkaAdminClient(**kafka.client_kwargs())
+        await admin.start()
+        try:
+            stored = await admin.list_consumer_group_offsets(kafka.physical(group))
+        finally:
+            await admin.close()
+        found = stored.get(TopicPartition(kafka.physical(topic), 0))
+        return found.offset if found is not None else -1
 
     return read

@@ -1,18 +1,11 @@
 """Laws of the stream runner, on the real Kafka."""
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
 from tidemill_contracts.reasons import Reason
 from tidemill_contracts.topics import stream_topics
 from tidemill_runtime import dead_letters as dlq
@@ -25,12 +18,13 @@ from tidemill_runtime.positions import Partition
 from tidemill_runtime.producer import Outgoing, Producer
 from tidemill_runtime.settings import KafkaSettings
 from tidemill_runtime.stream import StreamRunner
-from tidemill_testkit.eventually import aeventually, eventually
+from tidemill_testkit.eventually import aeventually
 
 pytestmark = pytest.mark.servers
 
 MakeTopic = Callable[..., Awaitable[None]]
 ReadTopic = Callable[[str], Awaitable[list[Any]]]
+Committed = Callable[..., Awaitable[int]]
 Place = tuple[str, int, int]
 
 OPTIONS = StreamOptions("laws", commit_every_ms=20)
@@ -70,29 +64,20 @@ class Collecting(Pipeline[int, list[bytes]]):
         self.flushes += 1
 
 
-async def committed(kafka: KafkaSettings, topic: str, group: str = "laws") -> int:
-    admin = AIOKafkaAdminClient(**kafka.client_kwargs())
-    await admin.start()
-    try:
-        stored = await admin.list_consumer_group_offsets(kafka.physical(group))
-    finally:
-        await admin.close()
-    found = stored.get(TopicPartition(kafka.physical(topic), 0))
-    return found.offset if found is not None else -1
-
-
 async def fill(producer: Producer, topic: str, values: list[bytes]) -> None:
     await producer.send_all([Outgoing(topic, value, key=b"k") for value in values])
 
 
-async def test_every_record_is_applied_once_and_committed_on_stop(kafka: KafkaSettings, make_topic: MakeTopic) -> None:
+async def test_every_record_is_applied_once_and_committed_on_stop(
+    kafka: KafkaSettings, make_topic: MakeTopic, committed: Committed
+) -> None:
     await make_topic("t")
     first, second = Collecting(), Collecting()
     async with Producer(kafka) as producer:
         await fill(producer, "t", [b"%d" % n for n in range(100)])
         async with running(StreamRunner(first, kafka, OPTIONS, topics=["t"])) as runner:
             await runner.reached(producer.written)
-        assert await committed(kafka, "t") == 100
+        assert await committed("t") == 100
         await fill(producer, "t", [b"last"])
         async with running(StreamRunner(second, kafka, OPTIONS, topics=["t"])) as runner:
             await runner.reached(producer.written)
@@ -101,7 +86,7 @@ async def test_every_record_is_applied_once_and_committed_on_stop(kafka: KafkaSe
 
 
 async def test_poison_goes_to_the_dead_letters_with_its_bytes_untouched_before_the_commit(
-    kafka: KafkaSettings, make_topic: MakeTopic, read_topic: ReadTopic
+    kafka: KafkaSettings, make_topic: MakeTopic, read_topic: ReadTopic, committed: Committed
 ) -> None:
     await make_topic("events.s")
     await make_topic("events.s.dlq")
@@ -124,7 +109,7 @@ async def test_poison_goes_to_the_dead_letters_with_its_bytes_untouched_before_t
     assert ours[dlq.OFFSET] == b"1"
     assert ours[dlq.GROUP] == b"laws"
     assert ours[dlq.ATTEMPT] == b"1"
-    assert await committed(kafka, "events.s") == 2
+    assert await committed("events.s") == 2
 
 
 async def test_the_largest_record_that_a_topic_takes_fits_its_dead_letters(
@@ -151,7 +136,7 @@ async def test_the_largest_record_that_a_topic_takes_fits_its_dead_letters(
 
 
 async def test_a_topic_full_of_poison_stops_the_service_and_is_not_drained(
-    kafka: KafkaSettings, make_topic: MakeTopic, read_topic: ReadTopic
+    kafka: KafkaSettings, make_topic: MakeTopic, read_topic: ReadTopic, committed: Committed
 ) -> None:
     await make_topic("events.s")
     await make_topic("events.s.dlq")
@@ -163,7 +148,7 @@ async def test_a_topic_full_of_poison_stops_the_service_and_is_not_drained(
             async with running(runner):
                 await asyncio.Event().wait()
     assert await read_topic("events.s.dlq") == []
-    assert await committed(kafka, "events.s") == -1
+    assert await committed("events.s") == -1
 
 
 async def test_retryable_repeats_the_same_effects_and_loses_nothing(
@@ -182,7 +167,7 @@ async def test_retryable_repeats_the_same_effects_and_loses_nothing(
 
 
 async def test_retries_that_are_exhausted_end_the_service_without_a_commit(
-    kafka: KafkaSettings, make_topic: MakeTopic
+    kafka: KafkaSettings, make_topic: MakeTopic, committed: Committed
 ) -> None:
     await make_topic("t")
     pipeline = Collecting([Retryable("never") for _ in range(100)])
@@ -193,7 +178,7 @@ async def test_retries_that_are_exhausted_end_the_service_without_a_commit(
             async with running(StreamRunner(pipeline, kafka, options, topics=["t"])):
                 await asyncio.Event().wait()
     assert pipeline.applied == []
-    assert await committed(kafka, "t") == -1
+    assert await committed("t") == -1
 
 
 async def test_a_library_error_that_nobody_translated_ends_the_service_and_skips_nothing(
@@ -242,7 +227,7 @@ async def test_lost_state_is_restored_and_read_again_from_where_restore_says(
 
 
 async def test_an_interval_flushes_on_request_and_commits_only_what_was_flushed(
-    kafka: KafkaSettings, make_topic: MakeTopic
+    kafka: KafkaSettings, make_topic: MakeTopic, committed: Committed
 ) -> None:
     await make_topic("t")
     pipeline = Collecting()
@@ -251,17 +236,17 @@ async def test_an_interval_flushes_on_request_and_commits_only_what_was_flushed(
         await fill(producer, "t", [b"a", b"b"])
         async with running(StreamRunner(pipeline, kafka, options, topics=["t"])) as runner:
             await aeventually(lambda: pipeline.applied == [b"a", b"b"])
-            assert (pipeline.flushes, await committed(kafka, "t")) == (0, -1)
+            assert (pipeline.flushes, await committed("t")) == (0, -1)
             await runner.reached(producer.written)
             assert pipeline.flushes == 1
 
             async def two_are_committed() -> bool:
-                return await committed(kafka, "t") == 2
+                return await committed("t") == 2
 
             await aeventually(two_are_committed)
             await fill(producer, "t", [b"c"])
             await aeventually(lambda: len(pipeline.applied) == 3)
-        assert await committed(kafka, "t") == 3
+        assert await committed("t") == 3
 
 
 async def test_a_second_worker_takes_over_half_and_nothing_is_lost_or_committed_too_early(
@@ -352,65 +337,3 @@ async def test_an_idle_or_busy_consumer_is_live(kafka: KafkaSettings, make_topic
             await fill(producer, "t", [b"a"])
             await runner.reached(producer.written)
         assert health.live() == {}
-
-
-WORKER = """
-import asyncio, sys
-from pathlib import Path
-from tidemill_runtime.batches import Pipeline, Restored, Step, StreamOptions
-from tidemill_runtime.lifecycle import run, running
-from tidemill_runtime.settings import KafkaSettings, ServiceSettings
-from tidemill_runtime.stream import StreamRunner
-from contextlib import asynccontextmanager
-
-bootstrap, prefix, out, hang, instance = sys.argv[1:6]
-
-class Writing(Pipeline):
-    async def restore(self, assignment):
-        return Restored(None)
-
-    def step(self, state, batch, now_us):
-        return Step(state, [record.value for record in batch])
-
-    async def apply(self, effects):
-        with Path(out).open("ab") as file:
-            file.writelines(value + b"\\n" for value in effects)
-        if hang == "hang":
-            await asyncio.Event().wait()
-
-@asynccontextmanager
-async def open_service(settings, health):
-    kafka = KafkaSettings(bootstrap=bootstrap, topic_prefix=prefix, instance=instance or None)
-    # A replica with a name must not need the session's end.
-    options = StreamOptions("laws", session_ms=120_000 if instance else 6_000)
-    async with running(StreamRunner(Writing(), kafka, options, topics=["t"])):
-        yield
-
-sys.exit(asyncio.run(run(open_service, ServiceSettings(drain_s=10))))
-"""
-
-
-def worker(kafka: KafkaSettings, out: Path, hang: str, instance: str) -> "subprocess.Popen[bytes]":
-    arguments = [kafka.bootstrap, kafka.topic_prefix, str(out), hang, instance]
-    return subprocess.Popen([sys.executable, "-c", WORKER, *arguments], env=dict(os.environ))
-
-
-@pytest.mark.parametrize("instance", ["", "one"])
-async def test_kill_between_effect_and_commit_redelivers(
-    kafka: KafkaSettings, make_topic: MakeTopic, tmp_path: Path, instance: str
-) -> None:
-    await make_topic("t")
-    out = tmp_path / "effects"
-    out.touch()
-    async with Producer(kafka) as producer:
-        await fill(producer, "t", [b"a", b"b"])
-    hanging = worker(kafka, out, "hang", instance)
-    await asyncio.to_thread(eventually, lambda: out.read_bytes() == b"a\nb\n", 30)
-    hanging.kill()
-    hanging.wait()
-    assert await committed(kafka, "t") == -1
-    again = worker(kafka, out, "", instance)
-    await asyncio.to_thread(eventually, lambda: out.read_bytes() == b"a\nb\na\nb\n", 30)
-    again.send_signal(signal.SIGTERM)
-    assert await asyncio.to_thread(again.wait, 20) == 0
-    assert await committed(kafka, "t") == 2

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
+from aiokafka import AIOKafkaConsumer
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from redis.asyncio import Redis
@@ -161,8 +162,6 @@ async def stage(
 
 async def logged(kafka: KafkaSettings, count: int, sequences: int = 0) -> list[records.PredictionRecord]:
     """Return the prediction records in the topic, once there are this many, and ASYNC ones with so many numbers."""
-    from aiokafka import AIOKafkaConsumer
-
     found: list[records.PredictionRecord] = []
     consumer = AIOKafkaConsumer(
         kafka.physical("serving.predictions.v1"), auto_offset_reset="earliest", **kafka.client_kwargs()
