@@ -35,7 +35,7 @@ $(SYNCED): $(MANIFESTS) | $(UV)
 	$(UV) sync --locked --compile-bytecode
 	@touch $@
 
-gen: $(SYNCED) ## Generate the Python code of the contracts and the reference of settings and metrics.
+gen: $(SYNCED) ## Generate the code of the contracts, the reference of settings and metrics, and asyncapi.yaml.
 	$(RUN) python proto/generate.py
 	$(RUN) python docs/generate.py
 

@@ -1,4 +1,4 @@
-"""Write docs/reference/ from the code: every setting and every metric; `--check` fails when it is stale."""
+"""Write what is generated of docs/ from the code: settings, metrics, topics; `--check` fails when it is stale."""
 
 import argparse
 import ast
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import generate_asyncapi
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from tidemill_runtime.settings import ServiceSettings
@@ -167,7 +168,11 @@ def metrics_page() -> str:
 
 
 def pages() -> dict[Path, str]:
-    return {REFERENCE / "settings.md": settings_page(), REFERENCE / "metrics.md": metrics_page()}
+    return {
+        REFERENCE / "settings.md": settings_page(),
+        REFERENCE / "metrics.md": metrics_page(),
+        ROOT / "docs/asyncapi.yaml": generate_asyncapi.page(),
+    }
 
 
 def main() -> None:

@@ -33,6 +33,8 @@ def sources() -> dict[Path, ast.Module]:
 @pytest.fixture(scope="session")
 def reference() -> ModuleType:
     """docs/generate.py as a module: it knows every setting and every metric."""
+    # The script imports what lies beside it, as any script does.
+    sys.path.append(str(ROOT / "docs"))
     spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs/generate.py")
     assert spec is not None
     assert spec.loader is not None
