@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from tidemill_contracts.definition.v1 import definition_pb2 as _definition_pb2
 from tidemill_contracts.progress.v1 import progress_pb2 as _progress_pb2
 import builtins as _builtins
 import sys
@@ -103,7 +104,12 @@ class ViewKeys(_message.Message):
 
     VIEW_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
+    VIEW_HASH_FIELD_NUMBER: _builtins.int
     view: _builtins.str
+    view_hash: _builtins.str
+    """Read this version of the view and no other (`sha256:…`, or its first digits, at least 8); empty: whichever is
+    registered.
+    """
     @_builtins.property
     def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___EntityKey]: ...
     def __init__(
@@ -111,10 +117,11 @@ class ViewKeys(_message.Message):
         *,
         view: _builtins.str = ...,
         keys: _abc.Iterable[Global___EntityKey] | None = ...,
+        view_hash: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "view", b"view", "view_hash", b"view_hash"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -127,8 +134,11 @@ class GetFeaturesRequest(_message.Message):
     VIEWS_FIELD_NUMBER: _builtins.int
     AS_OF_US_FIELD_NUMBER: _builtins.int
     INCLUDE_FIELD_NUMBER: _builtins.int
+    COLUMNAR_FIELD_NUMBER: _builtins.int
     as_of_us: _builtins.int
     """The moment the values are wanted for, microseconds since the epoch, UTC; 0 means now."""
+    columnar: _builtins.bool
+    """Answer in `columns` instead of `views`: less to build, to send and to read."""
     @_builtins.property
     def views(self) -> _containers.RepeatedCompositeFieldContainer[Global___ViewKeys]: ...
     @_builtins.property
@@ -141,10 +151,11 @@ class GetFeaturesRequest(_message.Message):
         views: _abc.Iterable[Global___ViewKeys] | None = ...,
         as_of_us: _builtins.int = ...,
         include: _abc.Iterable[_progress_pb2.TopicPartitionOffset] | None = ...,
+        columnar: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_us", b"as_of_us", "include", b"include", "views", b"views"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_us", b"as_of_us", "columnar", b"columnar", "include", b"include", "views", b"views"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -236,12 +247,103 @@ class ViewValues(_message.Message):
 Global___ViewValues: _TypeAlias = ViewValues  # noqa: Y015
 
 @_typing.final
+class FeatureColumn(_message.Message):
+    """One feature over all rows. Exactly one of the lists of values has an element per row; where a row has no value (its
+    status says why) the element is NaN, 0, false or empty.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    FLOAT64_VALUES_FIELD_NUMBER: _builtins.int
+    INT64_VALUES_FIELD_NUMBER: _builtins.int
+    STRING_VALUES_FIELD_NUMBER: _builtins.int
+    BOOL_VALUES_FIELD_NUMBER: _builtins.int
+    STATUSES_FIELD_NUMBER: _builtins.int
+    EVENT_TIMES_US_FIELD_NUMBER: _builtins.int
+    feature: _builtins.str
+    type: _definition_pb2.FieldType.ValueType
+    statuses: _builtins.bytes
+    """One byte per row: the number of a `Status`; bit 7 is set where there is no value."""
+    @_builtins.property
+    def float64_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def int64_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of type INT64, and of type TIMESTAMP (microseconds since the epoch, UTC)."""
+
+    @_builtins.property
+    def string_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def bool_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]: ...
+    @_builtins.property
+    def event_times_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Time of the newest event behind each value, microseconds since the epoch, UTC; 0 when there is none."""
+
+    def __init__(
+        self,
+        *,
+        feature: _builtins.str = ...,
+        type: _definition_pb2.FieldType.ValueType = ...,
+        float64_values: _abc.Iterable[_builtins.float] | None = ...,
+        int64_values: _abc.Iterable[_builtins.int] | None = ...,
+        string_values: _abc.Iterable[_builtins.str] | None = ...,
+        bool_values: _abc.Iterable[_builtins.bool] | None = ...,
+        statuses: _builtins.bytes = ...,
+        event_times_us: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bool_values", b"bool_values", "event_times_us", b"event_times_us", "feature", b"feature", "float64_values", b"float64_values", "int64_values", b"int64_values", "statuses", b"statuses", "string_values", b"string_values", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeatureColumn: _TypeAlias = FeatureColumn  # noqa: Y015
+
+@_typing.final
+class ViewColumns(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIEW_FIELD_NUMBER: _builtins.int
+    VIEW_HASH_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    HEAD_EXCLUDED_FIELD_NUMBER: _builtins.int
+    view: _builtins.str
+    view_hash: _builtins.str
+    rows: _builtins.int
+    """Keys of the request; one row each, in its order."""
+    head_excluded: _builtins.bytes
+    """One byte per row, 1 where the bucket that holds as_of was left out because newer events were already folded in;
+    empty: none.
+    """
+    @_builtins.property
+    def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureColumn]: ...
+    def __init__(
+        self,
+        *,
+        view: _builtins.str = ...,
+        view_hash: _builtins.str = ...,
+        rows: _builtins.int = ...,
+        features: _abc.Iterable[Global___FeatureColumn] | None = ...,
+        head_excluded: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "head_excluded", b"head_excluded", "rows", b"rows", "view", b"view", "view_hash", b"view_hash"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ViewColumns: _TypeAlias = ViewColumns  # noqa: Y015
+
+@_typing.final
 class GetFeaturesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VIEWS_FIELD_NUMBER: _builtins.int
     AS_OF_US_FIELD_NUMBER: _builtins.int
     POSITIONS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
     as_of_us: _builtins.int
     @_builtins.property
     def views(self) -> _containers.RepeatedCompositeFieldContainer[Global___ViewValues]: ...
@@ -249,20 +351,242 @@ class GetFeaturesResponse(_message.Message):
     def positions(self) -> _containers.RepeatedCompositeFieldContainer[_progress_pb2.TopicPartitionOffset]:
         """How far the rings had come when they were read."""
 
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___ViewColumns]:
+        """In place of `views` where the request asks for columns."""
+
     def __init__(
         self,
         *,
         views: _abc.Iterable[Global___ViewValues] | None = ...,
         as_of_us: _builtins.int = ...,
         positions: _abc.Iterable[_progress_pb2.TopicPartitionOffset] | None = ...,
+        columns: _abc.Iterable[Global___ViewColumns] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_us", b"as_of_us", "positions", b"positions", "views", b"views"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_us", b"as_of_us", "columns", b"columns", "positions", b"positions", "views", b"views"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetFeaturesResponse: _TypeAlias = GetFeaturesResponse  # noqa: Y015
+
+@_typing.final
+class ExplainFeaturesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIEW_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    AS_OF_US_FIELD_NUMBER: _builtins.int
+    VIEW_HASH_FIELD_NUMBER: _builtins.int
+    view: _builtins.str
+    as_of_us: _builtins.int
+    """As of GetFeatures."""
+    view_hash: _builtins.str
+    @_builtins.property
+    def key(self) -> Global___EntityKey: ...
+    def __init__(
+        self,
+        *,
+        view: _builtins.str = ...,
+        key: Global___EntityKey | None = ...,
+        as_of_us: _builtins.int = ...,
+        view_hash: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_us", b"as_of_us", "key", b"key", "view", b"view", "view_hash", b"view_hash"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainFeaturesRequest: _TypeAlias = ExplainFeaturesRequest  # noqa: Y015
+
+@_typing.final
+class Partial(_message.Message):
+    """What one accumulator of a slot holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    EVENT_TIME_US_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What it accumulates, as `sum(amount)`, with its predicate after ` where `."""
+    bytes: _builtins.int
+    event_time_us: _builtins.int
+    """Of a last value: the event that it came from."""
+    offset: _builtins.int
+    @_builtins.property
+    def value(self) -> Global___Scalar:
+        """Unset where it is no number (a sketch): `bytes` is then its size."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: Global___Scalar | None = ...,
+        bytes: _builtins.int = ...,
+        event_time_us: _builtins.int = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "event_time_us", b"event_time_us", "name", b"name", "offset", b"offset", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Partial: _TypeAlias = Partial  # noqa: Y015
+
+@_typing.final
+class RingSlot(_message.Message):
+    """One bucket of time of one source partition, as it lies in Redis."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTITION_FIELD_NUMBER: _builtins.int
+    FROM_US_FIELD_NUMBER: _builtins.int
+    TO_US_FIELD_NUMBER: _builtins.int
+    NEWEST_EVENT_US_FIELD_NUMBER: _builtins.int
+    PARTIALS_FIELD_NUMBER: _builtins.int
+    HEAD_EXCLUDED_FIELD_NUMBER: _builtins.int
+    partition: _builtins.int
+    from_us: _builtins.int
+    """The bucket covers [from_us, to_us), microseconds since the epoch, UTC."""
+    to_us: _builtins.int
+    newest_event_us: _builtins.int
+    """Time of the newest event in it."""
+    head_excluded: _builtins.bool
+    """It holds as_of and was left out, since newer events were folded already."""
+    @_builtins.property
+    def partials(self) -> _containers.RepeatedCompositeFieldContainer[Global___Partial]: ...
+    def __init__(
+        self,
+        *,
+        partition: _builtins.int = ...,
+        from_us: _builtins.int = ...,
+        to_us: _builtins.int = ...,
+        newest_event_us: _builtins.int = ...,
+        partials: _abc.Iterable[Global___Partial] | None = ...,
+        head_excluded: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_us", b"from_us", "head_excluded", b"head_excluded", "newest_event_us", b"newest_event_us", "partials", b"partials", "partition", b"partition", "to_us", b"to_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RingSlot: _TypeAlias = RingSlot  # noqa: Y015
+
+@_typing.final
+class RingShard(_message.Message):
+    """What one source partition has folded for the entity."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTITION_FIELD_NUMBER: _builtins.int
+    NEXT_OFFSET_FIELD_NUMBER: _builtins.int
+    NEWEST_EVENT_US_FIELD_NUMBER: _builtins.int
+    partition: _builtins.int
+    next_offset: _builtins.int
+    """Every record before it is included."""
+    newest_event_us: _builtins.int
+    def __init__(
+        self,
+        *,
+        partition: _builtins.int = ...,
+        next_offset: _builtins.int = ...,
+        newest_event_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["newest_event_us", b"newest_event_us", "next_offset", b"next_offset", "partition", b"partition"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RingShard: _TypeAlias = RingShard  # noqa: Y015
+
+@_typing.final
+class FeatureExplanation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_FIELD_NUMBER: _builtins.int
+    FUNCTION_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    WINDOW_US_FIELD_NUMBER: _builtins.int
+    HOP_US_FIELD_NUMBER: _builtins.int
+    FROM_US_FIELD_NUMBER: _builtins.int
+    TO_US_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    feature: _builtins.str
+    function: _builtins.str
+    window_us: _builtins.int
+    hop_us: _builtins.int
+    from_us: _builtins.int
+    """The buckets that count cover [from_us, to_us)."""
+    to_us: _builtins.int
+    @_builtins.property
+    def value(self) -> Global___FeatureValue: ...
+    @_builtins.property
+    def slots(self) -> _containers.RepeatedCompositeFieldContainer[Global___RingSlot]:
+        """Every slot in that time that holds something, by (bucket, partition): the order in which they merge."""
+
+    def __init__(
+        self,
+        *,
+        feature: _builtins.str = ...,
+        function: _builtins.str = ...,
+        value: Global___FeatureValue | None = ...,
+        window_us: _builtins.int = ...,
+        hop_us: _builtins.int = ...,
+        from_us: _builtins.int = ...,
+        to_us: _builtins.int = ...,
+        slots: _abc.Iterable[Global___RingSlot] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature", b"feature", "from_us", b"from_us", "function", b"function", "hop_us", b"hop_us", "slots", b"slots", "to_us", b"to_us", "value", b"value", "window_us", b"window_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeatureExplanation: _TypeAlias = FeatureExplanation  # noqa: Y015
+
+@_typing.final
+class ExplainFeaturesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIEW_FIELD_NUMBER: _builtins.int
+    VIEW_HASH_FIELD_NUMBER: _builtins.int
+    STREAM_FIELD_NUMBER: _builtins.int
+    AS_OF_US_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    view: _builtins.str
+    view_hash: _builtins.str
+    stream: _builtins.str
+    as_of_us: _builtins.int
+    @_builtins.property
+    def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureExplanation]: ...
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___RingShard]: ...
+    def __init__(
+        self,
+        *,
+        view: _builtins.str = ...,
+        view_hash: _builtins.str = ...,
+        stream: _builtins.str = ...,
+        as_of_us: _builtins.int = ...,
+        features: _abc.Iterable[Global___FeatureExplanation] | None = ...,
+        shards: _abc.Iterable[Global___RingShard] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_us", b"as_of_us", "features", b"features", "shards", b"shards", "stream", b"stream", "view", b"view", "view_hash", b"view_hash"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainFeaturesResponse: _TypeAlias = ExplainFeaturesResponse  # noqa: Y015
 
 @_typing.final
 class GetStatsRequest(_message.Message):

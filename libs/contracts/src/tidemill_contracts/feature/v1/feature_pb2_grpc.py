@@ -39,6 +39,11 @@ class FeatureServiceStub:
                 request_serializer=tidemill_dot_feature_dot_v1_dot_feature__pb2.GetFeaturesRequest.SerializeToString,
                 response_deserializer=tidemill_dot_feature_dot_v1_dot_feature__pb2.GetFeaturesResponse.FromString,
                 _registered_method=True)
+        self.ExplainFeatures = channel.unary_unary(
+                '/tidemill.feature.v1.FeatureService/ExplainFeatures',
+                request_serializer=tidemill_dot_feature_dot_v1_dot_feature__pb2.ExplainFeaturesRequest.SerializeToString,
+                response_deserializer=tidemill_dot_feature_dot_v1_dot_feature__pb2.ExplainFeaturesResponse.FromString,
+                _registered_method=True)
         self.GetStats = channel.unary_unary(
                 '/tidemill.feature.v1.FeatureService/GetStats',
                 request_serializer=tidemill_dot_feature_dot_v1_dot_feature__pb2.GetStatsRequest.SerializeToString,
@@ -51,6 +56,13 @@ class FeatureServiceServicer:
 
     def GetFeatures(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainFeatures(self, request, context):
+        """Shows the slots behind the values of one entity.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -68,6 +80,11 @@ def add_FeatureServiceServicer_to_server(servicer, server):
                     servicer.GetFeatures,
                     request_deserializer=tidemill_dot_feature_dot_v1_dot_feature__pb2.GetFeaturesRequest.FromString,
                     response_serializer=tidemill_dot_feature_dot_v1_dot_feature__pb2.GetFeaturesResponse.SerializeToString,
+            ),
+            'ExplainFeatures': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainFeatures,
+                    request_deserializer=tidemill_dot_feature_dot_v1_dot_feature__pb2.ExplainFeaturesRequest.FromString,
+                    response_serializer=tidemill_dot_feature_dot_v1_dot_feature__pb2.ExplainFeaturesResponse.SerializeToString,
             ),
             'GetStats': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStats,
@@ -102,6 +119,33 @@ class FeatureService:
             '/tidemill.feature.v1.FeatureService/GetFeatures',
             tidemill_dot_feature_dot_v1_dot_feature__pb2.GetFeaturesRequest.SerializeToString,
             tidemill_dot_feature_dot_v1_dot_feature__pb2.GetFeaturesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainFeatures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemill.feature.v1.FeatureService/ExplainFeatures',
+            tidemill_dot_feature_dot_v1_dot_feature__pb2.ExplainFeaturesRequest.SerializeToString,
+            tidemill_dot_feature_dot_v1_dot_feature__pb2.ExplainFeaturesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -32,12 +32,16 @@ class FeatureServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> FeatureServiceAsyncStub: ...
     GetFeatures: _grpc.UnaryUnaryMultiCallable[_feature_pb2.GetFeaturesRequest, _feature_pb2.GetFeaturesResponse]
+    ExplainFeatures: _grpc.UnaryUnaryMultiCallable[_feature_pb2.ExplainFeaturesRequest, _feature_pb2.ExplainFeaturesResponse]
+    """Shows the slots behind the values of one entity."""
     GetStats: _grpc.UnaryUnaryMultiCallable[_feature_pb2.GetStatsRequest, _feature_pb2.GetStatsResponse]
 
 @_typing.type_check_only
 class FeatureServiceAsyncStub(FeatureServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetFeatures: _aio.UnaryUnaryMultiCallable[_feature_pb2.GetFeaturesRequest, _feature_pb2.GetFeaturesResponse]  # type: ignore[assignment]
+    ExplainFeatures: _aio.UnaryUnaryMultiCallable[_feature_pb2.ExplainFeaturesRequest, _feature_pb2.ExplainFeaturesResponse]  # type: ignore[assignment]
+    """Shows the slots behind the values of one entity."""
     GetStats: _aio.UnaryUnaryMultiCallable[_feature_pb2.GetStatsRequest, _feature_pb2.GetStatsResponse]  # type: ignore[assignment]
 
 class FeatureServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -47,6 +51,14 @@ class FeatureServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _feature_pb2.GetFeaturesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_feature_pb2.GetFeaturesResponse, _abc.Awaitable[_feature_pb2.GetFeaturesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ExplainFeatures(
+        self,
+        request: _feature_pb2.ExplainFeaturesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_feature_pb2.ExplainFeaturesResponse, _abc.Awaitable[_feature_pb2.ExplainFeaturesResponse]]:
+        """Shows the slots behind the values of one entity."""
 
     @_abc_1.abstractmethod
     def GetStats(
