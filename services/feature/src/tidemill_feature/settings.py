@@ -36,6 +36,9 @@ class Settings(ServiceSettings):
     fetch_wait_ms: Annotated[int, Field(ge=1, le=1_000)] = Field(
         default=500, description="how long the online role's fetch may wait for more records"
     )
+    session_ms: Annotated[int, Field(ge=500, le=300_000)] = Field(
+        default=10_000, description="how long a silent worker of the online role keeps its partitions"
+    )
     cache_mb: Annotated[int, Field(ge=1, le=65_536)] = Field(
         default=64, description="memory for shards in use; what was used longest ago gives way"
     )

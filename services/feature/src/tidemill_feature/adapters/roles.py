@@ -76,6 +76,7 @@ async def open_online(settings: Settings, health: Health, definitions: Definitio
                 settings.group,
                 max_records=settings.batch_records,
                 fetch_wait_ms=settings.fetch_wait_ms,
+                session_ms=settings.session_ms,
                 stall_s=settings.stall_s,
                 hop_delay_ms=settings.test_hop_delay_ms,
                 seed=settings.test_seed,
