@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tidemill_features.entities import Entities
 from tidemill_features.expressions import Column
 from tidemill_features.finalise import FeatureValues, Known, Merged, finalise
 from tidemill_features.fold import Events
@@ -61,12 +62,16 @@ def features_at(plan: ViewPlan, events: Events, rows: Rows) -> OfflineValues:
 
 
 class OfflineView:
-    """One view over a fixed set of events."""
+    """One view over a fixed set of events.
+
+    Events that no row's windows and no max_age reach may be missing, but for one thing: whether an entity was ever
+    seen. Where some are missing, `unseen` says for which rows that is to be found out, and `values` is told.
+    """
 
     def __init__(self, plan: ViewPlan, events: Events) -> None:
         self.plan = plan
-        self._codes: dict[Any, int] = {}
-        codes = self._encode([events.columns[name] for name in plan.entity], grow=True)
+        self._entities = Entities([events.columns[name] for name in plan.entity])
+        codes = self._entities.codes
         order = np.lexsort((events.offset, events.partition))
         order = order[codes[order] >= 0]
         self._code = codes[order]
@@ -80,12 +85,26 @@ class OfflineView:
         self._newest = self._shards.scan(np.maximum, self._event_us)
         self._rings = [_OfflineRing(self, ring) for ring in plan.rings]
 
-    def values(self, rows: Rows) -> OfflineValues:
-        """Return the view's features for some rows."""
-        code, cut = self._encode(rows.keys, grow=False), self._cut(rows)
+    def unseen(self, rows: Rows) -> Bools:
+        """Return the rows with a whole key that see no event of their entity."""
+        newest = self._newest_at(self._entities.find(rows.keys), self._cut(rows))
+        null = np.zeros(len(rows), np.bool_)
+        for column in rows.keys:
+            null |= column.nulls
+        return np.asarray((newest == EMPTY).all(axis=1) & ~null, np.bool_)
+
+    def values(self, rows: Rows, seen_before: Bools | None = None) -> OfflineValues:
+        """Return the view's features for some rows.
+
+        `seen_before`: the rows whose entity had an event that is missing here; None where no event is missing.
+        """
+        code, cut = self._entities.find(rows.keys), self._cut(rows)
         newest = self._newest_at(code, cut)
         beyond = newest > rows.as_of_us[:, None]
-        entity = Known(newest.max(axis=1), (newest != EMPTY).any(axis=1), rows.as_of_us, self.plan.max_age_us)
+        found = (newest != EMPTY).any(axis=1)
+        if seen_before is not None:
+            found |= seen_before
+        entity = Known(newest.max(axis=1), found, rows.as_of_us, self.plan.max_age_us)
         asked = _Asked(code, rows.as_of_us, cut, beyond, entity)
         values: list[FeatureValues | None] = [None] * len(self.plan.features)
         for index, ring in enumerate(self._rings):
@@ -99,19 +118,6 @@ class OfflineView:
                 for (place, feature), partials in zip(wanted, merged, strict=True):
                     values[place] = finalise(feature, partials, entity, rows.as_of_us)
         return OfflineValues([value for value in values if value is not None], np.asarray(beyond.any(axis=1), np.bool_))
-
-    def _encode(self, columns: Sequence[Column], *, grow: bool) -> Ints:
-        """Return a number per entity, -1 where a part of its key is null or the entity has no events."""
-        values = [column.values.tolist() for column in columns]
-        keys = values[0] if len(values) == 1 else list(zip(*values, strict=True))
-        codes = self._codes
-        if grow:
-            numbers = np.array([codes.setdefault(key, len(codes)) for key in keys], np.int64)
-        else:
-            numbers = np.array([codes.get(key, -1) for key in keys], np.int64)
-        for column in columns:
-            numbers[column.nulls] = -1
-        return numbers
 
     def _cut(self, rows: Rows) -> Ints:
         """Return int64[rows, partitions]: the first event, in arrival order, that a row does not see."""
