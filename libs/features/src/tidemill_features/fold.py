@@ -73,7 +73,7 @@ class ViewShards:
             raise ValueError("at least one shard must fit into memory")
         self.plan = plan
         self.counts = counts or Counts()
-        self._prefix = shard_prefix(project, plan.hash)
+        self._prefix = shard_prefix(project, plan.hash, plan.build)
         self._suffixes: dict[int, list[bytes]] = {}
         self._capacity = capacity
         self._rows = min(FIRST_ROWS, capacity)

@@ -13,9 +13,11 @@ Shard (one per project, view, entity, hop class and source partition), little-en
                 event time, then the partials
     then        the variable-length area: UTF-8 strings that `last` points to, as offset u32, length u32
 
-Checkpoint (one per project, worker group, topic and partition): magic "TMCP", version u16, number of views u16, topic
-id, next offset, lowest offset that deduplication needs, newest event time, then eight bytes of each view's hash.
-A shard's key carries its view's hash, so a changed definition never meets old bytes.
+Checkpoint (one per project, worker group, topic and partition), format version 2: magic "TMCP", version u16, number of
+views u16, topic id, next offset, lowest offset that deduplication needs, newest event time, partitions of the topic
+u32, reserved u32, then of each view eight bytes of its hash and its build u32. Version 1, which has neither partitions
+nor builds, is read as build 0. A shard's key carries its view's hash and build, so that a changed definition never meets
+old bytes.
 """
 
 import struct
@@ -30,6 +32,7 @@ from tidemill_features.plan import HEADER_WORDS, SLOT_PREFIX_WORDS, Dtype, Kind,
 FORMAT_VERSION = 1
 SHARD_MAGIC = b"TMRG"
 CHECKPOINT_MAGIC = b"TMCP"
+CHECKPOINT_VERSION = 2
 DEFAULT_PROJECT = "default"
 DEFAULT_GROUP = "feature-online"
 
@@ -45,6 +48,9 @@ SIZES_WORD = 7
 
 _MAGIC_WORD = int.from_bytes(SHARD_MAGIC + struct.pack("<HH", FORMAT_VERSION, 0), "little")
 _CHECKPOINT = struct.Struct("<4sHH16sqqq")
+_PARTITIONS = struct.Struct("<II")
+# Bytes of a view's hash in a checkpoint, and of the number of its build.
+_VIEW, _BUILD = 8, 4
 NO_TOPIC_ID = bytes(16)
 
 Words = NDArray[np.int64]
@@ -59,7 +65,8 @@ class LayoutError(ValueError):
 class Checkpoint:
     """How far one worker group has come in one partition, written after the shards of the same flush.
 
-    `views`: the views whose shards include everything before `next_offset`.
+    `views`: the builds (`build_id`) whose shards include everything before `next_offset`. `partitions`: how many the
+    topic has, 0 where that is not known; it may have more than its definition says, since an operator may add some.
     """
 
     topic_id: bytes
@@ -67,20 +74,22 @@ class Checkpoint:
     dedup_low_offset: int
     newest_event_us: int
     views: frozenset[bytes]
+    partitions: int = 0
 
     def pack(self) -> bytes:
         """Return the stored bytes."""
         views = sorted(self.views)
         head = _CHECKPOINT.pack(
             CHECKPOINT_MAGIC,
-            FORMAT_VERSION,
+            CHECKPOINT_VERSION,
             len(views),
             self.topic_id,
             self.next_offset,
             self.dedup_low_offset,
             self.newest_event_us,
         )
-        return head + b"".join(views)
+        tail = b"".join(view.ljust(_VIEW + _BUILD, b"\0") for view in views)
+        return head + _PARTITIONS.pack(self.partitions, 0) + tail
 
     @classmethod
     def unpack(cls, raw: bytes) -> "Checkpoint":
@@ -88,16 +97,37 @@ class Checkpoint:
         if len(raw) < _CHECKPOINT.size:
             raise LayoutError(f"a checkpoint of {len(raw)} bytes")
         magic, version, count, topic_id, next_offset, low, newest = _CHECKPOINT.unpack_from(raw)
-        if magic != CHECKPOINT_MAGIC or version != FORMAT_VERSION or len(raw) != _CHECKPOINT.size + 8 * count:
-            raise LayoutError(f"no checkpoint of format {FORMAT_VERSION}: {raw[:8]!r}")
-        tail = raw[_CHECKPOINT.size :]
-        views = frozenset(tail[at : at + 8] for at in range(0, len(tail), 8))
-        return cls(topic_id, next_offset, low, newest, views)
+        first, each, partitions = _CHECKPOINT.size, _VIEW, 0
+        if version == CHECKPOINT_VERSION:
+            first, each = first + _PARTITIONS.size, each + _BUILD
+        known = magic == CHECKPOINT_MAGIC and version in (1, CHECKPOINT_VERSION)
+        if not known or len(raw) != first + each * count:
+            raise LayoutError(f"no checkpoint of format {CHECKPOINT_VERSION}: {raw[:8]!r}")
+        if version == CHECKPOINT_VERSION:
+            partitions, _ = _PARTITIONS.unpack_from(raw, _CHECKPOINT.size)
+        entries = [raw[at : at + each] for at in range(first, len(raw), each)]
+        views = frozenset(entry[:_VIEW] + entry[_VIEW:].rstrip(b"\0") for entry in entries)
+        return cls(topic_id, next_offset, low, newest, views, partitions)
 
 
 def view_id(view_hash: str) -> bytes:
     """Return the eight bytes of a view's hash that keys and checkpoints carry."""
     return bytes.fromhex(view_hash.removeprefix("sha256:")[:16])
+
+
+def build_id(view_hash: str, build: int = 0) -> bytes:
+    """Return what a checkpoint names a build of a view by: its first build by the view alone.
+
+    >>> build_id("sha256:" + "ab" * 32), build_id("sha256:" + "ab" * 32, 2)[8:]
+    (b'\\xab\\xab\\xab\\xab\\xab\\xab\\xab\\xab', b'\\x02')
+    """
+    return view_id(view_hash) + build.to_bytes(_BUILD, "little").rstrip(b"\0")
+
+
+def builds_in(ids: Iterable[bytes], view_hash: str) -> list[int]:
+    """Return, rising, the builds of a view among those of a checkpoint."""
+    wanted = view_id(view_hash)
+    return sorted(int.from_bytes(one[_VIEW:], "little") for one in ids if one[:_VIEW] == wanted)
 
 
 def entity_key(values: Sequence[EntityValue]) -> bytes | None:
@@ -122,9 +152,10 @@ def _part(value: EntityValue) -> bytes:
     return b"%d" % int(value or 0)
 
 
-def shard_prefix(project: str, view_hash: str) -> bytes:
+def shard_prefix(project: str, view_hash: str, build: int = 0) -> bytes:
     """Return what a view's shard keys begin with; the brace opens the hash tag, so an entity's shards share a node."""
-    return b"tm1:{%s:%s:" % (project.encode(), view_id(view_hash).hex().encode())
+    name = view_id(view_hash).hex() + (f".{build}" if build else "")
+    return b"tm1:{%s:%s:" % (project.encode(), name.encode())
 
 
 def shard_suffix(ring: RingPlan, partition: int) -> bytes:

@@ -148,6 +148,8 @@ class ViewPlan:
     inputs: tuple[Input, ...]
     rings: tuple[RingPlan, ...]
     features: tuple[Feature, ...]
+    # A view that is built anew gets shards beside the old ones; numbered from 0.
+    build: int = 0
 
     @property
     def columns(self) -> tuple[str, ...]:

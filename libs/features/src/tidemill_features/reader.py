@@ -7,7 +7,7 @@ All entities of a view are merged at once. Buckets merge in the order of (bucket
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,8 @@ from tidemill_features.layout import (
     NO_TOPIC_ID,
     Checkpoint,
     EntityValue,
+    build_id,
+    builds_in,
     checkpoint_key,
     empty_shard,
     empty_slot,
@@ -31,7 +33,6 @@ from tidemill_features.layout import (
     shard_prefix,
     shard_suffix,
     to_words,
-    view_id,
 )
 from tidemill_features.plan import HEADER_WORDS, LAST, Dtype, Feature, Kind, RingPlan, ViewPlan
 from tidemill_features.ring import pointed
@@ -89,12 +90,14 @@ class Result:
     """Values of all lookups, and how far the rings had come.
 
     `positions`: the next offset of every partition of the views' streams; 0 where nothing was folded yet.
-    `unready`: views that a checkpoint does not cover yet, since they are still being built from the log.
+    `unready`: views that a checkpoint does not cover yet, since they are still being built from the log. `moved`: from
+    now on another version or build of a view is read, or more partitions: the same question, asked again, sees them.
     """
 
     views: list[ViewValues]
     positions: dict[Place, int]
     unready: list[str]
+    moved: bool = False
 
 
 class RingReader:
@@ -206,7 +209,8 @@ class ViewReader:
 
     def __init__(self, plan: ViewPlan, project: str = DEFAULT_PROJECT) -> None:
         self.plan = plan
-        self._prefix = shard_prefix(project, plan.hash)
+        self.build = build_id(plan.hash, plan.build)
+        self._prefix = shard_prefix(project, plan.hash, plan.build)
         self._suffixes = [[shard_suffix(ring, p) for p in range(plan.partitions)] for ring in plan.rings]
         self._rings = [
             RingReader(ring, [feature for feature in plan.features if feature.ring == index], plan.partitions)
@@ -280,18 +284,26 @@ def _take(values: Any, rows: Ints, null_key: Bools, nothing: Any) -> Any:
 
 
 class Reader:
-    """Reads a set of views in one trip."""
+    """Reads a set of views in one trip.
+
+    `plans` may hold several of one name, the oldest first: versions of a view that was defined anew. What is read is
+    the newest version, and of it the newest build, that the checkpoints of all partitions cover. The checkpoints come
+    with the values, so that a reader follows the worker by itself, and one answer never mixes two of them.
+    """
 
     def __init__(
         self, plans: Iterable[ViewPlan], *, project: str = DEFAULT_PROJECT, group: str = DEFAULT_GROUP
     ) -> None:
-        self.views = {plan.name: ViewReader(plan, project) for plan in plans}
-        self._ids = {name: view_id(reader.plan.hash) for name, reader in self.views.items()}
-        streams = {reader.plan.stream: reader.plan.partitions for reader in self.views.values()}
-        self._places = [
-            Place(events_topic(stream), p) for stream, count in sorted(streams.items()) for p in range(count)
-        ]
-        self._checkpoint_keys = [checkpoint_key(project, group, *place) for place in self._places]
+        self._project, self._group = project, group
+        self._versions: dict[str, list[ViewPlan]] = {}
+        for plan in plans:
+            self._versions.setdefault(plan.name, []).append(plan)
+        newest = [versions[-1] for versions in self._versions.values()]
+        self._partitions = {plan.stream: plan.partitions for plan in newest}
+        self.views = {plan.name: ViewReader(plan, project) for plan in newest}
+        # What the checkpoints said when it was last chosen what to read.
+        self._followed: tuple[Any, Any] = ({}, {})
+        self._lay_out()
 
     def request(self, lookups: Iterable[Lookup]) -> Request:
         """Return what to fetch. Raises `KeyError` for a view that is not read here."""
@@ -303,22 +315,63 @@ class Reader:
     def values(self, request: Request, raws: Sequence[bytes | None], as_of_us: int) -> Result:
         """Return the values of all lookups as of one instant, from the fetched bytes. Raises `LayoutError`."""
         views = [view.reader.values(view, raws, as_of_us) for view in request.views]
-        positions, unready = self._progress(request, raws)
-        return Result(views, positions, unready)
-
-    def _progress(self, request: Request, raws: Sequence[bytes | None]) -> tuple[dict[Place, int], list[str]]:
         stored = raws[len(raws) - len(request.places) :]
         checkpoints = {
             place: Checkpoint.unpack(raw) for place, raw in zip(request.places, stored, strict=True) if raw is not None
         }
         positions = {p: checkpoints[p].next_offset if p in checkpoints else 0 for p in request.places}
-        return positions, self._unready(checkpoints)
+        covered = _covered(checkpoints)
+        # Those of the request first: another request may have moved this reader on meanwhile.
+        read = self.views | {view.reader.plan.name: view.reader for view in request.views}
+        unready = [name for name, reader in read.items() if not _is_ready(reader, covered)]
+        return Result(views, positions, unready, self._follow(checkpoints, covered))
 
-    def _unready(self, checkpoints: Mapping[Place, Checkpoint]) -> list[str]:
-        unready = []
-        for name, reader in self.views.items():
-            topic = events_topic(reader.plan.stream)
-            held = [point for place, point in checkpoints.items() if place.topic == topic]
-            if any(self._ids[name] not in point.views for point in held):
-                unready.append(name)
-        return unready
+    def _lay_out(self) -> None:
+        """List the checkpoints that every request fetches."""
+        self._places = [
+            Place(events_topic(stream), p) for stream, count in sorted(self._partitions.items()) for p in range(count)
+        ]
+        self._checkpoint_keys = [checkpoint_key(self._project, self._group, *place) for place in self._places]
+
+    def _follow(self, checkpoints: Mapping[Place, Checkpoint], covered: Mapping[str, frozenset[bytes]]) -> bool:
+        """Read from now on what the checkpoints say is there; return whether that is something else than before."""
+        counts: dict[str, int] = {}
+        for place, point in checkpoints.items():
+            counts[place.topic] = max(counts.get(place.topic, 0), point.partitions)
+        if (covered, counts) == self._followed:
+            return False
+        self._followed = covered, counts
+        partitions = {s: max(count, counts.get(events_topic(s), 0)) for s, count in self._partitions.items()}
+        moved = partitions != self._partitions
+        self._partitions = partitions
+        self._lay_out()
+        for name, versions in self._versions.items():
+            current = self.views[name].plan
+            chosen = _newest(versions, covered.get(events_topic(current.stream), frozenset())) or current
+            plan = replace(chosen, partitions=partitions[chosen.stream])
+            if plan != current:
+                self.views[name] = ViewReader(plan, self._project)
+                moved = True
+        return moved
+
+
+def _covered(checkpoints: Mapping[Place, Checkpoint]) -> dict[str, frozenset[bytes]]:
+    """Return, by topic, the builds that all its checkpoints cover."""
+    covered: dict[str, frozenset[bytes]] = {}
+    for place, point in checkpoints.items():
+        covered[place.topic] = covered.get(place.topic, point.views) & point.views
+    return covered
+
+
+def _is_ready(reader: ViewReader, covered: Mapping[str, frozenset[bytes]]) -> bool:
+    """Say whether the rings of a view are built; without any checkpoint there was nothing to build them from."""
+    topic = events_topic(reader.plan.stream)
+    return topic not in covered or reader.build in covered[topic]
+
+
+def _newest(versions: Sequence[ViewPlan], covered: frozenset[bytes]) -> ViewPlan | None:
+    """Return the newest version, with its newest build, among those covered."""
+    for version in reversed(versions):
+        if builds := builds_in(covered, version.hash):
+            return replace(version, build=builds[-1])
+    return None
