@@ -1,5 +1,7 @@
 """Entities' numbers: equal for equal keys and nothing else."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from tidemill_features.entities import UNKNOWN, Entities
 from tidemill_features.expressions import Column
 
 TEXT, INT, BOOL = definition.FIELD_TYPE_STRING, definition.FIELD_TYPE_INT64, definition.FIELD_TYPE_BOOL
-PARTS = {
+PARTS: dict[int, st.SearchStrategy[Any]] = {
     TEXT: st.one_of(st.none(), st.sampled_from(["", "a", "b", "a\0"])),
     INT: st.one_of(st.none(), st.sampled_from([0, 1, -(2**63), 2**63 - 1])),
     BOOL: st.one_of(st.none(), st.booleans()),

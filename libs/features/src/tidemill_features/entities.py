@@ -57,9 +57,10 @@ class Entities:
 
 def _index(column: Column) -> Any:
     """Return what finds a value's number: a dictionary for strings, else the distinct values, ascending."""
-    if column.values.dtype == np.object_:
-        return dict(zip(dict.fromkeys(column.values.tolist()), count(), strict=False))
-    return np.unique(column.values)
+    values = column.values[~column.nulls]
+    if values.dtype == np.object_:
+        return dict(zip(dict.fromkeys(values.tolist()), count(), strict=False))
+    return np.unique(values)
 
 
 def _places(known: Any, values: Any) -> Ints:
