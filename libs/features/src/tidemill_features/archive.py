@@ -64,6 +64,9 @@ PREDICTION_COLUMNS = (
     # JSON: logical topic to {partition: next offset}, what the rings held when they were read.
     TableColumn("positions", STRING, required=True),
     TableColumn("request_json", STRING, required=True),
+    TableColumn("definition_hash", STRING),
+    # JSON of ServedFeatures: numbers (null for NaN; infinities as strings), categories ("" for null), statuses.
+    TableColumn("features", STRING),
 )
 OUTCOME_COLUMNS = (
     TableColumn("prediction_id", STRING, required=True),

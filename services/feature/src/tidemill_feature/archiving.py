@@ -1,10 +1,12 @@
 """What the offline role keeps of each record: rows for the log's tables, and when a buffer is full; pure."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from google.protobuf.message import DecodeError
 from tidemill_contracts.canonical import stream_hash
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
@@ -20,6 +22,9 @@ from tidemill_feature.decode import StreamDecoder
 
 Columns = dict[str, list[Any]]
 ORIGIN_NAMES = ("_partition", "_offset", "_identity", "_event_us", "_available_us", "_schema_hash")
+# As proto3 JSON writes them; NaN is null.
+_ODD_NUMBERS = {math.inf: "Infinity", -math.inf: "-Infinity"}
+_encode_json = msgspec.json.Encoder().encode
 # What a record costs in the buffer besides its bytes.
 RECORD_OVERHEAD_BYTES = 500
 
@@ -118,10 +123,23 @@ def prediction_rows(partitions: Mapping[int, Sequence[Record]], available_us: in
             prediction.probability,
             positions,
             prediction.request_json.decode("utf-8", "replace"),
+            prediction.definition_hash,
+            served_json(prediction.features),
         )
         for name, value in zip(names, values, strict=True):
             columns[name].append(value)
     return Rows(columns, refused)
+
+
+def served_json(features: serving.ServedFeatures) -> str:
+    """Return served features as the log keeps them; every number comes back as it was.
+
+    >>> served_json(serving.ServedFeatures(numbers=[0.1, float("nan")], categories=["JFK"], statuses=bytes([1, 2])))
+    '{"numbers":[0.1,null],"categories":["JFK"],"statuses":[1,2]}'
+    """
+    numbers = [number if number - number == 0.0 else _ODD_NUMBERS.get(number) for number in features.numbers]
+    content = {"numbers": numbers, "categories": list(features.categories), "statuses": list(features.statuses)}
+    return _encode_json(content).decode()
 
 
 def outcome_rows(partitions: Mapping[int, Sequence[Record]], available_us: int) -> Rows:
