@@ -7,8 +7,8 @@ from itertools import islice
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tidemill_contracts import dead_letters as dlq
 from tidemill_contracts.reasons import Reason
-from tidemill_runtime import dead_letters as dlq
 from tidemill_runtime.actor import require_actor
 from tidemill_runtime.batches import Batch, Record, Refused
 from tidemill_runtime.dead_letters import DeadLetterLimit, Tally, letter_headers

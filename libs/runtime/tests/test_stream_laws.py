@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from tidemill_contracts import dead_letters as dlq
 from tidemill_contracts.reasons import Reason
 from tidemill_contracts.topics import stream_topics
-from tidemill_runtime import dead_letters as dlq
 from tidemill_runtime.batches import Assignment, Batch, Pipeline, Record, Refused, Restored, Step, StreamOptions
 from tidemill_runtime.dead_letters import DeadLetterLimit, DeadLetters
 from tidemill_runtime.errors import Fatal, Poison, Retryable, Stalled, StateLost

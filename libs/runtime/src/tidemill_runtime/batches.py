@@ -45,9 +45,13 @@ class Refused(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Records by partition, each list in offset order and not empty."""
+    """Records by partition, each list in offset order and not empty.
+
+    `read`: the offset after the last record that was read, where it was kept from the group.
+    """
 
     partitions: Mapping[Partition, Sequence[Record]]
+    read: Offsets = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -55,8 +59,9 @@ class Batch:
 
     @property
     def next_offsets(self) -> dict[Partition, int]:
-        """The offset after the last record of each partition."""
-        return {partition: records[-1].offset + 1 for partition, records in self.partitions.items()}
+        """The offset after the last record that was read of each partition."""
+        ends = {partition: records[-1].offset + 1 for partition, records in self.partitions.items()}
+        return {**ends, **self.read}
 
     def __iter__(self) -> Iterator[Record]:
         for records in self.partitions.values():
@@ -137,10 +142,12 @@ class StreamOptions:
 
     `fetch_wait_ms`: a record may wait this long behind an unrelated fetch in flight: small where somebody waits for the
     result, large where nobody does. `flush_every_ms`: 0 flushes after every batch; otherwise by interval, on request,
-    on rebalance and at the end. `retry_limit_s`: how long `Retryable` is retried before it is fatal.
+    on rebalance and at the end. `retry_limit_s`: how long `Retryable` is retried before it is fatal. `letters_of`: the
+    group whose dead letters this one shares, where it decides alike; its own unless told.
     """
 
     group: str
+    letters_of: str = ""
     max_records: int = 5_000
     fetch_wait_ms: int = 500
     fetch_min_bytes: int = 1

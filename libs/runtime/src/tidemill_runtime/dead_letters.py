@@ -1,12 +1,20 @@
-"""Dead letters: the original record, bytes untouched, with headers that say who refused it and why.
-
-Header names of the original's place follow Kafka Connect's error reporter, so that its tools read them.
-"""
+"""Dead letters: the original record, bytes untouched, with headers that say who refused it and why."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import time_ns
 
+from tidemill_contracts.dead_letters import (
+    ATTEMPT,
+    FIELD,
+    FIRST_FAILED_AT,
+    GROUP,
+    MESSAGE,
+    OFFSET,
+    PARTITION,
+    REASON,
+    TOPIC,
+)
 from tidemill_contracts.instants import format_us
 from tidemill_contracts.topics import dead_letter_topic
 
@@ -17,15 +25,6 @@ from tidemill_runtime.outgoing import Outgoing
 from tidemill_runtime.producer import Producer
 from tidemill_runtime.settings import KafkaSettings
 
-TOPIC = "__connect.errors.topic"
-PARTITION = "__connect.errors.partition"
-OFFSET = "__connect.errors.offset"
-MESSAGE = "__connect.errors.exception.message"
-REASON = "x-dlq-reason"
-FIELD = "x-dlq-field"
-GROUP = "x-dlq-consumer-group"
-ATTEMPT = "x-dlq-attempt"
-FIRST_FAILED_AT = "x-dlq-first-failed-at"
 _MAX_MESSAGE_CHARS = 1_000
 
 

@@ -19,6 +19,7 @@ import structlog
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from faust.types import TP
+from tidemill_contracts.dead_letters import addressed_to
 
 from tidemill_runtime.batches import Record, Refused
 from tidemill_runtime.consumer import sleep_unless
@@ -212,6 +213,8 @@ class FaustApp:
         return fire
 
     async def _decide(self, agent: Agent, record: FaustRecord) -> None:
+        if not addressed_to(record.headers, self._options.group):
+            return
         began_s = monotonic()
         for delay_s in delays():
             try:

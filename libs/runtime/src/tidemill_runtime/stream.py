@@ -26,6 +26,7 @@ from tidemill_runtime.health import Health
 from tidemill_runtime.positions import Offsets, Partition, Positions, start_offset
 from tidemill_runtime.retries import delays
 from tidemill_runtime.settings import KafkaSettings
+from tidemill_runtime.sieve import Sieve
 from tidemill_runtime.watchdog import Sighting, watch
 
 S = TypeVar("S")
@@ -60,6 +61,7 @@ class StreamRunner(Generic[S, E]):
         self._kafka = kafka
         self._options = options
         self._dead_letters = dead_letters
+        self._sieve = Sieve(kafka, options.letters_of or options.group)
         self._topics = tuple(sorted(set(topics)))
         self._topics_changed = asyncio.Event()
         self._taken = Positions(self._topics)
@@ -208,7 +210,7 @@ class StreamRunner(Generic[S, E]):
         await self._count_gaps(batch)
         if epoch != self._epoch:
             raise _Abandoned
-        step = self._pipeline.step(state, batch, time_ns() // 1000)
+        step = self._pipeline.step(state, self._sieve.sift(batch), time_ns() // 1000)
         if self._dead_letters is not None or step.refused:
             await self._retried(lambda: self._refuse(step.refused, batch.count))
         await self._retried(lambda: self._pipeline.apply(step.effects))
@@ -286,18 +288,17 @@ class StreamRunner(Generic[S, E]):
         places = sorted(self._consumer.assignment())
         begin = await self._consumer.beginning_offsets(places)
         end = await self._consumer.end_offsets(places)
-        start: dict[Partition, int] = {}
-        for place in places:
-            start[self._partition(place)] = self._start(place, await self._consumer.committed(place), begin, end)
+        start = {self._partition(p): self._start(p, await self._consumer.committed(p), begin, end) for p in places}
         assignment = Assignment(
             start, {self._partition(p): o for p, o in begin.items()}, {self._partition(p): o for p, o in end.items()}
         )
         restored = await self._retried(lambda: self._pipeline.restore(assignment))
-        if epoch != self._epoch:
-            raise _Abandoned
         for partition, offset in restored.offsets.items():
             if partition in start:
                 start[partition] = self._start(self._physical(partition), offset, begin, end)
+        await self._retried(lambda: self._sieve.recall(start, assignment.end))
+        if epoch != self._epoch:
+            raise _Abandoned
         try:
             for partition, offset in start.items():
                 self._consumer.seek(self._physical(partition), offset)

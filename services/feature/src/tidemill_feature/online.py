@@ -135,12 +135,15 @@ def step(state: OnlineState, batch: Batch) -> Step[OnlineState, Work]:
             known = source.decoder.decode(old)
             place.admission.remember(known.offset, known.event_us, known.identities)
         fresh = records[len(old) :]
-        place.next_offset = max(place.next_offset, records[-1].offset + 1)
         if fresh:
             decoded, counts = _admitted(source, place, fresh, refused)
             by_stream.setdefault(stream, []).append((partition, decoded, counts))
+    # Also where nothing of what was read is for this group: its dead letters, what is sent again for others.
+    for partition, offset in batch.next_offsets.items():
+        place = state.partitions[partition]
+        place.next_offset = max(place.next_offset, offset)
     foldings = [_folding(state.streams[stream], parts) for stream, parts in by_stream.items()]
-    work = Work(state, [folding for folding in foldings if len(folding.events)], list(batch.partitions))
+    work = Work(state, [folding for folding in foldings if len(folding.events)], list(batch.next_offsets))
     return Step(state, work, refused)
 
 

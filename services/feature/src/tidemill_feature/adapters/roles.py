@@ -109,6 +109,8 @@ async def open_offline(settings: Settings, health: Health, definitions: Definiti
         settings.kafka,
         StreamOptions(
             settings.offline_group,
+            # It decides as the online role does: what was refused there is archived when it is sent again.
+            letters_of=settings.group,
             fetch_wait_ms=_OFFLINE_WAIT_MS,
             fetch_min_bytes=_OFFLINE_FETCH_BYTES,
             flush_every_ms=int(settings.archive_every_s * 1000),

@@ -1,0 +1,77 @@
+"""Dead letters on the wire: the names of their headers, and what a record that is sent again carries; pure.
+
+Header names of the original's place follow Kafka Connect's error reporter, so that its tools read them.
+"""
+
+from collections.abc import Iterable, Sequence
+
+Headers = Sequence[tuple[str, bytes]]
+
+TOPIC = "__connect.errors.topic"
+PARTITION = "__connect.errors.partition"
+OFFSET = "__connect.errors.offset"
+MESSAGE = "__connect.errors.exception.message"
+REASON = "x-dlq-reason"
+FIELD = "x-dlq-field"
+GROUP = "x-dlq-consumer-group"
+ATTEMPT = "x-dlq-attempt"
+FIRST_FAILED_AT = "x-dlq-first-failed-at"
+# Of a record that was sent again: the dead letter that it was, and the consumer groups (with commas) it is meant for.
+LETTER = "x-dlq-letter"
+REDRIVEN_FOR = "x-dlq-redriven-for"
+
+OURS = frozenset(
+    {TOPIC, PARTITION, OFFSET, MESSAGE, REASON, FIELD, GROUP, ATTEMPT, FIRST_FAILED_AT, LETTER, REDRIVEN_FOR}
+)
+
+
+def addressed_to(headers: Headers, group: str) -> bool:
+    """Say whether a record is meant for a group: every record is, but one that was sent again for others.
+
+    Only the last header is looked at, which is where a redrive puts it: every consumer asks this of every record.
+
+    >>> addressed_to([("ce_id", b"1")], "join"), addressed_to([(REDRIVEN_FOR, b"online,join")], "join")
+    (True, True)
+    >>> addressed_to([(REDRIVEN_FOR, b"online")], "join")
+    False
+    """
+    if not headers or headers[-1][0] != REDRIVEN_FOR:
+        return True
+    return group.encode() in (headers[-1][1] or b"").split(b",")
+
+
+def original_headers(headers: Headers) -> list[tuple[str, bytes]]:
+    """Return the headers that the original record had."""
+    return [(name, value) for name, value in headers if name not in OURS]
+
+
+def identity_of(headers: Headers, place: tuple[str, int, int]) -> tuple[str, str]:
+    """Return (source, id) of a refused record; where it has none, one that its place gives it for good.
+
+    `place`: logical topic, partition and offset at which it was refused first.
+    """
+    found = dict(headers)
+    source, event_id = found.get("ce_source"), found.get("ce_id")
+    if source and event_id:
+        return source.decode("utf-8", "replace"), event_id.decode("utf-8", "replace")
+    topic, partition, offset = place
+    return f"kafka/{topic}", f"{topic}/{partition}/{offset}"
+
+
+def redriven_headers(
+    headers: Headers, *, place: tuple[str, int, int], letter: str, groups: Iterable[str], attempt: int
+) -> list[tuple[str, bytes]]:
+    """Return the headers with which a dead letter is sent again: the original ones first, and its identity made plain.
+
+    `letter`: where the dead letter lies; `groups`: who refused it, everybody else passes over it.
+    """
+    kept = original_headers(headers)
+    found = dict(kept)
+    if not (found.get("ce_source") and found.get("ce_id")):
+        source, event_id = identity_of(kept, place)
+        kept += [("ce_source", source.encode()), ("ce_id", event_id.encode())]
+    first = dict(headers).get(FIRST_FAILED_AT)
+    kept.append((ATTEMPT, str(attempt).encode()))
+    if first is not None:
+        kept.append((FIRST_FAILED_AT, first))
+    return [*kept, (LETTER, letter.encode()), (REDRIVEN_FOR, ",".join(sorted(groups)).encode())]

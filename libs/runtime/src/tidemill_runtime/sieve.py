@@ -1,0 +1,98 @@
+"""Keeps from a consumer group the records that are not for it, before any of them has an effect.
+
+A dead letter is final: where the log is read again (a lost store, a new view), what the group refused once stays
+refused, whatever the definitions say by then, and comes back through a redrive alone. Otherwise a record would count
+at its own place and again where it was sent to. And what is redriven for others, the group has applied already.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+from tidemill_contracts.dead_letters import GROUP, OFFSET, PARTITION, REDRIVEN_FOR, TOPIC, addressed_to
+from tidemill_contracts.topics import dead_letter_topic
+
+from tidemill_runtime.batches import Batch, Record
+from tidemill_runtime.consumer import close
+from tidemill_runtime.errors import Retryable
+from tidemill_runtime.positions import Offsets, Partition
+from tidemill_runtime.settings import KafkaSettings
+
+_READ_MS = 200
+
+log = structlog.get_logger(__name__)
+
+
+class Sieve:
+    """Knows one group's dead letters from the offsets on at which it reads."""
+
+    def __init__(self, kafka: KafkaSettings, group: str) -> None:
+        """Take the group that decides; a group that shares another's letters names that one."""
+        self._kafka = kafka
+        self._group = group
+        # Hash of what was refused, by partition and offset: a topic that was made anew has the old places again.
+        self._refused: dict[Partition, dict[int, int]] = {}
+
+    async def recall(self, start: Offsets, end: Offsets) -> None:
+        """Read which records from `start` on the group refused before. Raises `Retryable`."""
+        self._refused = {}
+        topics = {partition.topic for partition, offset in start.items() if offset < end.get(partition, 0)}
+        wanted = {dead_letter_topic(topic) for topic in topics if not topic.endswith(".dlq")}
+        try:
+            for topic in sorted(wanted):
+                await self._read(self._kafka.physical(topic), start)
+        except (KafkaError, OSError) as error:
+            raise Retryable(f"the dead letters cannot be read: {error!r}") from error
+        if self._refused:
+            log.info("refused_before", group=self._group, records=sum(map(len, self._refused.values())))
+
+    def sift(self, batch: Batch) -> Batch:
+        """Return the batch without what is not for the group; it still says how far it was read."""
+        if self._refused.keys().isdisjoint(batch.partitions) and all(map(_unmarked, batch)):
+            return batch
+        kept = {
+            partition: [record for record in records if self._mine(self._refused.get(partition, {}), record)]
+            for partition, records in batch.partitions.items()
+        }
+        return Batch({place: records for place, records in kept.items() if records}, batch.next_offsets)
+
+    def _mine(self, refused: Mapping[int, int], record: Record) -> bool:
+        if record.offset in refused and refused[record.offset] == hash((record.key, record.value)):
+            return False
+        return addressed_to(record.headers, self._group)
+
+    async def _read(self, topic: str, start: Offsets) -> None:
+        consumer: Any = AIOKafkaConsumer(**self._kafka.client_kwargs(), enable_auto_commit=False, fetch_max_wait_ms=50)
+        try:
+            await consumer.start()
+            if topic not in await consumer.topics():
+                return
+            consumer.assign([TopicPartition(topic, 0)])
+            # The metadata of a topic comes once something of it is asked for.
+            await consumer.end_offsets(consumer.assignment())
+            places = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
+            consumer.assign(places)
+            await consumer.seek_to_beginning(*places)
+            ends = await consumer.end_offsets(places)
+            while any([await consumer.position(place) < ends[place] for place in places]):
+                fetched: Mapping[Any, Sequence[Record]] = await consumer.getmany(timeout_ms=_READ_MS)
+                for letter in (letter for letters in fetched.values() for letter in letters):
+                    self._note(letter, start)
+        finally:
+            await close(consumer)
+
+    def _note(self, letter: Record, start: Offsets) -> None:
+        headers = dict(letter.headers)
+        number, offset = headers.get(PARTITION) or b"", headers.get(OFFSET) or b""
+        if headers.get(GROUP) != self._group.encode() or not (number.isdigit() and offset.isdigit()):
+            return
+        place = Partition((headers.get(TOPIC) or b"").decode("utf-8", "replace"), int(number))
+        if place in start and int(offset) >= start[place]:
+            self._refused.setdefault(place, {})[int(offset)] = hash((letter.key, letter.value))
+
+
+def _unmarked(record: Record) -> bool:
+    headers = record.headers
+    return not headers or headers[-1][0] != REDRIVEN_FOR
