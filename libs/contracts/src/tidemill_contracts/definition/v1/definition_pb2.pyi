@@ -83,6 +83,27 @@ class _AggregationFunctionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_A
     AGGREGATION_FUNCTION_MIN: _AggregationFunction.ValueType  # 4
     AGGREGATION_FUNCTION_MAX: _AggregationFunction.ValueType  # 5
     AGGREGATION_FUNCTION_LAST: _AggregationFunction.ValueType  # 6
+    AGGREGATION_FUNCTION_FIRST: _AggregationFunction.ValueType  # 7
+    AGGREGATION_FUNCTION_LAST_K: _AggregationFunction.ValueType  # 8
+    """The newest k values, as features name.0 (newest) to name.<k-1>."""
+    AGGREGATION_FUNCTION_RATE: _AggregationFunction.ValueType  # 9
+    """Events per second."""
+    AGGREGATION_FUNCTION_VARIANCE: _AggregationFunction.ValueType  # 10
+    """Of the sample, over n - 1; null below two values."""
+    AGGREGATION_FUNCTION_STD: _AggregationFunction.ValueType  # 11
+    AGGREGATION_FUNCTION_SKEW: _AggregationFunction.ValueType  # 12
+    """Of the population, g1; null where all values are equal."""
+    AGGREGATION_FUNCTION_TIME_SINCE_LAST: _AggregationFunction.ValueType  # 13
+    """Seconds."""
+    AGGREGATION_FUNCTION_HISTOGRAM: _AggregationFunction.ValueType  # 14
+    """Counts below, between and from the edges, as features name.0 to name.<edges>."""
+    AGGREGATION_FUNCTION_DECAYED_SUM: _AggregationFunction.ValueType  # 15
+    AGGREGATION_FUNCTION_EWMA: _AggregationFunction.ValueType  # 16
+    """Mean weighted by 2^(-age / half-life)."""
+    AGGREGATION_FUNCTION_APPROX_DISTINCT: _AggregationFunction.ValueType  # 17
+    AGGREGATION_FUNCTION_QUANTILE: _AggregationFunction.ValueType  # 18
+    AGGREGATION_FUNCTION_TOP_K: _AggregationFunction.ValueType  # 19
+    """The most frequent k values, as features name.0 (most frequent) to name.<k-1>."""
 
 class AggregationFunction(_AggregationFunction, metaclass=_AggregationFunctionEnumTypeWrapper): ...
 
@@ -93,6 +114,27 @@ AGGREGATION_FUNCTION_MEAN: AggregationFunction.ValueType  # 3
 AGGREGATION_FUNCTION_MIN: AggregationFunction.ValueType  # 4
 AGGREGATION_FUNCTION_MAX: AggregationFunction.ValueType  # 5
 AGGREGATION_FUNCTION_LAST: AggregationFunction.ValueType  # 6
+AGGREGATION_FUNCTION_FIRST: AggregationFunction.ValueType  # 7
+AGGREGATION_FUNCTION_LAST_K: AggregationFunction.ValueType  # 8
+"""The newest k values, as features name.0 (newest) to name.<k-1>."""
+AGGREGATION_FUNCTION_RATE: AggregationFunction.ValueType  # 9
+"""Events per second."""
+AGGREGATION_FUNCTION_VARIANCE: AggregationFunction.ValueType  # 10
+"""Of the sample, over n - 1; null below two values."""
+AGGREGATION_FUNCTION_STD: AggregationFunction.ValueType  # 11
+AGGREGATION_FUNCTION_SKEW: AggregationFunction.ValueType  # 12
+"""Of the population, g1; null where all values are equal."""
+AGGREGATION_FUNCTION_TIME_SINCE_LAST: AggregationFunction.ValueType  # 13
+"""Seconds."""
+AGGREGATION_FUNCTION_HISTOGRAM: AggregationFunction.ValueType  # 14
+"""Counts below, between and from the edges, as features name.0 to name.<edges>."""
+AGGREGATION_FUNCTION_DECAYED_SUM: AggregationFunction.ValueType  # 15
+AGGREGATION_FUNCTION_EWMA: AggregationFunction.ValueType  # 16
+"""Mean weighted by 2^(-age / half-life)."""
+AGGREGATION_FUNCTION_APPROX_DISTINCT: AggregationFunction.ValueType  # 17
+AGGREGATION_FUNCTION_QUANTILE: AggregationFunction.ValueType  # 18
+AGGREGATION_FUNCTION_TOP_K: AggregationFunction.ValueType  # 19
+"""The most frequent k values, as features name.0 (most frequent) to name.<k-1>."""
 Global___AggregationFunction: _TypeAlias = AggregationFunction  # noqa: Y015
 
 class _Accuracy:
@@ -216,6 +258,10 @@ class Aggregation(_message.Message):
     WHERE_FIELD_NUMBER: _builtins.int
     WINDOW_MS_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
+    EDGES_FIELD_NUMBER: _builtins.int
+    QUANTILE_FIELD_NUMBER: _builtins.int
+    K_FIELD_NUMBER: _builtins.int
+    HALF_LIFE_MS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     function: Global___AggregationFunction.ValueType
     expression: _builtins.str
@@ -225,7 +271,17 @@ class Aggregation(_message.Message):
     window_ms: _builtins.int
     """Zero only for last, which then needs the view's max_age."""
     type: Global___FieldType.ValueType
-    """The type of the feature's value."""
+    """The type of the feature's value; where there are several, of each."""
+    quantile: _builtins.float
+    """Of a quantile, 0 to 1."""
+    k: _builtins.int
+    """Of last-k and top-k."""
+    half_life_ms: _builtins.int
+    """Of a decayed sum and an EWMA."""
+    @_builtins.property
+    def edges(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Of a histogram, rising."""
+
     def __init__(
         self,
         *,
@@ -235,10 +291,14 @@ class Aggregation(_message.Message):
         where: _builtins.str = ...,
         window_ms: _builtins.int = ...,
         type: Global___FieldType.ValueType = ...,
+        edges: _abc.Iterable[_builtins.float] | None = ...,
+        quantile: _builtins.float = ...,
+        k: _builtins.int = ...,
+        half_life_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expression", b"expression", "function", b"function", "name", b"name", "type", b"type", "where", b"where", "window_ms", b"window_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["edges", b"edges", "expression", b"expression", "function", b"function", "half_life_ms", b"half_life_ms", "k", b"k", "name", b"name", "quantile", b"quantile", "type", b"type", "where", b"where", "window_ms", b"window_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -254,11 +314,14 @@ class View(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     MAX_AGE_MS_FIELD_NUMBER: _builtins.int
     ACCURACY_FIELD_NUMBER: _builtins.int
+    BUDGET_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     stream: _builtins.str
     max_age_ms: _builtins.int
     """Age beyond which a read says OUTSIDE_MAX_AGE; 0 means the longest window."""
     accuracy: Global___Accuracy.ValueType
+    budget_bytes: _builtins.int
+    """The most that one entity with events in one partition may take in memory; 0 means 256 KiB."""
     @_builtins.property
     def entity(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Fields of the stream that together form the entity key, in this order."""
@@ -274,10 +337,11 @@ class View(_message.Message):
         features: _abc.Iterable[Global___Aggregation] | None = ...,
         max_age_ms: _builtins.int = ...,
         accuracy: Global___Accuracy.ValueType = ...,
+        budget_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "entity", b"entity", "features", b"features", "max_age_ms", b"max_age_ms", "name", b"name", "stream", b"stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "budget_bytes", b"budget_bytes", "entity", b"entity", "features", b"features", "max_age_ms", b"max_age_ms", "name", b"name", "stream", b"stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
