@@ -4,7 +4,8 @@ Sampled by key: the hash of its join key alone decides whether a prediction belo
 replica, every rerun and every period looks at the same keys.
 """
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -64,13 +65,27 @@ class Served:
     categories: Sequence[Sequence[str]]
     status: Statuses
 
-    def fits(self, vector: PipelineVector) -> bool:
-        """Say whether these are values of that vector: as many numbers, categories and statuses."""
-        categories = sum(vector.category)
-        shape = len(vector.names) - categories, len(vector.names)
-        return (self.numbers.shape[1], self.status.shape[1]) == shape and all(
-            len(row) == categories for row in self.categories
-        )
+
+def served_of(vector: PipelineVector, texts: Sequence[str]) -> tuple[Served, list[int]]:
+    """Return the features that the log keeps of some predictions, and the rows that have values for this vector.
+
+    `texts`: as `archiving.served_json` wrote them.
+    """
+    categories = sum(vector.category)
+    shape = len(vector.names) - categories, categories, len(vector.names)
+    rows: list[int] = []
+    parsed: list[Mapping[str, Any]] = []
+    for row, text in enumerate(texts):
+        content = json.loads(text)
+        if (len(content["numbers"]), len(content["categories"]), len(content["statuses"])) == shape:
+            rows.append(row)
+            parsed.append(content)
+    numbers = [[np.nan if number is None else float(number) for number in one["numbers"]] for one in parsed]
+    status = np.array([one["statuses"] for one in parsed], np.uint8).reshape(len(rows), shape[2])
+    served = Served(
+        np.array(numbers, np.float64).reshape(len(rows), shape[0]), [one["categories"] for one in parsed], status
+    )
+    return served, rows
 
 
 @dataclass(frozen=True)
