@@ -69,6 +69,12 @@ def test_nothing_built_is_unready_and_never_guessed() -> None:
     assert ask(Reader([NEW]), point(), point()) == (NEW.hash, ["payer"], False)
 
 
+def test_rings_that_are_built_again_are_not_read_before_they_have_caught_up() -> None:
+    behind = Checkpoint(bytes(16), 5, 0, 0, frozenset({build_id(NEW.hash)}), 2, ready_from=6)
+    assert ask(Reader([NEW]), behind.pack(), point(build_id(NEW.hash)))[1] == ["payer"]
+    assert ask(Reader([NEW]), replace(behind, next_offset=6).pack(), point(build_id(NEW.hash)))[1] == []
+
+
 def test_partitions_that_were_added_are_read_from_then_on() -> None:
     reader, new = Reader([NEW]), build_id(NEW.hash)
     assert ask(reader, point(new, partitions=4), point(new))[2]
@@ -78,8 +84,8 @@ def test_partitions_that_were_added_are_read_from_then_on() -> None:
 
 
 def test_a_checkpoint_of_format_1_is_read() -> None:
-    checkpoint = Checkpoint(bytes(16), 7, 3, -5, frozenset({b"12345678", b"abcdefgh"}), 4)
+    checkpoint = Checkpoint(bytes(16), 7, 3, -5, frozenset({b"12345678", b"abcdefgh"}), 4, 9)
     raw = checkpoint.pack()
     old = raw[:4] + b"\x01\x00" + raw[6:_STRUCT_OF_VERSION_1] + b"12345678abcdefgh"
-    assert Checkpoint.unpack(old) == replace(checkpoint, partitions=0)
+    assert Checkpoint.unpack(old) == replace(checkpoint, partitions=0, ready_from=0)
     assert Checkpoint.unpack(raw) == checkpoint

@@ -15,9 +15,9 @@ Shard (one per project, view, entity, hop class and source partition), little-en
 
 Checkpoint (one per project, worker group, topic and partition), format version 2: magic "TMCP", version u16, number of
 views u16, topic id, next offset, lowest offset that deduplication needs, newest event time, partitions of the topic
-u32, reserved u32, then of each view eight bytes of its hash and its build u32. Version 1, which has neither partitions
-nor builds, is read as build 0. A shard's key carries its view's hash and build, so that a changed definition never meets
-old bytes.
+u32, reserved u32, offset from which reads are answered, then of each view eight bytes of its hash and its build u32.
+Version 1, which ends with the hashes and has none of what comes after the event time, is read as build 0. A shard's
+key carries its view's hash and build, so that a changed definition never meets old bytes.
 """
 
 import struct
@@ -48,7 +48,7 @@ SIZES_WORD = 7
 
 _MAGIC_WORD = int.from_bytes(SHARD_MAGIC + struct.pack("<HH", FORMAT_VERSION, 0), "little")
 _CHECKPOINT = struct.Struct("<4sHH16sqqq")
-_PARTITIONS = struct.Struct("<II")
+_CHECKPOINT_2 = struct.Struct("<IIq")
 # Bytes of a view's hash in a checkpoint, and of the number of its build.
 _VIEW, _BUILD = 8, 4
 NO_TOPIC_ID = bytes(16)
@@ -67,6 +67,7 @@ class Checkpoint:
 
     `views`: the builds (`build_id`) whose shards include everything before `next_offset`. `partitions`: how many the
     topic has, 0 where that is not known; it may have more than its definition says, since an operator may add some.
+    `ready_from`: before this offset the rings are being built again from the log, and are not read.
     """
 
     topic_id: bytes
@@ -75,6 +76,12 @@ class Checkpoint:
     newest_event_us: int
     views: frozenset[bytes]
     partitions: int = 0
+    ready_from: int = 0
+
+    @property
+    def readable(self) -> frozenset[bytes]:
+        """The builds that may be read."""
+        return self.views if self.next_offset >= self.ready_from else frozenset()
 
     def pack(self) -> bytes:
         """Return the stored bytes."""
@@ -89,7 +96,7 @@ class Checkpoint:
             self.newest_event_us,
         )
         tail = b"".join(view.ljust(_VIEW + _BUILD, b"\0") for view in views)
-        return head + _PARTITIONS.pack(self.partitions, 0) + tail
+        return head + _CHECKPOINT_2.pack(self.partitions, 0, self.ready_from) + tail
 
     @classmethod
     def unpack(cls, raw: bytes) -> "Checkpoint":
@@ -97,17 +104,17 @@ class Checkpoint:
         if len(raw) < _CHECKPOINT.size:
             raise LayoutError(f"a checkpoint of {len(raw)} bytes")
         magic, version, count, topic_id, next_offset, low, newest = _CHECKPOINT.unpack_from(raw)
-        first, each, partitions = _CHECKPOINT.size, _VIEW, 0
+        first, each, partitions, ready_from = _CHECKPOINT.size, _VIEW, 0, 0
         if version == CHECKPOINT_VERSION:
-            first, each = first + _PARTITIONS.size, each + _BUILD
+            first, each = first + _CHECKPOINT_2.size, each + _BUILD
         known = magic == CHECKPOINT_MAGIC and version in (1, CHECKPOINT_VERSION)
         if not known or len(raw) != first + each * count:
             raise LayoutError(f"no checkpoint of format {CHECKPOINT_VERSION}: {raw[:8]!r}")
         if version == CHECKPOINT_VERSION:
-            partitions, _ = _PARTITIONS.unpack_from(raw, _CHECKPOINT.size)
+            partitions, _, ready_from = _CHECKPOINT_2.unpack_from(raw, _CHECKPOINT.size)
         entries = [raw[at : at + each] for at in range(first, len(raw), each)]
         views = frozenset(entry[:_VIEW] + entry[_VIEW:].rstrip(b"\0") for entry in entries)
-        return cls(topic_id, next_offset, low, newest, views, partitions)
+        return cls(topic_id, next_offset, low, newest, views, partitions, ready_from)
 
 
 def view_id(view_hash: str) -> bytes:

@@ -359,7 +359,7 @@ def _covered(checkpoints: Mapping[Place, Checkpoint]) -> dict[str, frozenset[byt
     """Return, by topic, the builds that all its checkpoints cover."""
     covered: dict[str, frozenset[bytes]] = {}
     for place, point in checkpoints.items():
-        covered[place.topic] = covered.get(place.topic, point.views) & point.views
+        covered[place.topic] = covered.get(place.topic, point.readable) & point.readable
     return covered
 
 
