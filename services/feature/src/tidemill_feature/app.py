@@ -12,6 +12,8 @@ from tidemill_runtime.lifecycle import running
 from tidemill_runtime.progress import ProgressServicer
 
 from tidemill_feature.adapters.definition_feed import DefinitionFeed
+from tidemill_feature.adapters.http import feast_app
+from tidemill_feature.adapters.reads import Reads
 from tidemill_feature.adapters.roles import Role, open_offline, open_online
 from tidemill_feature.adapters.rpc import FeatureServicer
 from tidemill_feature.registered import Definitions
@@ -40,10 +42,10 @@ async def open_service(settings: Settings, health: Health) -> AsyncIterator[None
         feed = DefinitionFeed(definitions, settings.kafka, follow, health)
         await stack.enter_async_context(running(feed))
         server = GrpcServer(settings.grpc, health, hop_delay_ms=settings.test_hop_delay_ms, seed=settings.test_seed)
-        reads = FeatureServicer(definitions, online.store, online.pipeline, settings)
-        server.add(add_FeatureServiceServicer_to_server, reads)
+        reads = Reads(definitions, online.store, settings)
+        server.add(add_FeatureServiceServicer_to_server, FeatureServicer(reads, online.pipeline))
         stages = {role.name: role.stage(feed) for role in roles}
         server.add(add_ProgressServiceServicer_to_server, ProgressServicer(stages))
         await stack.enter_async_context(running(server))
-        await stack.enter_async_context(running(HttpServer(settings.http, health)))
+        await stack.enter_async_context(running(HttpServer(settings.http, health, feast_app(reads, settings))))
         yield

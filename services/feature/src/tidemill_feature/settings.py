@@ -55,6 +55,9 @@ class Settings(ServiceSettings):
     read_rows_max: Annotated[int, Field(ge=1)] = Field(
         default=10_000, description="entities of one GetFeatures request"
     )
+    http_body_max_bytes: Annotated[int, Field(ge=1)] = Field(
+        default=MEBIBYTE * 4, description="largest body of one HTTP read"
+    )
 
     @field_validator("roles", mode="before")
     @classmethod

@@ -1,81 +1,57 @@
 """FeatureService over gRPC."""
 
-import asyncio
-from collections.abc import Iterable
-from time import perf_counter, time_ns
+from collections.abc import Iterable, Sequence
+from time import time_ns
 
 import grpc
 from tidemill_contracts.feature.v1 import feature_pb2 as messages
 from tidemill_contracts.feature.v1 import feature_pb2_grpc
-from tidemill_features.reader import Place, Reader, Result
+from tidemill_features.reader import Lookup, Place, Result
 from tidemill_runtime.errors import Retryable
 
-from tidemill_feature import metrics
 from tidemill_feature.adapters.online_stream import OnlinePipeline
-from tidemill_feature.adapters.redis_store import RedisStore
-from tidemill_feature.reading import answer, lookups
-from tidemill_feature.registered import Definitions
-from tidemill_feature.settings import Settings
-
-# A caller that waits for positions is looked after this often; it may be another process that moves them on.
-_FIRST_LOOK_S, _LAST_LOOK_S = 0.002, 0.05
+from tidemill_feature.adapters.reads import Reads
+from tidemill_feature.answers import answer
+from tidemill_feature.explaining import explain
+from tidemill_feature.reading import entity_values, instant, is_version, key_bytes_max, lookups, plan_of
 
 
 class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
-    """Reads rings; any instance can, whichever partitions it holds."""
+    """Reads through `reads`; counts are those of this instance's online role."""
 
-    def __init__(
-        self,
-        definitions: Definitions,
-        store: RedisStore,
-        online: OnlinePipeline,
-        settings: Settings,
-    ) -> None:
-        self._definitions = definitions
-        self._store = store
+    def __init__(self, reads: Reads, online: OnlinePipeline) -> None:
+        self._reads = reads
         self._online = online
-        self._settings = settings
-        self._reader = Reader([])
-        self._revision = -1
 
     async def GetFeatures(  # noqa: N802 -- the method's name in the contract
         self, request: messages.GetFeaturesRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> messages.GetFeaturesResponse:
-        began = perf_counter()
-        as_of_us = request.as_of_us or time_ns() // 1000
-        wanted = lookups(request, self._definitions.plans, self._settings.read_rows_max)
-        reader = self._current_reader()
-        asked = reader.request(wanted)
-        metrics.read_rows.observe(sum(len(lookup.keys) for lookup in wanted))
-        names = {lookup.view for lookup in wanted}
+        as_of_us = instant(request.as_of_us, time_ns() // 1000)
+        wanted = lookups(request.views, self._reads.definitions, self._reads.rows_max)
         include = {Place(one.topic, one.partition): one.next_offset for one in request.include}
-        wait_s = _FIRST_LOOK_S
-        while True:
-            result = reader.values(asked, await self._store.shards(asked.keys), as_of_us)
-            if unready := names.intersection(result.unready):
-                raise Retryable(f"view {', '.join(sorted(unready))} is still being built from the log", retry_after_s=1)
-            if _covers(result, include):
-                metrics.read_seconds.observe(perf_counter() - began)
-                return answer(result, as_of_us)
-            # The deadline of the call ends this.
-            await asyncio.sleep(wait_s)
-            wait_s = min(2 * wait_s, _LAST_LOOK_S)
+        result = await self._reads.values(wanted, as_of_us, include)
+        _check_versions([view.view_hash for view in request.views], result)
+        return answer(result, as_of_us, columnar=request.columnar)
+
+    async def ExplainFeatures(  # noqa: N802
+        self, request: messages.ExplainFeaturesRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> messages.ExplainFeaturesResponse:
+        as_of_us = instant(request.as_of_us, time_ns() // 1000)
+        definitions = self._reads.definitions
+        plan = plan_of(request.view, definitions, request.view_hash)
+        key = entity_values(request.key.values, plan, key_bytes_max(plan, definitions))
+        # Values and slots are made from the same bytes.
+        asked, raws, result = await self._reads.once([Lookup(plan.name, [key])], as_of_us)
+        _check_versions([request.view_hash], result)
+        return explain(asked.views[0].reader.plan, result, raws, as_of_us)
 
     async def GetStats(  # noqa: N802
         self, request: messages.GetStatsRequest, context: grpc.aio.ServicerContext[object, object]
     ) -> messages.GetStatsResponse:
         return messages.GetStatsResponse(views=self._stats())
 
-    def _current_reader(self) -> Reader:
-        """Return a reader of what is registered now."""
-        if self._revision != self._definitions.revision:
-            self._revision = self._definitions.revision
-            plans, settings = self._definitions.plans.values(), self._settings
-            self._reader = Reader(plans, project=settings.project, group=settings.group)
-        return self._reader
-
     def _stats(self) -> Iterable[messages.ViewStats]:
-        for name, plan in sorted(self._definitions.plans.items()):
+        for name, plan in sorted(self._reads.definitions.plans.items()):
             view, stream = self._online.views.get(plan.hash), self._online.streams.get(plan.stream)
             if view is None or stream is None:
                 continue
@@ -90,6 +66,8 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
             )
 
 
-def _covers(result: Result, include: dict[Place, int]) -> bool:
-    """Say whether the rings include these positions; topics that are not read do not count."""
-    return all(result.positions[place] >= offset for place, offset in include.items() if place in result.positions)
+def _check_versions(wanted: Sequence[str], result: Result) -> None:
+    """Raise `Retryable` where rings still hold an earlier version than the one asked for, which is registered."""
+    for view_hash, view in zip(wanted, result.views, strict=True):
+        if not is_version(view_hash, view.view_hash):
+            raise Retryable(f"this version of view {view.view!r} is still being built", retry_after_s=1)

@@ -6,48 +6,20 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Body, FastAPI
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tidemill_contracts.feature.v1 import feature_pb2 as feature
 from tidemill_contracts.instants import format_us, parse_us
 from tidemill_contracts.reasons import Reason
 from tidemill_contracts.serving.v1 import serving_pb2 as messages
+from tidemill_runtime.bodies import BoundedBodies
 from tidemill_runtime.errors import Poison
 from tidemill_runtime.grpc_server import DeadlinePassedError
-from tidemill_runtime.problems import install_problems, problem
+from tidemill_runtime.problems import install_problems
 
 from tidemill_serving.predictor import Ask, Predictor
 from tidemill_serving.request import Row, instant_poison
 
 MAX_BODY_BYTES = 1024 * 1024
 _INT64 = range(-(2**63), 2**63)
-
-
-class Bounded:
-    """Reads a request's body up to a bound before the application sees it; a larger one is refused."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        body, more = bytearray(), True
-        while more:
-            message = await receive()
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > MAX_BODY_BYTES:
-                refusal = Poison(Reason.OVERSIZED, f"the body is larger than {MAX_BODY_BYTES} bytes")
-                await problem(refusal)(scope, receive, send)
-                return
-        parts: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
-
-        async def replay() -> Message:
-            return parts.pop() if parts else await receive()
-
-        await self._app(scope, replay, send)
 
 
 class PredictBody(BaseModel):
@@ -68,7 +40,7 @@ def predict_app(predictor: Predictor, *, durable_by_default: bool, deadline_s: f
     """Return the service's own HTTP routes."""
     app = FastAPI(title="Tidemill serving", version="1", docs_url="/docs", redoc_url=None)
     install_problems(app)
-    app.add_middleware(Bounded)
+    app.add_middleware(BoundedBodies, max_bytes=MAX_BODY_BYTES)
 
     @app.post("/v1/pipelines/{pipeline}/predict")
     async def predict(pipeline: str, body: Annotated[PredictBody, Body()]) -> dict[str, Any]:

@@ -26,15 +26,15 @@ from tidemill_contracts.definition.v1 import definition_pb2 as tidemill_dot_defi
 from tidemill_contracts.progress.v1 import progress_pb2 as tidemill_dot_progress_dot_v1_dot_progress__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!tidemill/feature/v1/feature.proto\x12\x13tidemill.feature.v1\x1a\'tidemill/definition/v1/definition.proto\x1a#tidemill/progress/v1/progress.proto\"\x87\x01\n\x06Scalar\x12\x14\n\nbool_value\x18\x01 \x01(\x08H\x00\x12\x15\n\x0bint64_value\x18\x02 \x01(\x03H\x00\x12\x17\n\rfloat64_value\x18\x03 \x01(\x01H\x00\x12\x16\n\x0cstring_value\x18\x04 \x01(\tH\x00\x12\x16\n\x0ctimestamp_us\x18\x05 \x01(\x03H\x00\x42\x07\n\x05value\"8\n\tEntityKey\x12+\n\x06values\x18\x01 \x03(\x0b\x32\x1b.tidemill.feature.v1.Scalar\"Y\n\x08ViewKeys\x12\x0c\n\x04view\x18\x01 \x01(\t\x12,\n\x04keys\x18\x02 \x03(\x0b\x32\x1e.tidemill.feature.v1.EntityKey\x12\x11\n\tview_hash\x18\x03 \x01(\t\"\xa3\x01\n\x12GetFeaturesRequest\x12,\n\x05views\x18\x01 \x03(\x0b\x32\x1d.tidemill.feature.v1.ViewKeys\x12\x10\n\x08\x61s_of_us\x18\x02 \x01(\x03\x12;\n\x07include\x18\x03 \x03(\x0b\x32*.tidemill.progress.v1.TopicPartitionOffset\x12\x10\n\x08\x63olumnar\x18\x04 \x01(\x08\"\x95\x01\n\x0c\x46\x65\x61tureValue\x12*\n\x05value\x18\x01 \x01(\x0b\x32\x1b.tidemill.feature.v1.Scalar\x12+\n\x06status\x18\x02 \x01(\x0e\x32\x1b.tidemill.feature.v1.Status\x12\x15\n\revent_time_us\x18\x03 \x01(\x03\x12\x15\n\rhead_excluded\x18\x04 \x01(\x08\"?\n\nFeatureRow\x12\x31\n\x06values\x18\x01 \x03(\x0b\x32!.tidemill.feature.v1.FeatureValue\"n\n\nViewValues\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12-\n\x04rows\x18\x03 \x03(\x0b\x32\x1f.tidemill.feature.v1.FeatureRow\x12\x11\n\tview_hash\x18\x04 \x01(\t\"\xd5\x01\n\rFeatureColumn\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12/\n\x04type\x18\x02 \x01(\x0e\x32!.tidemill.definition.v1.FieldType\x12\x16\n\x0e\x66loat64_values\x18\x03 \x03(\x01\x12\x14\n\x0cint64_values\x18\x04 \x03(\x10\x12\x15\n\rstring_values\x18\x05 \x03(\t\x12\x13\n\x0b\x62ool_values\x18\x06 \x03(\x08\x12\x10\n\x08statuses\x18\x07 \x01(\x0c\x12\x16\n\x0e\x65vent_times_us\x18\x08 \x03(\x10\"\x89\x01\n\x0bViewColumns\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x11\n\tview_hash\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x01(\x05\x12\x34\n\x08\x66\x65\x61tures\x18\x04 \x03(\x0b\x32\".tidemill.feature.v1.FeatureColumn\x12\x15\n\rhead_excluded\x18\x05 \x01(\x0c\"\xc9\x01\n\x13GetFeaturesResponse\x12.\n\x05views\x18\x01 \x03(\x0b\x32\x1f.tidemill.feature.v1.ViewValues\x12\x10\n\x08\x61s_of_us\x18\x02 \x01(\x03\x12=\n\tpositions\x18\x03 \x03(\x0b\x32*.tidemill.progress.v1.TopicPartitionOffset\x12\x31\n\x07\x63olumns\x18\x04 \x03(\x0b\x32 .tidemill.feature.v1.ViewColumns\"x\n\x16\x45xplainFeaturesRequest\x12\x0c\n\x04view\x18\x01 \x01(\t\x12+\n\x03key\x18\x02 \x01(\x0b\x32\x1e.tidemill.feature.v1.EntityKey\x12\x10\n\x08\x61s_of_us\x18\x03 \x01(\x03\x12\x11\n\tview_hash\x18\x04 \x01(\t\"y\n\x07Partial\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.tidemill.feature.v1.Scalar\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\x12\x15\n\revent_time_us\x18\x04 \x01(\x03\x12\x0e\n\x06offset\x18\x05 \x01(\x03\"\x9d\x01\n\x08RingSlot\x12\x11\n\tpartition\x18\x01 \x01(\x05\x12\x0f\n\x07\x66rom_us\x18\x02 \x01(\x03\x12\r\n\x05to_us\x18\x03 \x01(\x03\x12\x17\n\x0fnewest_event_us\x18\x04 \x01(\x03\x12.\n\x08partials\x18\x05 \x03(\x0b\x32\x1c.tidemill.feature.v1.Partial\x12\x15\n\rhead_excluded\x18\x06 \x01(\x08\"L\n\tRingShard\x12\x11\n\tpartition\x18\x01 \x01(\x05\x12\x13\n\x0bnext_offset\x18\x02 \x01(\x03\x12\x17\n\x0fnewest_event_us\x18\x03 \x01(\x03\"\xda\x01\n\x12\x46\x65\x61tureExplanation\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\x10\n\x08\x66unction\x18\x02 \x01(\t\x12\x30\n\x05value\x18\x03 \x01(\x0b\x32!.tidemill.feature.v1.FeatureValue\x12\x11\n\twindow_us\x18\x04 \x01(\x03\x12\x0e\n\x06hop_us\x18\x05 \x01(\x03\x12\x0f\n\x07\x66rom_us\x18\x06 \x01(\x03\x12\r\n\x05to_us\x18\x07 \x01(\x03\x12,\n\x05slots\x18\x08 \x03(\x0b\x32\x1d.tidemill.feature.v1.RingSlot\"\xc7\x01\n\x17\x45xplainFeaturesResponse\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x11\n\tview_hash\x18\x02 \x01(\t\x12\x0e\n\x06stream\x18\x03 \x01(\t\x12\x10\n\x08\x61s_of_us\x18\x04 \x01(\x03\x12\x39\n\x08\x66\x65\x61tures\x18\x05 \x03(\x0b\x32\'.tidemill.feature.v1.FeatureExplanation\x12.\n\x06shards\x18\x06 \x03(\x0b\x32\x1e.tidemill.feature.v1.RingShard\"\x11\n\x0fGetStatsRequest\"\x97\x01\n\tViewStats\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x11\n\tview_hash\x18\x02 \x01(\t\x12\x15\n\revents_folded\x18\x03 \x01(\x03\x12\x12\n\nduplicates\x18\x04 \x01(\x03\x12\x14\n\x0clate_dropped\x18\x05 \x01(\x03\x12\x11\n\tnull_keys\x18\x06 \x01(\x03\x12\x15\n\rdead_lettered\x18\x07 \x01(\x03\"A\n\x10GetStatsResponse\x12-\n\x05views\x18\x01 \x03(\x0b\x32\x1e.tidemill.feature.v1.ViewStats*w\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATUS_PRESENT\x10\x01\x12\x0f\n\x0bSTATUS_NULL\x10\x02\x12\x14\n\x10STATUS_NOT_FOUND\x10\x03\x12\x1a\n\x16STATUS_OUTSIDE_MAX_AGE\x10\x04\x32\xb9\x02\n\x0e\x46\x65\x61tureService\x12`\n\x0bGetFeatures\x12\'.tidemill.feature.v1.GetFeaturesRequest\x1a(.tidemill.feature.v1.GetFeaturesResponse\x12l\n\x0f\x45xplainFeatures\x12+.tidemill.feature.v1.ExplainFeaturesRequest\x1a,.tidemill.feature.v1.ExplainFeaturesResponse\x12W\n\x08GetStats\x12$.tidemill.feature.v1.GetStatsRequest\x1a%.tidemill.feature.v1.GetStatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!tidemill/feature/v1/feature.proto\x12\x13tidemill.feature.v1\x1a\'tidemill/definition/v1/definition.proto\x1a#tidemill/progress/v1/progress.proto\"\x87\x01\n\x06Scalar\x12\x14\n\nbool_value\x18\x01 \x01(\x08H\x00\x12\x15\n\x0bint64_value\x18\x02 \x01(\x03H\x00\x12\x17\n\rfloat64_value\x18\x03 \x01(\x01H\x00\x12\x16\n\x0cstring_value\x18\x04 \x01(\tH\x00\x12\x16\n\x0ctimestamp_us\x18\x05 \x01(\x03H\x00\x42\x07\n\x05value\"8\n\tEntityKey\x12+\n\x06values\x18\x01 \x03(\x0b\x32\x1b.tidemill.feature.v1.Scalar\"Y\n\x08ViewKeys\x12\x0c\n\x04view\x18\x01 \x01(\t\x12,\n\x04keys\x18\x02 \x03(\x0b\x32\x1e.tidemill.feature.v1.EntityKey\x12\x11\n\tview_hash\x18\x03 \x01(\t\"\xa3\x01\n\x12GetFeaturesRequest\x12,\n\x05views\x18\x01 \x03(\x0b\x32\x1d.tidemill.feature.v1.ViewKeys\x12\x10\n\x08\x61s_of_us\x18\x02 \x01(\x03\x12;\n\x07include\x18\x03 \x03(\x0b\x32*.tidemill.progress.v1.TopicPartitionOffset\x12\x10\n\x08\x63olumnar\x18\x04 \x01(\x08\"\x95\x01\n\x0c\x46\x65\x61tureValue\x12*\n\x05value\x18\x01 \x01(\x0b\x32\x1b.tidemill.feature.v1.Scalar\x12+\n\x06status\x18\x02 \x01(\x0e\x32\x1b.tidemill.feature.v1.Status\x12\x15\n\revent_time_us\x18\x03 \x01(\x03\x12\x15\n\rhead_excluded\x18\x04 \x01(\x08\"?\n\nFeatureRow\x12\x31\n\x06values\x18\x01 \x03(\x0b\x32!.tidemill.feature.v1.FeatureValue\"n\n\nViewValues\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12-\n\x04rows\x18\x03 \x03(\x0b\x32\x1f.tidemill.feature.v1.FeatureRow\x12\x11\n\tview_hash\x18\x04 \x01(\t\"\xe4\x01\n\rFeatureColumn\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12/\n\x04type\x18\x02 \x01(\x0e\x32!.tidemill.definition.v1.FieldType\x12\x16\n\x0e\x66loat64_values\x18\x03 \x03(\x01\x12\x14\n\x0cint64_values\x18\x04 \x03(\x10\x12\x15\n\rstring_values\x18\x05 \x03(\t\x12\x13\n\x0b\x62ool_values\x18\x06 \x03(\x08\x12\x10\n\x08statuses\x18\x07 \x01(\x0c\x12\x16\n\x0e\x65vent_times_us\x18\x08 \x03(\x10\x12\r\n\x05nulls\x18\t \x01(\x0c\"\x89\x01\n\x0bViewColumns\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x11\n\tview_hash\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x01(\x05\x12\x34\n\x08\x66\x65\x61tures\x18\x04 \x03(\x0b\x32\".tidemill.feature.v1.FeatureColumn\x12\x15\n\rhead_excluded\x18\x05 \x01(\x0c\"\xc9\x01\n\x13GetFeaturesResponse\x12.\n\x05views\x18\x01 \x03(\x0b\x32\x1f.tidemill.feature.v1.ViewValues\x12\x10\n\x08\x61s_of_us\x18\x02 \x01(\x03\x12=\n\tpositions\x18\x03 \x03(\x0b\x32*.tidemill.progress.v1.TopicPartitionOffset\x12\x31\n\x07\x63olumns\x18\x04 \x03(\x0b\x32 .tidemill.feature.v1.ViewColumns\"x\n\x16\x45xplainFeaturesRequest\x12\x0c\n\x04view\x18\x01 \x01(\t\x12+\n\x03key\x18\x02 \x01(\x0b\x32\x1e.tidemill.feature.v1.EntityKey\x12\x10\n\x08\x61s_of_us\x18\x03 \x01(\x03\x12\x11\n\tview_hash\x18\x04 \x01(\t\"y\n\x07Partial\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.tidemill.feature.v1.Scalar\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\x12\x15\n\revent_time_us\x18\x04 \x01(\x03\x12\x0e\n\x06offset\x18\x05 \x01(\x03\"\x9d\x01\n\x08RingSlot\x12\x11\n\tpartition\x18\x01 \x01(\x05\x12\x0f\n\x07\x66rom_us\x18\x02 \x01(\x03\x12\r\n\x05to_us\x18\x03 \x01(\x03\x12\x17\n\x0fnewest_event_us\x18\x04 \x01(\x03\x12.\n\x08partials\x18\x05 \x03(\x0b\x32\x1c.tidemill.feature.v1.Partial\x12\x15\n\rhead_excluded\x18\x06 \x01(\x08\"L\n\tRingShard\x12\x11\n\tpartition\x18\x01 \x01(\x05\x12\x13\n\x0bnext_offset\x18\x02 \x01(\x03\x12\x17\n\x0fnewest_event_us\x18\x03 \x01(\x03\"\xda\x01\n\x12\x46\x65\x61tureExplanation\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\x10\n\x08\x66unction\x18\x02 \x01(\t\x12\x30\n\x05value\x18\x03 \x01(\x0b\x32!.tidemill.feature.v1.FeatureValue\x12\x11\n\twindow_us\x18\x04 \x01(\x03\x12\x0e\n\x06hop_us\x18\x05 \x01(\x03\x12\x0f\n\x07\x66rom_us\x18\x06 \x01(\x03\x12\r\n\x05to_us\x18\x07 \x01(\x03\x12,\n\x05slots\x18\x08 \x03(\x0b\x32\x1d.tidemill.feature.v1.RingSlot\"\xc7\x01\n\x17\x45xplainFeaturesResponse\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x11\n\tview_hash\x18\x02 \x01(\t\x12\x0e\n\x06stream\x18\x03 \x01(\t\x12\x10\n\x08\x61s_of_us\x18\x04 \x01(\x03\x12\x39\n\x08\x66\x65\x61tures\x18\x05 \x03(\x0b\x32\'.tidemill.feature.v1.FeatureExplanation\x12.\n\x06shards\x18\x06 \x03(\x0b\x32\x1e.tidemill.feature.v1.RingShard\"\x11\n\x0fGetStatsRequest\"\x97\x01\n\tViewStats\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x11\n\tview_hash\x18\x02 \x01(\t\x12\x15\n\revents_folded\x18\x03 \x01(\x03\x12\x12\n\nduplicates\x18\x04 \x01(\x03\x12\x14\n\x0clate_dropped\x18\x05 \x01(\x03\x12\x11\n\tnull_keys\x18\x06 \x01(\x03\x12\x15\n\rdead_lettered\x18\x07 \x01(\x03\"A\n\x10GetStatsResponse\x12-\n\x05views\x18\x01 \x03(\x0b\x32\x1e.tidemill.feature.v1.ViewStats*w\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATUS_PRESENT\x10\x01\x12\x0f\n\x0bSTATUS_NULL\x10\x02\x12\x14\n\x10STATUS_NOT_FOUND\x10\x03\x12\x1a\n\x16STATUS_OUTSIDE_MAX_AGE\x10\x04\x32\xb9\x02\n\x0e\x46\x65\x61tureService\x12`\n\x0bGetFeatures\x12\'.tidemill.feature.v1.GetFeaturesRequest\x1a(.tidemill.feature.v1.GetFeaturesResponse\x12l\n\x0f\x45xplainFeatures\x12+.tidemill.feature.v1.ExplainFeaturesRequest\x1a,.tidemill.feature.v1.ExplainFeaturesResponse\x12W\n\x08GetStats\x12$.tidemill.feature.v1.GetStatsRequest\x1a%.tidemill.feature.v1.GetStatsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tidemill.feature.v1.feature_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATUS']._serialized_start=2624
-  _globals['_STATUS']._serialized_end=2743
+  _globals['_STATUS']._serialized_start=2639
+  _globals['_STATUS']._serialized_end=2758
   _globals['_SCALAR']._serialized_start=137
   _globals['_SCALAR']._serialized_end=272
   _globals['_ENTITYKEY']._serialized_start=274
@@ -50,29 +50,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VIEWVALUES']._serialized_start=806
   _globals['_VIEWVALUES']._serialized_end=916
   _globals['_FEATURECOLUMN']._serialized_start=919
-  _globals['_FEATURECOLUMN']._serialized_end=1132
-  _globals['_VIEWCOLUMNS']._serialized_start=1135
-  _globals['_VIEWCOLUMNS']._serialized_end=1272
-  _globals['_GETFEATURESRESPONSE']._serialized_start=1275
-  _globals['_GETFEATURESRESPONSE']._serialized_end=1476
-  _globals['_EXPLAINFEATURESREQUEST']._serialized_start=1478
-  _globals['_EXPLAINFEATURESREQUEST']._serialized_end=1598
-  _globals['_PARTIAL']._serialized_start=1600
-  _globals['_PARTIAL']._serialized_end=1721
-  _globals['_RINGSLOT']._serialized_start=1724
-  _globals['_RINGSLOT']._serialized_end=1881
-  _globals['_RINGSHARD']._serialized_start=1883
-  _globals['_RINGSHARD']._serialized_end=1959
-  _globals['_FEATUREEXPLANATION']._serialized_start=1962
-  _globals['_FEATUREEXPLANATION']._serialized_end=2180
-  _globals['_EXPLAINFEATURESRESPONSE']._serialized_start=2183
-  _globals['_EXPLAINFEATURESRESPONSE']._serialized_end=2382
-  _globals['_GETSTATSREQUEST']._serialized_start=2384
-  _globals['_GETSTATSREQUEST']._serialized_end=2401
-  _globals['_VIEWSTATS']._serialized_start=2404
-  _globals['_VIEWSTATS']._serialized_end=2555
-  _globals['_GETSTATSRESPONSE']._serialized_start=2557
-  _globals['_GETSTATSRESPONSE']._serialized_end=2622
-  _globals['_FEATURESERVICE']._serialized_start=2746
-  _globals['_FEATURESERVICE']._serialized_end=3059
+  _globals['_FEATURECOLUMN']._serialized_end=1147
+  _globals['_VIEWCOLUMNS']._serialized_start=1150
+  _globals['_VIEWCOLUMNS']._serialized_end=1287
+  _globals['_GETFEATURESRESPONSE']._serialized_start=1290
+  _globals['_GETFEATURESRESPONSE']._serialized_end=1491
+  _globals['_EXPLAINFEATURESREQUEST']._serialized_start=1493
+  _globals['_EXPLAINFEATURESREQUEST']._serialized_end=1613
+  _globals['_PARTIAL']._serialized_start=1615
+  _globals['_PARTIAL']._serialized_end=1736
+  _globals['_RINGSLOT']._serialized_start=1739
+  _globals['_RINGSLOT']._serialized_end=1896
+  _globals['_RINGSHARD']._serialized_start=1898
+  _globals['_RINGSHARD']._serialized_end=1974
+  _globals['_FEATUREEXPLANATION']._serialized_start=1977
+  _globals['_FEATUREEXPLANATION']._serialized_end=2195
+  _globals['_EXPLAINFEATURESRESPONSE']._serialized_start=2198
+  _globals['_EXPLAINFEATURESRESPONSE']._serialized_end=2397
+  _globals['_GETSTATSREQUEST']._serialized_start=2399
+  _globals['_GETSTATSREQUEST']._serialized_end=2416
+  _globals['_VIEWSTATS']._serialized_start=2419
+  _globals['_VIEWSTATS']._serialized_end=2570
+  _globals['_GETSTATSRESPONSE']._serialized_start=2572
+  _globals['_GETSTATSRESPONSE']._serialized_end=2637
+  _globals['_FEATURESERVICE']._serialized_start=2761
+  _globals['_FEATURESERVICE']._serialized_end=3074
 # @@protoc_insertion_point(module_scope)

@@ -248,7 +248,7 @@ Global___ViewValues: _TypeAlias = ViewValues  # noqa: Y015
 
 @_typing.final
 class FeatureColumn(_message.Message):
-    """One feature over all rows. Exactly one of the lists of values has an element per row; where a row has no value (its
+    """One feature over all rows. Exactly one of the lists of values has an element per row; where a row has no value (`nulls`; its
     status says why) the element is NaN, 0, false or empty.
     """
 
@@ -262,10 +262,13 @@ class FeatureColumn(_message.Message):
     BOOL_VALUES_FIELD_NUMBER: _builtins.int
     STATUSES_FIELD_NUMBER: _builtins.int
     EVENT_TIMES_US_FIELD_NUMBER: _builtins.int
+    NULLS_FIELD_NUMBER: _builtins.int
     feature: _builtins.str
     type: _definition_pb2.FieldType.ValueType
     statuses: _builtins.bytes
-    """One byte per row: the number of a `Status`; bit 7 is set where there is no value."""
+    """One byte per row: the number of a `Status`."""
+    nulls: _builtins.bytes
+    """One byte per row, 1 where there is no value; empty: every row has one."""
     @_builtins.property
     def float64_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
     @_builtins.property
@@ -291,10 +294,11 @@ class FeatureColumn(_message.Message):
         bool_values: _abc.Iterable[_builtins.bool] | None = ...,
         statuses: _builtins.bytes = ...,
         event_times_us: _abc.Iterable[_builtins.int] | None = ...,
+        nulls: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bool_values", b"bool_values", "event_times_us", b"event_times_us", "feature", b"feature", "float64_values", b"float64_values", "int64_values", b"int64_values", "statuses", b"statuses", "string_values", b"string_values", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bool_values", b"bool_values", "event_times_us", b"event_times_us", "feature", b"feature", "float64_values", b"float64_values", "int64_values", b"int64_values", "nulls", b"nulls", "statuses", b"statuses", "string_values", b"string_values", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

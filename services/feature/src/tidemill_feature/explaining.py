@@ -1,0 +1,141 @@
+"""Which slots made a value: those of the feature's window, read from the very shards that the value was merged from."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.feature.v1 import feature_pb2 as messages
+from tidemill_features.layout import EMPTY, NEWEST_WORD, NEXT_OFFSET_WORD, empty_slot
+from tidemill_features.plan import HEADER_WORDS, Dtype, Feature, Kind, Partial, RingPlan, ViewPlan
+from tidemill_features.reader import Result
+from tidemill_features.ring import pointed
+
+from tidemill_feature.answers import answer
+
+_BUCKET_WORD, _NEWEST_EVENT_WORD = 0, 1
+
+
+class _Shard:
+    """One source partition's ring of one entity."""
+
+    def __init__(self, raw: bytes, ring: RingPlan, partition: int) -> None:
+        self.raw = raw
+        self.ring = ring
+        self.partition = partition
+        self.words = np.frombuffer(raw[: ring.words * 8], "<i8")
+        self.newest_us = int(self.words[NEWEST_WORD])
+
+    def slot(self, bucket: int) -> Any:
+        """Return the words of a bucket's slot, None where it holds nothing or another bucket."""
+        first = HEADER_WORDS + bucket % self.ring.slots * self.ring.slot_words
+        words = self.words[first : first + self.ring.slot_words]
+        return words if int(words[_BUCKET_WORD]) == bucket else None
+
+
+def explain(
+    plan: ViewPlan, result: Result, raws: Sequence[bytes | None], as_of_us: int
+) -> messages.ExplainFeaturesResponse:
+    """Return the values of one entity, each with its slots; `result` was made from the fetched bytes, `raws`."""
+    # The last of what was fetched are checkpoints; of a null key there is nothing else.
+    shards = _shards(plan, raws[: len(raws) - len(result.positions)])
+    row = answer(result, as_of_us, columnar=False).views[0].rows[0]
+    features = [
+        _feature(plan, feature, value, shards[feature.ring], as_of_us)
+        for feature, value in zip(plan.features, row.values, strict=True)
+    ]
+    return messages.ExplainFeaturesResponse(
+        view=plan.name,
+        view_hash=plan.hash,
+        stream=plan.stream,
+        as_of_us=as_of_us,
+        features=features,
+        shards=[
+            messages.RingShard(
+                partition=shard.partition,
+                next_offset=int(shard.words[NEXT_OFFSET_WORD]),
+                newest_event_us=0 if shard.newest_us == EMPTY else shard.newest_us,
+            )
+            for shard in shards[0]
+        ],
+    )
+
+
+def _shards(plan: ViewPlan, raws: Sequence[bytes | None]) -> list[list[_Shard]]:
+    """Return the stored shards of each ring; `raws` hold them ring by ring, partition by partition."""
+    found = []
+    for index, ring in enumerate(plan.rings):
+        mine = raws[index * plan.partitions : (index + 1) * plan.partitions]
+        found.append([_Shard(raw, ring, partition) for partition, raw in enumerate(mine) if raw is not None])
+    return found
+
+
+def _feature(
+    plan: ViewPlan, feature: Feature, value: messages.FeatureValue, shards: Sequence[_Shard], as_of_us: int
+) -> messages.FeatureExplanation:
+    ring = plan.rings[feature.ring]
+    first, last = ring.window_buckets(as_of_us, feature.window_us)
+    return messages.FeatureExplanation(
+        feature=feature.name,
+        function=definition.AggregationFunction.Name(feature.function).removeprefix("AGGREGATION_FUNCTION_").lower(),
+        value=value,
+        window_us=feature.window_us,
+        hop_us=ring.hop_us,
+        from_us=first * ring.hop_us,
+        to_us=(last + 1) * ring.hop_us,
+        slots=_slots(plan, feature, shards, range(first, last + 1), as_of_us),
+    )
+
+
+def _slots(
+    plan: ViewPlan, feature: Feature, shards: Sequence[_Shard], buckets: range, as_of_us: int
+) -> Iterator[messages.RingSlot]:
+    ring = plan.rings[feature.ring]
+    wanted = [ring.partials[index] for index in (feature.count, feature.value) if index is not None]
+    blank = empty_slot(ring)
+    for bucket in buckets:
+        for shard in shards:
+            words = shard.slot(bucket)
+            if words is None:
+                continue
+            yield messages.RingSlot(
+                partition=shard.partition,
+                from_us=bucket * ring.hop_us,
+                to_us=(bucket + 1) * ring.hop_us,
+                newest_event_us=int(words[_NEWEST_EVENT_WORD]),
+                partials=[_partial(plan, feature, partial, words, blank, shard) for partial in wanted],
+                head_excluded=bucket == buckets[-1] and shard.newest_us > as_of_us,
+            )
+
+
+def _partial(
+    plan: ViewPlan, feature: Feature, partial: Partial, words: Any, blank: Any, shard: _Shard
+) -> messages.Partial:
+    name, word = _name(plan, partial), partial.word
+    if partial.kind is Kind.LAST:
+        if int(words[word]) == EMPTY:
+            return messages.Partial(name=name)
+        value = _scalar(feature, partial, words, word + 2, shard)
+        return messages.Partial(name=name, value=value, event_time_us=int(words[word]), offset=int(words[word + 1]))
+    if partial.kind in (Kind.MIN, Kind.MAX) and words[word] == blank[word]:
+        # The identity: nothing was compared yet.
+        return messages.Partial(name=name)
+    return messages.Partial(name=name, value=_scalar(feature, partial, words, word, shard))
+
+
+def _name(plan: ViewPlan, partial: Partial) -> str:
+    part = plan.inputs[partial.input]
+    name = f"{partial.kind.name.lower()}({part.expression.canonical if part.expression else '*'})"
+    return f"{name} where {part.where.canonical}" if part.where else name
+
+
+def _scalar(feature: Feature, partial: Partial, words: Any, word: int, shard: _Shard) -> messages.Scalar:
+    if partial.dtype is Dtype.STRING:
+        text = pointed(shard.raw, shard.ring.words * 8, int(words[word])).decode("utf-8", "replace")
+        return messages.Scalar(string_value=text)
+    if partial.dtype is Dtype.FLOAT:
+        return messages.Scalar(float64_value=float(words.view(np.float64)[word]))
+    number = int(words[word])
+    if partial.kind in (Kind.MIN, Kind.MAX, Kind.LAST) and feature.type == definition.FIELD_TYPE_TIMESTAMP:
+        return messages.Scalar(timestamp_us=number)
+    return messages.Scalar(int64_value=number)
