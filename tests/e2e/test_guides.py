@@ -1,0 +1,86 @@
+"""The guides of docs/ do what they say: every command is run as it is written, in order, on a stack.
+
+What starts and stops the stack, and enters its folder, is left out: the tests' stack takes its place.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tidemill_testkit.eventually import eventually
+
+pytestmark = [pytest.mark.e2e, pytest.mark.servers, pytest.mark.timeout(300)]
+
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+NOT_HERE = re.compile(r"^(make |source |cd |mkdir |tidemill (up|down)\b).*\n", re.MULTILINE)
+# What a command shows once what was asked for before it has happened; the guide says "after a few seconds".
+SHOWS = {
+    "tidemill models list late-orders": "champion",
+    "tidemill predict late-orders": '"version": 1',
+    "tidemill tail monitoring.outcomes.v1": '"join_key": "new',
+}
+
+
+class Terminal:
+    """A reader's shell, in a folder beside docs/, with the tests' stack as the one that runs."""
+
+    def __init__(self, folder: Path, stack_home: Path) -> None:
+        (folder / "docs").symlink_to(ROOT / "docs")
+        self._folder = folder / "guide"
+        (self._folder / ".tidemill").mkdir(parents=True)
+        (self._folder / ".tidemill/local").symlink_to(stack_home)
+
+    def run(self, commands: str) -> str:
+        """Return what a block of commands prints; fail where one fails."""
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        script = ["bash", "-euo", "pipefail", "-c", commands]
+        done = subprocess.run(
+            script,
+            cwd=self._folder,
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, f"{commands}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+
+def blocks(guide: str) -> list[str]:
+    """Return the commands of a guide, block by block."""
+    found = BLOCK.findall((ROOT / "docs" / guide).read_text())
+    return [kept for block in found if (kept := NOT_HERE.sub("", block)).strip()]
+
+
+def followed(terminal: Terminal, commands: str) -> str:
+    """Run a block; where it shows what takes a moment, until it does."""
+    awaited = [text for command, text in SHOWS.items() if command in commands]
+    if not awaited:
+        return terminal.run(commands)
+
+    def shown() -> str:
+        printed = terminal.run(commands)
+        assert all(text in printed for text in awaited), printed
+        return printed
+
+    return eventually(shown, 60, claim=f"{commands} shows {awaited}")
+
+
+@pytest.fixture
+def terminal(shared: Any, tmp_path: Path) -> Terminal:
+    return Terminal(tmp_path, shared.stack.layout.home)
+
+
+def test_a_new_user_gets_from_nothing_to_a_prediction_by_the_start_guide(terminal: Terminal) -> None:
+    printed = [followed(terminal, commands) for commands in blocks("start.md")]
+    everything = "\n".join(printed)
+    assert "6,720 of 6,720 rows sent are kept" in everything
+    assert re.search(r"bistro +mean_minutes_1h +[0-9.]+ +PRESENT", everything)
+    assert re.search(r"kebab +mean_minutes_1h +NOT_FOUND", everything)
+    assert '"orders.orders_1h"' in everything
