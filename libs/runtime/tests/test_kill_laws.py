@@ -1,4 +1,4 @@
-"""What a killed worker leaves is taken up by the next, on the real Kafka."""
+"""What a killed or replaced worker leaves is taken up by the next, on the real Kafka."""
 
 import asyncio
 import os
@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from tidemill_runtime.lifecycle import EXIT_FATAL
 from tidemill_runtime.producer import Outgoing, Producer
 from tidemill_runtime.settings import KafkaSettings
-from tidemill_testkit.eventually import eventually
+from tidemill_testkit.eventually import aeventually, eventually
 
 pytestmark = pytest.mark.servers
 
@@ -27,7 +28,7 @@ from tidemill_runtime.settings import KafkaSettings, ServiceSettings
 from tidemill_runtime.stream import StreamRunner
 from contextlib import asynccontextmanager
 
-bootstrap, prefix, out, hang, instance = sys.argv[1:6]
+bootstrap, prefix, out, hang, instance, session_ms = sys.argv[1:7]
 
 class Writing(Pipeline):
     async def restore(self, assignment):
@@ -46,7 +47,7 @@ class Writing(Pipeline):
 async def open_service(settings, health):
     kafka = KafkaSettings(bootstrap=bootstrap, topic_prefix=prefix, instance=instance or None)
     # A replica with a name must not need the session's end.
-    options = StreamOptions("laws", session_ms=120_000 if instance else 6_000)
+    options = StreamOptions("laws", session_ms=6_000 if not instance else int(session_ms))
     async with running(StreamRunner(Writing(), kafka, options, topics=["t"])):
         yield
 
@@ -54,8 +55,10 @@ sys.exit(asyncio.run(run(open_service, ServiceSettings(drain_s=10))))
 """
 
 
-def worker(kafka: KafkaSettings, out: Path, hang: str, instance: str) -> "subprocess.Popen[bytes]":
-    arguments = [kafka.bootstrap, kafka.topic_prefix, str(out), hang, instance]
+def worker(
+    kafka: KafkaSettings, out: Path, hang: str, instance: str, session_ms: int = 120_000
+) -> "subprocess.Popen[bytes]":
+    arguments = [kafka.bootstrap, kafka.topic_prefix, str(out), hang, instance, str(session_ms)]
     return subprocess.Popen([sys.executable, "-c", WORKER, *arguments], env=dict(os.environ))
 
 
@@ -72,9 +75,37 @@ async def test_kill_between_effect_and_commit_redelivers(
     await asyncio.to_thread(eventually, lambda: out.read_bytes() == b"a\nb\n", 30)
     hanging.kill()
     hanging.wait()
-    assert await committed("t") == -1
+    # At most the beginning, where a replica with a name lays its claim.
+    assert await committed("t") <= 0
     again = worker(kafka, out, "", instance)
     await asyncio.to_thread(eventually, lambda: out.read_bytes() == b"a\nb\na\nb\n", 30)
     again.send_signal(signal.SIGTERM)
     assert await asyncio.to_thread(again.wait, 20) == 0
     assert await committed("t") == 2
+
+
+async def test_of_two_processes_of_one_name_the_later_keeps_it_and_the_earlier_ends(
+    kafka: KafkaSettings, make_topic: MakeTopic, committed: Committed, tmp_path: Path
+) -> None:
+    await make_topic("t")
+    out = tmp_path / "effects"
+    out.touch()
+    async with Producer(kafka) as producer:
+        await producer.send(Outgoing("t", b"a", key=b"k"))
+        frozen = worker(kafka, out, "", "one", session_ms=6_000)
+        await asyncio.to_thread(eventually, lambda: out.read_bytes() == b"a\n", 30)
+        frozen.send_signal(signal.SIGSTOP)
+        later = worker(kafka, out, "", "one", session_ms=6_000)
+        await producer.send(Outgoing("t", b"b", key=b"k"))
+        await asyncio.to_thread(eventually, lambda: out.read_bytes().endswith(b"b\n"), 30)
+        frozen.send_signal(signal.SIGCONT)
+        assert await asyncio.to_thread(frozen.wait, 30) == EXIT_FATAL
+        await producer.send(Outgoing("t", b"c", key=b"k"))
+        await asyncio.to_thread(eventually, lambda: out.read_bytes().endswith(b"c\n"), 30)
+
+        async def all_committed() -> bool:
+            return await committed("t") == 3
+
+        await aeventually(all_committed, 30)
+    later.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(later.wait, 20) == 0

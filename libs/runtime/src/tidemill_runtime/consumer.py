@@ -11,6 +11,7 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from tidemill_runtime import metrics
+from tidemill_runtime.claims import Claim
 from tidemill_runtime.positions import Partition
 from tidemill_runtime.retries import delays
 from tidemill_runtime.settings import KafkaSettings
@@ -67,11 +68,29 @@ def note_lost(group: str, partition: Partition, count: int) -> None:
     metrics.stream_lost.labels(group, partition.topic).inc(count)
 
 
-class Committer:
-    """Commits the newest durable offsets, at most once per interval, off the path of the batches."""
+async def lags_of(consumer: Any, positions: Mapping[TopicPartition, int]) -> dict[TopicPartition, int] | None:
+    """Return how far each position lies behind its log's end; None where the broker does not say.
 
-    def __init__(self, consumer: Any, every_ms: int) -> None:
+    Asked of the broker, since a consumer that receives nothing knows of no lag.
+    """
+    if not positions:
+        return {}
+    try:
+        ends = await consumer.end_offsets(list(positions))
+    except (KafkaError, IllegalStateError):
+        return None
+    return {place: max(0, end - positions[place]) for place, end in ends.items()}
+
+
+class Committer:
+    """Commits the newest durable offsets, at most once per interval, off the path of the batches.
+
+    `claim`: what every commit says of who made it.
+    """
+
+    def __init__(self, consumer: Any, every_ms: int, claim: Claim) -> None:
         self._consumer = consumer
+        self._claim = claim
         self._every_s = every_ms / 1000
         self._offsets: dict[TopicPartition, int] = {}
         self._wanted = asyncio.Event()
@@ -102,7 +121,8 @@ class Committer:
             if not offsets:
                 return True
             try:
-                await self._consumer.commit(offsets)
+                metadata = self._claim.metadata
+                await self._consumer.commit({place: (offset, metadata) for place, offset in offsets.items()})
             except (CommitFailedError, IllegalStateError) as error:
                 log.info("commit_of_lost_partitions", error=repr(error))
             except KafkaError as error:

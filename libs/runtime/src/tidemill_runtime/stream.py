@@ -19,7 +19,8 @@ from aiokafka.errors import IllegalStateError, KafkaError
 
 from tidemill_runtime import metrics
 from tidemill_runtime.batches import Assignment, Batch, Pipeline, Record, Refused, Restored, StreamOptions
-from tidemill_runtime.consumer import Committer, GroupListener, close, connect, note_lost, sleep_unless
+from tidemill_runtime.claims import Claim
+from tidemill_runtime.consumer import Committer, GroupListener, close, connect, lags_of, note_lost, sleep_unless
 from tidemill_runtime.dead_letters import DeadLetters
 from tidemill_runtime.errors import Fatal, Retryable, StateLost
 from tidemill_runtime.health import Health
@@ -72,6 +73,7 @@ class StreamRunner(Generic[S, E]):
         self._stopping = asyncio.Event()
         self._consumer: Any = None
         self._committer: Committer | None = None
+        self._claim = Claim(kafka, options.group)
         self._held: Restored[S] | None = None
         self._epoch = 0
         self._flushed_s = monotonic()
@@ -105,13 +107,14 @@ class StreamRunner(Generic[S, E]):
         self._consumer = await connect(self._kafka, options, self._stopping, self._set_fault)
         if self._consumer is None:
             return
-        self._committer = Committer(self._consumer, self._options.commit_every_ms)
+        self._committer = Committer(self._consumer, self._options.commit_every_ms, self._claim)
         self._topics_changed.set()
         loop = asyncio.create_task(self._loop(), name="stream")
+        stall = watch(self._sight, self._options.stall_s, self._options.group, self._set_stall)
         tasks = {
             loop,
             asyncio.create_task(self._committer.run(), name="committer"),
-            asyncio.create_task(self._watch(), name="watchdog"),
+            asyncio.create_task(stall, name="watchdog"),
         }
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -285,13 +288,13 @@ class StreamRunner(Generic[S, E]):
 
     async def _restore(self) -> None:
         epoch, self._excused = self._epoch, True
+        await self._claim.check()
         places = sorted(self._consumer.assignment())
         begin = await self._consumer.beginning_offsets(places)
         end = await self._consumer.end_offsets(places)
         start = {self._partition(p): self._start(p, await self._consumer.committed(p), begin, end) for p in places}
-        assignment = Assignment(
-            start, {self._partition(p): o for p, o in begin.items()}, {self._partition(p): o for p, o in end.items()}
-        )
+        begins, ends = ({self._partition(p): offset for p, offset in found.items()} for found in (begin, end))
+        assignment = Assignment(dict(start), begins, ends)
         restored = await self._retried(lambda: self._pipeline.restore(assignment))
         for partition, offset in restored.offsets.items():
             if partition in start:
@@ -307,6 +310,10 @@ class StreamRunner(Generic[S, E]):
         self._resume()
         self._taken.reset(start)
         self.positions.reset(start)
+        # Also where nothing new comes: it claims the name, and what a killed worker flushed is perhaps not committed.
+        if self._committer is not None:
+            news = {p: o for p, o in start.items() if self._claim.metadata or o != assignment.start[p]}
+            self._committer.durable({self._physical(p): offset for p, offset in news.items()})
         self._held, self._fault, self._excused = restored, None, False
         log.info("restored", group=self._options.group, partitions=len(start))
 
@@ -370,22 +377,14 @@ class StreamRunner(Generic[S, E]):
         if self._committer is not None:
             await self._committer.commit()
 
-    async def _watch(self) -> None:
-        await watch(self._sight, self._options.stall_s, self._options.group, self._set_stall)
-
     async def _sight(self) -> Sighting:
         places = list(self._consumer.assignment())
         held = self.positions.next
-        applied = sum(held.values())
-        try:
-            # Asked of the broker, since a consumer that receives nothing knows of no lag.
-            ends = await self._consumer.end_offsets(places) if places else {}
-        except (KafkaError, IllegalStateError):
-            return Sighting(assigned=True, lag=None, applied=applied)
-        lags = {p: max(0, end - held.get(self._partition(p), 0)) for p, end in ends.items()}
-        for place, lag in lags.items():
-            metrics.stream_lag.labels(self._options.group, self._kafka.logical(place.topic)).set(lag)
-        return Sighting(bool(places), sum(lags.values()), applied, excused=self._excused)
+        lags = await lags_of(self._consumer, {p: held.get(self._partition(p), 0) for p in places})
+        for place, behind in (lags or {}).items():
+            metrics.stream_lag.labels(self._options.group, self._kafka.logical(place.topic)).set(behind)
+        lag = None if lags is None else sum(lags.values())
+        return Sighting(bool(places), lag, sum(held.values()), excused=self._excused)
 
     def _set_stall(self, fault: str) -> None:
         self._stall = self._fault = fault

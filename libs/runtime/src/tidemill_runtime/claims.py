@@ -1,0 +1,84 @@
+"""Telling two processes of one replica's name apart: the later one keeps it.
+
+A name in the group (`KafkaSettings.instance`) hands a killed replica's partitions to its successor at once. Where the
+replica was only frozen, it wakes, joins again under its name and takes the partitions back, and so in turn for ever:
+the client's heartbeats do not carry the name by which the broker would fence it. Therefore every commit says in its
+metadata who made it: the name, a term one higher than the name's last, and the process. Whoever finds a later process
+of its own name ends.
+"""
+
+import json
+from collections.abc import Iterable
+from secrets import token_hex
+from typing import Any, NamedTuple
+
+from aiokafka.admin import AIOKafkaAdminClient
+
+from tidemill_runtime.errors import Fatal
+from tidemill_runtime.settings import KafkaSettings
+
+
+class Term(NamedTuple):
+    """How often the name was taken, and by which process; the greater one is later."""
+
+    number: int
+    process: str
+
+
+class Claim:
+    """One process's claim to its name within a group; without a name there is nothing to claim."""
+
+    def __init__(self, kafka: KafkaSettings, group: str) -> None:
+        self._kafka = kafka
+        self._group = group
+        self._process = token_hex(8)
+        self._term: Term | None = None
+
+    @property
+    def metadata(self) -> str:
+        """What this process's commits carry."""
+        if self._kafka.instance is None or self._term is None:
+            return ""
+        return json.dumps({"instance": self._kafka.instance, "term": self._term.number, "process": self._term.process})
+
+    async def check(self) -> None:
+        """Take the name before the first commit; later see that nobody else did.
+
+        Raises `Fatal` where a later process has it, `KafkaError` where Kafka does not say.
+        """
+        if self._kafka.instance is None:
+            return
+        held = latest(self._kafka.instance, await self._committed())
+        if self._term is None:
+            self._term = Term(held.number + 1 if held else 1, self._process)
+        elif held is not None and held > self._term:
+            raise Fatal(
+                f"another process has taken over as {self._kafka.instance!r} in group {self._group}; "
+                "where both are meant to run, give each replica a name of its own (kafka instance)"
+            )
+
+    async def _committed(self) -> list[str]:
+        admin: Any = AIOKafkaAdminClient(**self._kafka.client_kwargs())
+        await admin.start()
+        try:
+            found = await admin.list_consumer_group_offsets(self._kafka.physical(self._group))
+            return [at.metadata for at in found.values()]
+        finally:
+            await admin.close()
+
+
+def latest(instance: str, metadata: Iterable[str]) -> Term | None:
+    """Return the latest term of a name among the metadata of commits; what is not ours is passed over.
+
+    >>> latest("a", ['{"instance": "a", "term": 2, "process": "x"}', '{"instance": "b", "term": 5}', "", "2"])
+    Term(number=2, process='x')
+    """
+    terms = []
+    for text in metadata:
+        try:
+            said = json.loads(text)
+            if said["instance"] == instance:
+                terms.append(Term(int(said["term"]), str(said["process"])))
+        except (ValueError, TypeError, KeyError):
+            continue
+    return max(terms, default=None)
