@@ -4,6 +4,7 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -17,7 +18,6 @@ from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.feature.v1 import feature_pb2 as messages
 from tidemill_contracts.feature.v1.feature_pb2_grpc import FeatureServiceStub, add_FeatureServiceServicer_to_server
 from tidemill_feature.adapters.http import feast_app
-from tidemill_feature.adapters.online_stream import OnlinePipeline
 from tidemill_feature.adapters.reads import Reads
 from tidemill_feature.adapters.redis_store import RedisStore
 from tidemill_feature.adapters.rpc import FeatureServicer
@@ -33,6 +33,7 @@ from tidemill_runtime.lifecycle import running
 
 pytestmark = pytest.mark.servers
 
+NOTHING_FOLDED: Any = SimpleNamespace(views={}, streams={})
 # 2013-06-04T12:00:00Z
 NOON_US, MINUTE_US = 1_370_347_200_000_000, 60_000_000
 _STRING, _FLOAT, _INT = definition.FIELD_TYPE_STRING, definition.FIELD_TYPE_FLOAT64, definition.FIELD_TYPE_INT64
@@ -164,9 +165,8 @@ async def door(servers: Any, redis_namespace: str) -> AsyncIterator[Door]:
         stack.push_async_callback(redis.delete, *stored)
         store = RedisStore(redis, redis_namespace, settings.group)
         reads = Reads(known, store, settings)
-        online = OnlinePipeline(known, store, settings.kafka, redis_namespace, 1)
         rpc = GrpcServer(settings.grpc, health)
-        rpc.add(add_FeatureServiceServicer_to_server, FeatureServicer(reads, online))
+        rpc.add(add_FeatureServiceServicer_to_server, FeatureServicer(reads, NOTHING_FOLDED))
         await stack.enter_async_context(running(rpc))
         web = HttpServer(settings.http, health, feast_app(reads, settings))
         await stack.enter_async_context(running(web))

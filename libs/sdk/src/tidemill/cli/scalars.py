@@ -48,4 +48,5 @@ def instant_us(text: str | None) -> int | None:
     try:
         return parse_us(text)
     except ValueError as error:
-        raise RefusedError(f"no instant: {error}", USAGE) from error
+        details = {"reason": "naive_timestamp"} if "no UTC offset" in str(error) else {}
+        raise RefusedError(f"no instant: {error}", USAGE, details) from error

@@ -1,8 +1,9 @@
 """One call to a service: deadline, actor, and the service's own reason when it says no."""
 
 import getpass
+import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,18 @@ DETAILS_KEY = "grpc-status-details-bin"
 ACTOR_KEY = "x-tidemill-actor"
 _NOT_REACHED = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 _REPEATABLE = {*_NOT_REACHED, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.ABORTED}
+
+# Reads change nothing: what was not answered is asked again, four times at most and within the call's deadline.
+_REPEATED = {
+    "name": [{"service": "tidemill.feature.v1.FeatureService"}],
+    "retryPolicy": {
+        "maxAttempts": 4,
+        "initialBackoff": "0.05s",
+        "maxBackoff": "1s",
+        "backoffMultiplier": 3,
+        "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+    },
+}
 
 T = TypeVar("T")
 
@@ -62,16 +75,25 @@ def actor(environment: Mapping[str, str] = os.environ) -> str:
     return environment.get("TIDEMILL_ACTOR") or environment.get("USER") or getpass.getuser()
 
 
+def channel_options() -> list[tuple[str, Any]]:
+    """Return the options of every channel: bounded messages, and reads repeated where they were not answered."""
+    return [
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.service_config", json.dumps({"methodConfig": [_REPEATED]})),
+        # A service that restarts should be found again within a call's deadline.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
+    ]
+
+
 class Connection:
     """A channel to one service; close it, or use it in a `with`."""
 
     def __init__(self, service: str, address: str, tls: Tls | None = None) -> None:
         self.service = service
         self.address = address
-        options = [
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        ]
+        options = channel_options()
         if tls is None:
             self.channel = grpc.insecure_channel(address, options=options)
         else:
@@ -91,22 +113,49 @@ class Connection:
         try:
             return method(request, metadata=metadata, timeout=deadline_s)
         except grpc.RpcError as error:
-            raise self._translated(error) from error
+            raise translated(self.service, self.address, error) from error
 
-    def _translated(self, error: Any) -> CallError:
-        """Return gRPC's error with what `google.rpc.Status` says of it."""
-        status, info, bad = status_pb2.Status(), details.ErrorInfo(), details.BadRequest()
-        for key, value in error.trailing_metadata() or ():
-            if key == DETAILS_KEY:
-                status.ParseFromString(value)
-        for detail in status.details:
-            detail.Unpack(info)
-            detail.Unpack(bad)
-        code = error.code()
-        message = error.details() or code.name
-        if code is grpc.StatusCode.UNAVAILABLE and not info.reason:
-            message = f"not reachable at {self.address}"
-        elif code is grpc.StatusCode.DEADLINE_EXCEEDED and not info.reason:
-            message = f"no answer from {self.address} in time"
-        field = bad.field_violations[0].field if bad.field_violations else ""
-        return CallError(self.service, code, message, reason=info.reason.lower(), field=field)
+
+class AsyncConnection:
+    """The same for asyncio; open it where the event loop runs, in an `async with`."""
+
+    def __init__(self, service: str, address: str, tls: Tls | None = None) -> None:
+        self.service = service
+        self.address = address
+        options = channel_options()
+        if tls is None:
+            self.channel = grpc.aio.insecure_channel(address, options=options)
+        else:
+            self.channel = grpc.aio.secure_channel(address, tls.credentials(), options=options)
+
+    async def __aenter__(self) -> "AsyncConnection":
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        await self.channel.close()
+
+    async def call(self, method: Callable[..., Awaitable[T]], request: object, *, deadline_s: float = DEADLINE_S) -> T:
+        """Return the method's answer. Raises `CallError`."""
+        try:
+            return await method(request, timeout=deadline_s)
+        except grpc.aio.AioRpcError as error:
+            raise translated(self.service, self.address, error) from error
+
+
+def translated(service: str, address: str, error: Any) -> CallError:
+    """Return gRPC's error with what `google.rpc.Status` says of it."""
+    status, info, bad = status_pb2.Status(), details.ErrorInfo(), details.BadRequest()
+    for key, value in error.trailing_metadata() or ():
+        if key == DETAILS_KEY:
+            status.ParseFromString(value)
+    for detail in status.details:
+        detail.Unpack(info)
+        detail.Unpack(bad)
+    code = error.code()
+    message = error.details() or code.name
+    if code is grpc.StatusCode.UNAVAILABLE and not info.reason:
+        message = f"not reachable at {address}"
+    elif code is grpc.StatusCode.DEADLINE_EXCEEDED and not info.reason:
+        message = f"no answer from {address} in time"
+    field = bad.field_violations[0].field if bad.field_violations else ""
+    return CallError(service, code, message, reason=info.reason.lower(), field=field)

@@ -1,27 +1,43 @@
 """FeatureService over gRPC."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from time import time_ns
+from typing import Protocol
 
 import grpc
 from tidemill_contracts.feature.v1 import feature_pb2 as messages
 from tidemill_contracts.feature.v1 import feature_pb2_grpc
+from tidemill_features.fold import Counts
 from tidemill_features.reader import Lookup, Place, Result
 from tidemill_runtime.errors import Retryable
 
-from tidemill_feature.adapters.online_stream import OnlinePipeline
 from tidemill_feature.adapters.reads import Reads
 from tidemill_feature.answers import answer
 from tidemill_feature.explaining import explain
+from tidemill_feature.online import StreamCounts
 from tidemill_feature.reading import entity_values, instant, is_version, key_bytes_max, lookups, plan_of
 
 
-class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
-    """Reads through `reads`; counts are those of this instance's online role."""
+class Folded(Protocol):
+    """What an instance's online role has folded since it started."""
 
-    def __init__(self, reads: Reads, online: OnlinePipeline) -> None:
+    @property
+    def views(self) -> Mapping[str, Counts]:
+        """Return counts by the hash of a view."""
+        ...
+
+    @property
+    def streams(self) -> Mapping[str, StreamCounts]:
+        """Return counts by stream."""
+        ...
+
+
+class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
+    """Reads through `reads`; counts are those of this instance alone."""
+
+    def __init__(self, reads: Reads, folded: Folded) -> None:
         self._reads = reads
-        self._online = online
+        self._folded = folded
 
     async def GetFeatures(  # noqa: N802 -- the method's name in the contract
         self, request: messages.GetFeaturesRequest, context: grpc.aio.ServicerContext[object, object]
@@ -52,7 +68,7 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
 
     def _stats(self) -> Iterable[messages.ViewStats]:
         for name, plan in sorted(self._reads.definitions.plans.items()):
-            view, stream = self._online.views.get(plan.hash), self._online.streams.get(plan.stream)
+            view, stream = self._folded.views.get(plan.hash), self._folded.streams.get(plan.stream)
             if view is None or stream is None:
                 continue
             yield messages.ViewStats(
