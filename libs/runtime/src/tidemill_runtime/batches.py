@@ -117,6 +117,12 @@ class Pipeline(Generic[S, E]):
     Effects must be idempotent: after a crash, a batch whose effects were applied may come again.
     """
 
+    # Whether `restore` says for every partition where to read from; the group's own offsets are then not believed.
+    keeps_offsets = False
+
+    def released(self) -> None:
+        """Take note that what `restore` returned is no longer held: the partitions may be another worker's by now."""
+
     async def restore(self, assignment: Assignment) -> Restored[S]:
         """Build the state for these partitions; called at every assignment and after `StateLost`.
 
@@ -140,10 +146,10 @@ class Pipeline(Generic[S, E]):
 class StreamOptions:
     """Bounds and timing of one consumer group.
 
-    `fetch_wait_ms`: a record may wait this long behind an unrelated fetch in flight: small where somebody waits for the
-    result, large where nobody does. `flush_every_ms`: 0 flushes after every batch; otherwise by interval, on request,
-    on rebalance and at the end. `retry_limit_s`: how long `Retryable` is retried before it is fatal. `letters_of`: the
-    group whose dead letters this one shares, where it decides alike; its own unless told.
+    `fetch_wait_ms`: how long the broker holds an idle fetch; it answers as soon as there are `fetch_min_bytes`, so that
+    only how often an idle consumer asks hangs on it. `flush_every_ms`: 0 flushes after every batch; otherwise by
+    interval, on request, on rebalance and at the end. `retry_limit_s`: how long `Retryable` is retried before it is
+    fatal. `letters_of`: the group whose dead letters this one shares, where it decides alike; its own unless told.
     """
 
     group: str
