@@ -17,7 +17,7 @@ PACKAGES := tidemill $(addprefix tidemill_,$(filter-out sdk,$(LIBS)) $(SERVICES)
 MANIFESTS := pyproject.toml uv.lock $(wildcard libs/*/pyproject.toml services/*/pyproject.toml)
 WITHOUT_SERVERS := not servers and not e2e
 
-.PHONY: help install gen lint types imports protos unit check servers e2e members test demo bench up down clean
+.PHONY: help install gen lint types imports protos unit check servers e2e members test demo bench chaos up down clean
 
 help: ## List every target with what it does.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -77,6 +77,9 @@ demo: $(SYNCED) ## Watch a year of real flights go through the whole loop, in a 
 
 bench: $(SYNCED) ## Measure the hot paths against baselines and write build/bench.json.
 	$(RUN) python tests/bench/run.py
+
+chaos: $(SYNCED) ## Live 200 seeded runs of crashes, zombies and lost writes (RUNS=20 for fewer, SEED=7 for one).
+	$(RUN) python tests/chaos/run.py $(if $(RUNS),--runs $(RUNS)) $(if $(SEED),--seed $(SEED)) $(if $(FAULT),--fault $(FAULT))
 
 up: $(SYNCED) ## Start the local stack: Kafka, Redis, PostgreSQL and the six services.
 	$(RUN) tidemill up

@@ -1,0 +1,301 @@
+"""Lives one schedule on the real servers and checks what must hold in the end."""
+
+import asyncio
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import grpc
+from kafka_log import Log
+from machines import Kafka, Nursery, Redis, Worker
+from oracle import StreamLog, WrongError, check_letters, compare
+from schedule import Act, Schedule
+from tidemill_contracts.canonical import to_json
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.feature.v1 import feature_pb2 as messages
+from tidemill_contracts.feature.v1.feature_pb2_grpc import FeatureServiceStub
+from tidemill_contracts.progress.v1 import progress_pb2 as progress
+from tidemill_contracts.topics import dead_letter_topic, events_topic
+from tidemill_features.layout import Checkpoint, checkpoint_key
+from tidemill_runtime.errors import Retryable, TidemillError
+from tidemill_runtime.outgoing import Outgoing
+from tidemill_runtime.producer import Producer
+from tidemill_runtime.settings import KafkaSettings
+from tidemill_testkit.eventually import aeventually
+from workload import Producing, keys_of, moments
+
+RECOVERY_S = 60.0
+SESSION_MS = 1_500
+GROUP = "feature-online"
+_STATUSES = {1: "PRESENT", 2: "NULL", 3: "NOT_FOUND", 4: "OUTSIDE_MAX_AGE"}
+
+
+class Life:
+    """One run on servers that are up."""
+
+    def __init__(self, schedule: Schedule, kafka: Kafka, redis: Redis, nursery: Nursery, folder: Path) -> None:
+        self.schedule = schedule
+        self.redis = redis
+        self._kafka = kafka
+        self._nursery = nursery
+        self._folder = folder
+        self.project = f"chaos-{schedule.seed}"
+        self.settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=f"{folder.name}.")
+        self._producing = Producing(schedule.seed, schedule.shape.streams)
+        self._producer = Producer(self.settings, ack_timeout_s=5)
+        self._sending: set[asyncio.Task[None]] = set()
+        # The worker of each place, and those that were replaced while they were frozen.
+        self._workers: dict[str, Worker] = {}
+        self._zombies: list[Worker] = []
+        self._registered = 0
+        self._started = 0
+        self._background: set[asyncio.Task[None]] = set()
+        self._crashes: list[str] = []
+
+    async def live(self) -> None:
+        """Do what the schedule says, then check. Raises `WrongError` or `NeverTrueError`."""
+        await self._open()
+        try:
+            for act in self.schedule.acts:
+                await self._act(act)
+                await asyncio.sleep(act.delay_ms / 1000)
+            await self._recovered()
+        finally:
+            living = [*self._workers.values(), *self._zombies]
+            self._workers.clear()
+            for worker in living:
+                await worker.kill()
+            for task in self._sending | self._background:
+                task.cancel()
+            await self._producer.__aexit__(None, None, None)
+
+    async def _open(self) -> None:
+        topics = {"registry.pipelines.v1": 1}
+        for stream in self.schedule.shape.streams:
+            topic = events_topic(stream.name)
+            topics |= {topic: stream.partitions, dead_letter_topic(topic): 1}
+        async with Log(self.settings) as log:
+            await log.create(topics)
+        await self._producer.__aenter__()
+        for _ in range(self.schedule.first_views):
+            await self._register()
+
+    async def _act(self, act: Act) -> None:
+        match act.what:
+            case "send":
+                task = asyncio.create_task(self._send(self._producing.records(act.count)))
+                self._sending.add(task)
+                if not act.flag:
+                    await self._all_sent()
+            case "start" | "replace":
+                if act.what == "replace":
+                    self._zombies.append(self._workers.pop(act.place))
+                await self._start(act.place)
+            case "kill":
+                await self._workers.pop(act.place).kill()
+            case "stop":
+                worker = self._workers.pop(act.place)
+                worker.send(signal.SIGTERM)
+                await self._ended(worker)
+            case "freeze":
+                self._workers[act.place].send(signal.SIGSTOP)
+            case "wake":
+                for worker in [*self._workers.values(), *self._zombies]:
+                    worker.send(signal.SIGCONT)
+            case "wait":
+                await asyncio.sleep(SESSION_MS / 1000)
+            case "await":
+                await self._folded()
+            case "redis-dies":
+                self.redis.kill()
+                self.redis.lose(act.count)
+            case "redis-lives":
+                await self.redis.start()
+            case "kafka-dies":
+                self._kafka.kill()
+            case "kafka-lives":
+                await self._kafka.start()
+            case "register":
+                await self._register()
+            case "fault":
+                pass
+            case _:
+                raise ValueError(f"no act {act.what!r}")
+
+    async def _register(self) -> None:
+        """Register the next view, with its stream."""
+        views = self.schedule.shape.views
+        if self._registered == len(views):
+            return
+        view = views[self._registered]
+        self._registered += 1
+        closure = definition.Definition(streams=[self._stream(view.stream)], views=[view])
+        record = definition.DefinitionRecord(kind="view", name=view.name, revision=1, definition=closure)
+        await self._send([Outgoing("registry.pipelines.v1", to_json(record), key=f"view/{view.name}".encode())])
+
+    async def _send(self, records: Sequence[Outgoing]) -> None:
+        """Send until all are acknowledged, as producers do: what may have arrived is sent again."""
+        left = list(records)
+        while left:
+            outcomes = await self._producer.send_each(left)
+            for outcome in outcomes:
+                if isinstance(outcome, TidemillError) and not isinstance(outcome, Retryable):
+                    raise outcome
+            left = [one for one, outcome in zip(left, outcomes, strict=True) if isinstance(outcome, TidemillError)]
+
+    async def _all_sent(self) -> None:
+        async with asyncio.timeout(RECOVERY_S):
+            await asyncio.gather(*self._sending)
+        self._sending.clear()
+
+    async def _start(self, place: str) -> None:
+        schedule = self.schedule
+        environment = {
+            "KAFKA__BOOTSTRAP": self.settings.bootstrap,
+            "KAFKA__TOPIC_PREFIX": self.settings.topic_prefix,
+            "REDIS__URL": self.redis.url,
+            "PROJECT": self.project,
+            "ROLES": "online",
+            "BATCH_RECORDS": str(schedule.batch_records),
+            "SESSION_MS": str(SESSION_MS),
+            "TEST_HOP_DELAY_MS": str(schedule.hop_delay_ms),
+            "TEST_SEED": str(schedule.seed),
+            "LOG_FORMAT": "json",
+            **({"KAFKA__INSTANCE": place} if schedule.named else {}),
+        }
+        self._started += 1
+        output = self._folder / f"worker-{self._started}{place}.log"
+        named = {f"TIDEMILL_FEATURE_{name}": value for name, value in environment.items()}
+        worker = self._workers[place] = await self._nursery.worker(named, output)
+        self._background.add(asyncio.create_task(self._supervise(place, worker)))
+
+    async def _supervise(self, place: str, worker: Worker) -> None:
+        """Start a worker again that gave its name up, as a supervisor does; any other end of its own is wrong.
+
+        One that froze before it laid its claim wakes up as the later of the two.
+        """
+        await asyncio.shield(worker.ended)
+        if self._workers.get(place) is not worker:
+            return
+        if "another process has taken over" in worker.written():
+            await self._start(place)
+        else:
+            self._crashes.append(f"worker {place} ended by itself with code {worker.ended.result()}")
+
+    async def _ended(self, worker: Worker) -> int:
+        async with asyncio.timeout(RECOVERY_S):
+            return await asyncio.shield(worker.ended)
+
+    def _stream(self, name: str) -> definition.Stream:
+        return next(stream for stream in self.schedule.shape.streams if stream.name == name)
+
+    @property
+    def _streams(self) -> list[definition.Stream]:
+        """The streams that have views by now."""
+        names = {view.stream for view in self.schedule.shape.views[: self._registered]}
+        return [stream for stream in self.schedule.shape.streams if stream.name in names]
+
+    async def _folded(self) -> None:
+        """Wait until the checkpoints are at the log's end, whoever writes them."""
+        async with Log(self.settings) as log:
+            ends = {stream.name: await log.ends(events_topic(stream.name)) for stream in self._streams}
+
+        async def covered() -> bool:
+            for stream in self._streams:
+                held = await self._checkpoints(stream)
+                if any(held.get(partition, 0) < end for partition, end in ends[stream.name].items()):
+                    return False
+            return True
+
+        await aeventually(covered, RECOVERY_S, claim=f"checkpoints at {ends}")
+
+    async def _checkpoints(self, stream: definition.Stream) -> dict[int, int]:
+        topic = events_topic(stream.name)
+        keys = [checkpoint_key(self.project, GROUP, topic, number) for number in range(stream.partitions)]
+        raws = await self.redis.client.mget(keys)
+        return {n: Checkpoint.unpack(raw).next_offset for n, raw in enumerate(raws) if raw is not None}
+
+    async def _recovered(self) -> None:
+        """Let everything come back, and check what must hold."""
+        await self._all_sent()
+        if not self._workers:
+            await self._start("z")
+        if self._zombies:
+            # One that woke up does its harm, or ends.
+            await asyncio.wait([worker.ended for worker in self._zombies], timeout=5)
+        await self._folded()
+        await self._check()
+        if self._crashes:
+            raise WrongError("; ".join(self._crashes))
+
+    async def _check(self) -> None:
+        logs, ends = [], []
+        async with Log(self.settings) as log:
+            for stream in self._streams:
+                topic = events_topic(stream.name)
+                logs.append(StreamLog.read(stream, await log.records(topic)))
+                check_letters(logs[-1], await log.records(dead_letter_topic(topic)))
+                places = await log.ends(topic)
+                ends += [
+                    progress.TopicPartitionOffset(topic=topic, partition=n, next_offset=e) for n, e in places.items()
+                ]
+                await self._check_positions(log, stream, places)
+        instants = moments(self.schedule.seed, self._producing.times)
+        for worker in [one for one in self._workers.values() if not one.ended.done()]:
+            async with grpc.aio.insecure_channel(await worker.address()) as channel:
+                stub: Any = FeatureServiceStub(channel)
+                for held in logs:
+                    for view in self.schedule.shape.views[: self._registered]:
+                        if view.stream == held.stream.name:
+                            for as_of_us in instants:
+                                await self._check_view(stub, view, held, ends, as_of_us)
+
+    async def _check_positions(self, log: Log, stream: definition.Stream, ends: Mapping[int, int]) -> None:
+        """Check that checkpoints, and then committed offsets, are at the log's end and never beyond."""
+        checkpoints = await self._checkpoints(stream)
+        topic = events_topic(stream.name)
+        if checkpoints != ends:
+            raise WrongError(f"checkpoints of {topic} at {checkpoints}, the log ends at {ends}")
+
+        async def committed() -> bool:
+            found = await log.committed(topic, GROUP)
+            beyond = {n: o for n, o in found.items() if o > ends[n]}
+            if beyond:
+                raise WrongError(f"offsets of {topic} committed beyond the log's end: {beyond} > {ends}")
+            return found == {number: end for number, end in ends.items() if end}
+
+        await aeventually(committed, 20, claim=f"committed offsets of {topic} at {ends}", tolerate=())
+
+    async def _check_view(
+        self, stub: Any, view: definition.View, log: StreamLog, ends: Sequence[Any], as_of_us: int
+    ) -> None:
+        keys = keys_of(view)
+        asked = messages.ViewKeys(view=view.name, keys=[_entity(key) for key in keys])
+        request = messages.GetFeaturesRequest(views=[asked], as_of_us=as_of_us, include=ends)
+        response = await self._asked(stub, request)
+        names = [feature.name for feature in view.features]
+        for key, row, want in zip(keys, response.views[0].rows, log.answers(view, keys, as_of_us), strict=True):
+            compare(f"{view.name} as of {as_of_us}", key, names, [_pair(value) for value in row.values], want)
+
+    async def _asked(self, stub: Any, request: messages.GetFeaturesRequest) -> Any:
+        """Return the answer, once the worker serves."""
+        began = monotonic()
+        while True:
+            try:
+                return await stub.GetFeatures(request, timeout=10)
+            except grpc.aio.AioRpcError as error:
+                if monotonic() - began > RECOVERY_S:
+                    raise WrongError(f"no answer: {error.code()} {error.details()}") from error
+                await asyncio.sleep(0.05)
+
+
+def _entity(key: Sequence[Any]) -> messages.EntityKey:
+    values = [messages.Scalar(**{"string_value" if isinstance(v, str) else "int64_value": v}) for v in key]
+    return messages.EntityKey(values=values)
+
+
+def _pair(value: messages.FeatureValue) -> tuple[str, Any]:
+    which = value.value.WhichOneof("value")
+    return _STATUSES[value.status], None if which is None else getattr(value.value, which)

@@ -1,0 +1,131 @@
+"""What must hold after a run: every feature equals brute force over the log, every refused record lies in the dead
+letters with its bytes, checkpoints and committed offsets are at the log's end."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from operator import itemgetter
+from typing import Any
+
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.topics import events_topic
+from tidemill_features.plan import compile_view
+from tidemill_testkit.brute_force import Answer, Logged, Wanted, brute_force, counted
+from workload import POISON_HEADER
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FUNCTIONS = {
+    value: name.removeprefix("AGGREGATION_FUNCTION_").lower() for name, value in definition.AggregationFunction.items()
+}
+_PREDICATES: Mapping[str, Callable[[dict[str, Any]], Any]] = {
+    "amount > 1": lambda fields: fields["amount"] is not None and fields["amount"] > 1,
+}
+Place = tuple[int, int]
+
+
+class WrongError(AssertionError):
+    """An invariant does not hold."""
+
+
+@dataclass
+class StreamLog:
+    """One stream's log, read by itself: what counts, and what must lie in the dead letters, by place."""
+
+    stream: definition.Stream
+    events: list[Logged] = field(default_factory=list)
+    poison: dict[Place, bytes | None] = field(default_factory=dict)
+    values: dict[Place, bytes | None] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, stream: definition.Stream, records: Iterable[Any]) -> "StreamLog":
+        """Return what the records of a topic say, in plain Python."""
+        log = cls(stream)
+        for record in records:
+            place, headers = (record.partition, record.offset), dict(record.headers)
+            log.values[place] = record.value
+            if POISON_HEADER in headers:
+                log.poison[place] = record.value
+            elif headers.get("ce_type") != b"tidemill.watermark.v1":
+                fields = json.loads(record.value)
+                at_us = round((datetime.fromisoformat(fields["at"]) - _EPOCH).total_seconds() * 1e6)
+                identity = headers.get("ce_id", b"%d" % record.offset).decode()
+                log.events.append(Logged(record.partition, record.offset, at_us, identity, fields))
+        return log
+
+    def counted(self, *, late_counts: bool | None = None) -> list[Logged]:
+        """Return the events that count; `late_counts` overrides the stream's policy."""
+        correct = self.stream.late_policy == definition.LATE_POLICY_CORRECT
+        return counted(
+            self.events,
+            self.stream.dedup_window_ms * 1000,
+            self.stream.lateness_ms * 1000,
+            late_counts=correct if late_counts is None else late_counts,
+        )
+
+    def refused(self) -> dict[Place, bytes | None]:
+        """Return the records that must lie in the dead letters."""
+        refused = dict(self.poison)
+        if self.stream.late_policy == definition.LATE_POLICY_DEAD_LETTER:
+            late = {(e.partition, e.offset) for e in self.counted(late_counts=True)}
+            late -= {(e.partition, e.offset) for e in self.counted(late_counts=False)}
+            refused |= {place: self.values[place] for place in late}
+        return refused
+
+    def answers(self, view: definition.View, keys: Sequence[tuple[Any, ...]], as_of_us: int) -> list[list[Answer]]:
+        """Return the features of each entity by brute force."""
+        plan, wanted = compile_view(view, self.stream), wanted_of(view, self.stream)
+        by_key: dict[tuple[Any, ...], list[Logged]] = {}
+        for event in self.counted():
+            by_key.setdefault(tuple(event.fields[name] for name in view.entity), []).append(event)
+        return [[brute_force(one, by_key.get(key, []), as_of_us, plan.max_age_us) for one in wanted] for key in keys]
+
+
+def wanted_of(view: definition.View, stream: definition.Stream) -> list[Wanted]:
+    """Return a view's features as brute force takes them."""
+    plan = compile_view(view, stream)
+    found = []
+    for part, feature in zip(view.features, plan.features, strict=True):
+        ring = plan.rings[feature.ring]
+        found.append(
+            Wanted(
+                part.name,
+                _FUNCTIONS[part.function],
+                feature.window_us,
+                ring.hop_us,
+                ring.slots,
+                value=itemgetter(part.expression) if part.expression else None,
+                where=_PREDICATES[part.where] if part.where else None,
+                exact_age=not part.window_ms,
+            )
+        )
+    return found
+
+
+def compare(view: str, key: tuple[Any, ...], names: Sequence[str], got: Sequence[Any], want: Sequence[Answer]) -> None:
+    """Compare one entity's (status, value) pairs with brute force. Raises `WrongError`."""
+    for name, (status, value), answer in zip(names, got, want, strict=True):
+        same = status == answer.status and (value == answer.value or _both_nan(value, answer.value))
+        if not same:
+            raise WrongError(f"{view} {key} {name}: {status} {value!r}, but brute force says {answer}")
+
+
+def _both_nan(one: Any, other: Any) -> bool:
+    return isinstance(one, float) and isinstance(other, float) and math.isnan(one) and math.isnan(other)
+
+
+def check_letters(log: StreamLog, letters: Iterable[Any]) -> None:
+    """Check that exactly the refused records lie in the dead letters, bytes untouched. Raises `WrongError`."""
+    found: dict[Place, bytes | None] = {}
+    topic = events_topic(log.stream.name)
+    for letter in letters:
+        headers = dict(letter.headers)
+        if headers["__connect.errors.topic"].decode() != topic:
+            raise WrongError(f"a letter of {headers['__connect.errors.topic']!r} among those of {topic}")
+        place = (int(headers["__connect.errors.partition"]), int(headers["__connect.errors.offset"]))
+        found[place] = letter.value
+    wanted = log.refused()
+    if found != wanted:
+        missing, needless = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+        raise WrongError(f"dead letters of {topic}: missing {missing}, needless {needless}")

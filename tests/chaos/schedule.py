@@ -1,0 +1,163 @@
+"""What one run does, drawn from its seed alone: streams, views, waves of events, and faults between them.
+
+Nothing here looks at a clock or a server, so that a seed names the same schedule everywhere. What the machine makes of
+it (which batch a kill meets) differs from run to run; what must hold in the end does not.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from workload import Shape, random_shape
+
+# How often each fault is drawn, out of the sum. Those that wait for Kafka to come back cost seconds.
+FAULTS = {
+    "kill": 30,
+    "rebalance": 12,
+    "zombie": 20,
+    "redis": 25,
+    "view": 8,
+    "kafka": 5,
+}
+FEW_RECORDS, MANY_RECORDS = 10, 60
+
+
+@dataclass(frozen=True)
+class Act:
+    """One step: what, on which worker's place or stream, how many records, how long, what share."""
+
+    what: str
+    place: str = ""
+    count: int = 0
+    delay_ms: int = 0
+    flag: bool = False
+
+    def __str__(self) -> str:
+        parts = [self.what, self.place, f"{self.count}" * bool(self.count), f"{self.delay_ms} ms" * bool(self.delay_ms)]
+        return " ".join(part for part in [*parts, "!" * self.flag] if part)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A whole run. `named`: workers have names of their own in the group, so that a killed one is back at once."""
+
+    seed: int
+    shape: Shape
+    acts: Sequence[Act]
+    named: bool
+    batch_records: int
+    hop_delay_ms: int
+    # Views that are registered from the beginning; the others come by a fault.
+    first_views: int
+
+    @property
+    def faults(self) -> list[str]:
+        """Return the faults by name, for the summary."""
+        return [act.place for act in self.acts if act.what == "fault"]
+
+    def __str__(self) -> str:
+        streams = ", ".join(f"{one.name} of {one.partitions}" for one in self.shape.streams)
+        names = "named" if self.named else "nameless"
+        how = f"batches of {self.batch_records}, {names} workers, hops of {self.hop_delay_ms} ms"
+        return f"seed {self.seed}: {streams}; {len(self.shape.views)} views, {self.first_views} at first; {how}"
+
+
+def schedule(seed: int, only: str = "") -> Schedule:
+    """Return the run that a seed names; `only`: its faults are all of this kind."""
+    chance = Random(seed)
+    shape = random_shape(chance)
+    named = chance.random() < 0.7
+    later = chance.random() < 0.3 and len(shape.views) > 1
+    draw = _Drawing(chance, named)
+    acts: list[Act] = [Act("start", "a")]
+    if chance.random() < 0.4:
+        acts.append(Act("start", "b"))
+        draw.places.append("b")
+    for _ in range(chance.randint(1, 4)):
+        acts.append(draw.records())
+        fault = only or chance.choices(list(FAULTS), list(FAULTS.values()))[0]
+        acts.append(Act("fault", fault))
+        acts.extend(getattr(draw, fault)())
+    acts.append(draw.records())
+    return Schedule(
+        seed,
+        shape,
+        acts,
+        named,
+        batch_records=chance.choice([1, 3, 7, 20, 2_000]),
+        hop_delay_ms=chance.choice([0, 0, 5, 20]),
+        first_views=len(shape.views) - int(later),
+    )
+
+
+class _Drawing:
+    """Draws the acts of each fault; `places` are the workers that live."""
+
+    def __init__(self, chance: Random, named: bool) -> None:
+        self._chance = chance
+        self._named = named
+        self.places = ["a"]
+        self._fresh = iter("cdefghijklmnopqrstuvwxyz")
+
+    def records(self) -> Act:
+        """Send records; `flag`: do not wait for the acknowledgement before the next act."""
+        count = self._chance.randint(FEW_RECORDS, MANY_RECORDS)
+        return Act("send", count=count, delay_ms=self._moment(), flag=self._chance.random() < 0.3)
+
+    def kill(self) -> Iterator[Act]:
+        """A worker dies at once; it comes back at once, or only after more events."""
+        place = self._chance.choice(self.places)
+        yield Act("kill", place, delay_ms=self._moment())
+        if self._chance.random() < 0.5:
+            yield self.records()
+        yield Act("start", place)
+
+    def rebalance(self) -> Iterator[Act]:
+        """A second worker joins, or one of two leaves in order."""
+        if len(self.places) == 1:
+            fresh = next(self._fresh)
+            self.places.append(fresh)
+            yield Act("start", fresh, delay_ms=self._moment())
+        else:
+            yield Act("stop", self.places.pop(self._chance.randrange(2)), delay_ms=self._moment())
+
+    def zombie(self) -> Iterator[Act]:
+        """A worker freezes, another takes its partitions and goes on, and the frozen one wakes up."""
+        place = self._chance.choice(self.places)
+        yield Act("freeze", place, delay_ms=self._moment())
+        if self._named:
+            yield Act("replace", place)
+        elif len(self.places) == 1:
+            fresh = next(self._fresh)
+            self.places.append(fresh)
+            yield Act("start", fresh)
+        yield self.records()
+        # By then the other one has gone on, or is just about to.
+        yield Act("await", delay_ms=self._moment()) if self._chance.random() < 0.7 else Act("wait", delay_ms=900)
+        yield Act("wake", place, delay_ms=self._moment())
+
+    def redis(self) -> Iterator[Act]:
+        """Redis dies and comes back without the last moments of its log: up to a second, seldom everything."""
+        everything = self._chance.random() < 0.1
+        lost_ms = self._chance.choice([0, 20, 100, 400, 1_000])
+        yield Act("redis-dies", count=10**6 if everything else lost_ms)
+        if self._chance.random() < 0.4:
+            yield self.records()
+        yield Act("redis-lives", delay_ms=self._moment())
+
+    def kafka(self) -> Iterator[Act]:
+        """Kafka dies while records are under way, and comes back."""
+        yield Act("send", count=self._chance.randint(FEW_RECORDS, MANY_RECORDS), flag=True)
+        yield Act("kafka-dies", delay_ms=self._moment())
+        if self._chance.random() < 0.3:
+            place = self._chance.choice(self.places)
+            yield Act("kill", place)
+            yield Act("start", place)
+        yield Act("kafka-lives")
+
+    def view(self) -> Iterator[Act]:
+        """A view comes over the history that there is."""
+        yield Act("register", delay_ms=self._moment())
+
+    def _moment(self) -> int:
+        return self._chance.choice([0, 0, 5, 20, 50, 100, 200])
