@@ -9,7 +9,8 @@ from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.ingestion.v1 import ingestion_pb2 as messages
 from tidemill_contracts.instants import parse_us
 from tidemill_contracts.reasons import Reason
-from tidemill_ingestion.admission import Admission, Admitted, Gate, Repeat
+from tidemill_ingestion.admission import Admission, Admitted, Gate, Held, Repeat
+from tidemill_ingestion.brake import Brake, Limit
 from tidemill_ingestion.gates import Gates
 from tidemill_ingestion.recent import Recent
 from tidemill_ingestion.verdicts import Refusal
@@ -91,12 +92,12 @@ def test_a_repeat_within_the_request_points_to_the_first(gate: Gate) -> None:
 def test_only_what_kafka_acknowledged_makes_a_later_event_a_repeat(gate: Gate) -> None:
     first = admitted(admit(gate, event("1"))[0])
     assert isinstance(admit(gate, event("1"))[0], Admitted)
-    gate.accepted(first)
+    gate.accepted(first, 0, NOW_US)
     assert admit(gate, event("1"))[0] == Repeat(None)
 
 
 def test_the_same_identity_beyond_the_window_is_another_event(gate: Gate) -> None:
-    gate.accepted(admitted(admit(gate, event("1"))[0]))
+    gate.accepted(admitted(admit(gate, event("1"))[0]), 0, NOW_US)
     assert admit(gate, event("1", at="2013-06-04T11:00:00Z"))[0] == Repeat(None)
     assert isinstance(admit(gate, event("1", at="2013-06-04T11:00:00.000001Z"))[0], Admitted)
 
@@ -104,11 +105,63 @@ def test_the_same_identity_beyond_the_window_is_another_event(gate: Gate) -> Non
 def test_memory_of_identities_is_bounded_and_forgets_the_oldest() -> None:
     recent = Recent(2)
     for number in range(3):
-        recent.add(("s", str(number)), 0)
-    recent.add(("s", "1"), 5)
-    recent.add(("s", "9"), 0)
+        recent.add(("s", str(number)), 0, 10)
+    recent.add(("s", "1"), 5, 10)
+    recent.add(("s", "9"), 0, 10)
     assert len(recent) == 2
+    assert recent.forgotten == 2
     assert [recent.holds(("s", name), 0, 10) for name in ("0", "1", "2", "9")] == [False, True, False, True]
+
+
+def test_identities_leave_memory_once_the_window_has_passed_them() -> None:
+    recent = Recent(100)
+    for number in range(50):
+        recent.add(("s", str(number)), number, 10)
+    assert len(recent) == 11
+    assert recent.forgotten == 0
+    assert not recent.holds(("s", "38"), 38, 10)
+    assert recent.holds(("s", "39"), 39, 10)
+
+
+def test_a_late_event_pushes_nothing_that_is_in_the_window_out_of_memory() -> None:
+    recent = Recent(100)
+    for number, time_us in enumerate((100, 50, 101)):
+        recent.add(("s", str(number)), time_us, 10)
+    assert recent.holds(("s", "0"), 100, 10)
+    assert recent.holds(("s", "2"), 101, 10)
+
+
+def test_a_paused_stream_decides_about_no_event_and_takes_events_again_by_itself() -> None:
+    gate = Gate(STREAM, Recent(10), brake=Brake(Limit(share=0.5, min_events=4, pause_us=1_000)))
+    bad = messages.Event(data=b"{")
+    assert [type(one) for one in admit(gate, event("1"), bad, bad, bad)] == [Admitted, Refusal, Refusal, Refusal]
+    held = admit(gate, event("2"), bad)
+    assert [type(one) for one in held] == [Held, Held]
+    pause = gate.paused(NOW_US)
+    assert pause is not None
+    assert (pause.refused, pause.events, pause.mostly) == (3, 4, "undecodable")
+    assert [change.resumed_us for change in gate.changes] == [None]
+    assert gate.paused(NOW_US + 1_000) is None
+    assert isinstance(admit(gate, event("2"))[0], Admitted)
+    assert [change.resumed_us for change in gate.changes] == [None, NOW_US + 1_000]
+
+
+def test_a_redefinition_ends_no_pause_and_forgets_no_identity() -> None:
+    gates = Gates(10, lambda _name: Limit(share=0.0, min_events=1))
+    record = definition.DefinitionRecord(kind="stream", name="rides", revision=1)
+    record.definition.streams.append(STREAM)
+    gates.fold(to_json(record))
+    gate = gates.find("rides")
+    assert isinstance(gate, Gate)
+    admit(gate, messages.Event(data=b"{"))
+    record.definition.streams[0].max_event_bytes = 77
+    gates.fold(to_json(record))
+    after = gates.find("rides")
+    assert isinstance(after, Gate)
+    assert after is not gate
+    assert isinstance(admit(after, event("1"))[0], Held)
+    assert after.recent is gate.recent
+    assert len(after.changes) == 1
 
 
 def test_watermarks_cannot_be_forged_by_a_producer(gate: Gate) -> None:
@@ -159,7 +212,7 @@ def test_a_redefined_stream_still_knows_its_repeats() -> None:
     gates.fold(record(STREAM))
     before = gates.find("rides")
     assert isinstance(before, Gate)
-    before.accepted(admitted(admit(before, event("1"))[0]))
+    before.accepted(admitted(admit(before, event("1"))[0]), 0, NOW_US)
     longer = definition.Stream()
     longer.CopyFrom(STREAM)
     longer.max_future_ms += 1

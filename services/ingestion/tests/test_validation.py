@@ -61,7 +61,8 @@ def text(value: str) -> bytes:
 
 
 def test_a_good_event_is_valid_with_its_key_and_time() -> None:
-    assert VALIDATOR.check(but(), NOW_US) == Valid(b"r-1", 1_370_340_000_000_000, "2013-06-04T10:00:00Z")
+    fields = json.loads(but())
+    assert VALIDATOR.check(but(), NOW_US) == Valid(b"r-1", 1_370_340_000_000_000, "2013-06-04T10:00:00Z", fields)
 
 
 BAD = [

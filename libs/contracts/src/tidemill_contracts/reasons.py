@@ -29,6 +29,7 @@ class Reason(StrEnum):
     CONFLICT = "conflict"
     UNSUPPORTED = "unsupported"
     NO_MODEL = "no_model"
+    PAUSED = "paused"
     OVERLOADED = "overloaded"
     UNAVAILABLE = "unavailable"
     DEADLINE_EXCEEDED = "deadline_exceeded"

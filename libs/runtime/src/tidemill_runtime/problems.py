@@ -25,6 +25,7 @@ _STATUS = {
     Reason.NO_MODEL: 409,
     Reason.OVERSIZED: 413,
     Reason.UNSUPPORTED: 501,
+    Reason.PAUSED: 503,
     Reason.OVERLOADED: 429,
     Reason.UNAVAILABLE: 503,
     Reason.DEADLINE_EXCEEDED: 504,

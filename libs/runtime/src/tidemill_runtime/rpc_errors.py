@@ -23,6 +23,7 @@ _CODES = {
     Reason.CONFLICT: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.NO_MODEL: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.UNSUPPORTED: grpc.StatusCode.UNIMPLEMENTED,
+    Reason.PAUSED: grpc.StatusCode.UNAVAILABLE,
     Reason.OVERLOADED: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Reason.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,

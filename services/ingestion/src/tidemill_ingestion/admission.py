@@ -1,6 +1,7 @@
-"""What becomes of each event of a request before Kafka is asked: a record to write, a refusal, or a repeat; pure."""
+"""What becomes of each event of a request before Kafka is asked: a record, a refusal, a repeat, or nothing; pure."""
 
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from tidemill_contracts.canonical import stream_hash
@@ -10,7 +11,10 @@ from tidemill_contracts.ingestion.v1 import ingestion_pb2 as messages
 from tidemill_contracts.instants import format_us
 from tidemill_contracts.reasons import Reason
 from tidemill_contracts.topics import events_topic
+from tidemill_runtime.outgoing import Outgoing
 
+from tidemill_ingestion.brake import Brake, Change, Limit, Paused
+from tidemill_ingestion.quality import Profile
 from tidemill_ingestion.recent import Identity, Recent
 from tidemill_ingestion.validation import Validator
 from tidemill_ingestion.verdicts import Refusal, Valid
@@ -32,6 +36,10 @@ class Admitted(NamedTuple):
     identity: Identity | None
     time_us: int
 
+    def outgoing(self) -> Outgoing:
+        """Return the record to write."""
+        return Outgoing(self.topic, self.value, self.key, self.headers)
+
 
 class Repeat(NamedTuple):
     """The event's identity was accepted before, or stands earlier in the same request: `first` is its index there."""
@@ -39,21 +47,42 @@ class Repeat(NamedTuple):
     first: int | None
 
 
-Admission = Admitted | Refusal | Repeat
+class Held(NamedTuple):
+    """The stream is paused: nothing was decided about the event."""
+
+    pause: Paused
+
+
+Admission = Admitted | Refusal | Repeat | Held
 
 _REPEAT = Repeat(None)
 _EVENT_TYPE = EVENT_TYPE.encode()
+# Nobody looked for so many pauses: the oldest are told no more.
+_MAX_CHANGES = 100
 
 
 class Gate:
     """Admits events to one registered stream."""
 
-    def __init__(self, stream: definition.Stream, recent: Recent) -> None:
+    def __init__(
+        self,
+        stream: definition.Stream,
+        recent: Recent,
+        *,
+        brake: Brake | None = None,
+        profile: Profile | None = None,
+    ) -> None:
+        """Take what is known of the stream already, where there is something."""
         self.stream = stream
         self.topic = events_topic(stream.name)
         self._validator = Validator(stream)
         self._window_us = stream.dedup_window_ms * 1000
         self.recent = recent
+        self.brake = brake or Brake(Limit())
+        self.profile = profile or Profile(stream)
+        self.profile.follow(stream)
+        # Pauses and resumptions that nobody has been told of yet.
+        self.changes: deque[Change] = deque(maxlen=_MAX_CHANGES)
         self._common: Headers = [
             ("ce_specversion", b"1.0"),
             ("ce_subject", stream.name.encode()),
@@ -61,27 +90,64 @@ class Gate:
             ("content-type", JSON_TYPE.encode()),
         ]
 
+    def paused(self, now_us: int) -> Paused | None:
+        """Return the pause that the stream is in; one whose time is over ends here."""
+        self._changed(self.brake.release(now_us))
+        return self.brake.pause
+
+    def resume(self, now_us: int, actor: str, reason: str) -> None:
+        """End a pause because an operator says so."""
+        self._changed(self.brake.resume(now_us, actor, reason))
+
     def admit(
-        self, events: Iterable[messages.Event], source: str, now_us: int, new_id: Callable[[], str]
+        self, events: Sequence[messages.Event], source: str, now_us: int, new_id: Callable[[], str]
     ) -> list[Admission]:
         """Return what becomes of each event, in order; `source` stands in where an event names none."""
-        admissions: list[Admission] = []
+        pause = self.paused(now_us)
+        if pause is not None:
+            return [Held(pause)] * len(events)
+        admissions = self.judge(events, source, now_us, new_id)
+        refusals = [one for one in admissions if isinstance(one, Refusal)]
+        self.judged(len(admissions) - len(refusals), refusals, now_us)
+        return list(admissions)
+
+    def judge(
+        self, events: Iterable[messages.Event | Refusal], source: str, now_us: int, new_id: Callable[[], str]
+    ) -> list[Admitted | Refusal | Repeat]:
+        """Return the verdict on each event, paused or not; whoever acts on it says so with `judged`."""
+        admissions: list[Admitted | Refusal | Repeat] = []
         first_of: dict[Identity, int] = {}
-        for event in events:
-            admissions.append(self._admit(event, event.source or source or DEFAULT_SOURCE, now_us, new_id))
-            admitted = admissions[-1]
-            if isinstance(admitted, Admitted) and admitted.identity is not None:
-                first = first_of.setdefault(admitted.identity, len(admissions) - 1)
-                if first != len(admissions) - 1:
-                    admissions[-1] = Repeat(first)
+        for number, event in enumerate(events):
+            if isinstance(event, Refusal):
+                admissions.append(event)
+                continue
+            admission = self._admit(event, event.source or source or DEFAULT_SOURCE, now_us, new_id)
+            if isinstance(admission, Admitted) and admission.identity is not None:
+                first = first_of.setdefault(admission.identity, number)
+                if first != number:
+                    admission = Repeat(first)
+            admissions.append(admission)
         return admissions
 
-    def accepted(self, admitted: Admitted) -> None:
-        """Remember an event that Kafka has acknowledged."""
-        if admitted.identity is not None:
-            self.recent.add(admitted.identity, admitted.time_us)
+    def judged(self, good: int, refusals: Iterable[Refusal], now_us: int) -> None:
+        """Take note of records that were judged, here or where they could not even be read."""
+        reasons = [refusal.reason.value for refusal in refusals]
+        self.profile.refuse(reasons)
+        self._changed(self.brake.note(good, reasons, now_us))
 
-    def _admit(self, event: messages.Event, source: str, now_us: int, new_id: Callable[[], str]) -> Admission:
+    def accepted(self, admitted: Admitted, partition: int, now_us: int) -> None:
+        """Remember an event that Kafka has acknowledged, in the order of its partition."""
+        self.profile.accept(partition, admitted.time_us, now_us)
+        if admitted.identity is not None:
+            self.recent.add(admitted.identity, admitted.time_us, self._window_us)
+
+    def _changed(self, change: Change | None) -> None:
+        if change is not None:
+            self.changes.append(change)
+
+    def _admit(
+        self, event: messages.Event, source: str, now_us: int, new_id: Callable[[], str]
+    ) -> Admitted | Refusal | Repeat:
         given_id, kind, trace = event.id, event.type, event.traceparent
         if len(given_id) + len(source) + len(kind) + len(trace) > MAX_ATTRIBUTE_CHARS:
             return _refuse_attributes({"id": given_id, "source": source, "type": kind, "traceparent": trace})
@@ -94,7 +160,9 @@ class Gate:
         # An id of our own can be nobody's repeat.
         identity = (source, given_id) if given_id else None
         if identity is not None and self.recent.holds(identity, valid.time_us, self._window_us):
+            self.profile.duplicates += 1
             return _REPEAT
+        self.profile.observe(valid.fields)
         headers = [
             *self._common,
             ("ce_id", (given_id or new_id()).encode()),

@@ -68,7 +68,7 @@ class Explainer:
             ahead_s = self.max_future_us // 1_000_000
             message = f"{time_text} lies more than {ahead_s} s ahead of the clock here: check the producer's"
             return Refusal(Reason.TOO_FAR_IN_FUTURE, self._time_field, message)
-        return Valid(key_of(decoded[self._key_field]), time_us, time_text)
+        return Valid(key_of(decoded[self._key_field]), time_us, time_text, decoded)
 
     def _decode(self, data: bytes) -> dict[str, Any] | Refusal:
         try:

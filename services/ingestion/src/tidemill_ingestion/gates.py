@@ -1,12 +1,14 @@
 """The gates of all registered streams, folded from registry.pipelines.v1; pure."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from tidemill_contracts.catalogue import Catalogue
 from tidemill_contracts.cloudevents import watermark
 from tidemill_contracts.reasons import Reason
 
 from tidemill_ingestion.admission import Gate, Headers
+from tidemill_ingestion.brake import Brake, Limit, Paused
+from tidemill_ingestion.quality import DEFAULT_MAX_FIELDS, Profile
 from tidemill_ingestion.recent import Recent
 from tidemill_ingestion.timestamps import FIRST_YEAR, parse, to_us
 from tidemill_ingestion.verdicts import Refusal
@@ -17,9 +19,16 @@ _FIRST_US = to_us(parse(f"{FIRST_YEAR}-01-01T00:00:00Z"))
 class Gates:
     """One gate per stream; a redefined stream gets a new one at once."""
 
-    def __init__(self, remembered: int) -> None:
-        """Remember at most `remembered` identities per stream."""
+    def __init__(
+        self,
+        remembered: int,
+        limit_of: Callable[[str], Limit] = lambda _stream: Limit(),
+        profiled_fields: int = DEFAULT_MAX_FIELDS,
+    ) -> None:
+        """Remember at most `remembered` identities per stream; `limit_of` says how bad a stream may be."""
+        self._profiled_fields = profiled_fields
         self._remembered = remembered
+        self._limit_of = limit_of
         self._catalogue = Catalogue()
         self._gates: dict[str, Gate] = {}
 
@@ -33,9 +42,17 @@ class Gates:
             return
         for stream in record.definition.streams:
             known = self._gates.get(stream.name)
-            if known is None or known.stream != stream:
-                recent = Recent(self._remembered) if known is None else known.recent
-                self._gates[stream.name] = Gate(stream, recent)
+            if known is None:
+                brake, profile = Brake(self._limit_of(stream.name)), Profile(stream, self._profiled_fields)
+                recent = Recent(self._remembered)
+                self._gates[stream.name] = Gate(stream, recent, brake=brake, profile=profile)
+            elif known.stream != stream:
+                gate = Gate(stream, known.recent, brake=known.brake, profile=known.profile)
+                gate.changes = known.changes
+                self._gates[stream.name] = gate
+
+    def __iter__(self) -> Iterator[Gate]:
+        return iter(list(self._gates.values()))
 
     def find(self, stream: str) -> Gate | Refusal:
         """Return the gate of a stream, or why there is none."""
@@ -56,6 +73,15 @@ class Gates:
                 return Refusal(Reason.TOO_FAR_IN_FUTURE, "watermark.time_us", message)
         if time_us < _FIRST_US:
             return Refusal(Reason.OUT_OF_RANGE, "watermark.time_us", f"the watermark lies before {FIRST_YEAR}")
+        return None
+
+    def paused(self, streams: Iterable[str], now_us: int) -> tuple[str, Paused] | None:
+        """Return the first of these streams that is paused, and its pause."""
+        for name in streams:
+            gate = self._gates.get(name)
+            pause = None if gate is None else gate.paused(now_us)
+            if pause is not None:
+                return name, pause
         return None
 
     def watermarks(self, streams: Iterable[str], time_us: int) -> Iterable[tuple[str, int, Headers]]:

@@ -78,4 +78,4 @@ class Validator:
         time_us = to_us(instant)
         if time_us > now_us + self._max_future_us:
             return None
-        return Valid(key_of(fields[self._key_field]), time_us, text)
+        return Valid(key_of(fields[self._key_field]), time_us, text, fields)

@@ -1,6 +1,6 @@
 """What validation says of one event; pure values."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tidemill_contracts.reasons import Reason
 
@@ -14,6 +14,8 @@ class Valid(NamedTuple):
     time_us: int
     # The event time as the event wrote it.
     time_text: str
+    # The event's fields as they were decoded; a nullable one may be absent.
+    fields: dict[str, Any]
 
 
 class Refusal(NamedTuple):

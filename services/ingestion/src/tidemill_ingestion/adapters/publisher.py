@@ -4,32 +4,38 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from tidemill_contracts.ingestion.v1 import ingestion_pb2 as messages
+from tidemill_contracts.instants import format_us
 from tidemill_contracts.reasons import Reason
-from tidemill_runtime import metrics
 from tidemill_runtime.errors import Fatal, Overloaded, Poison, Retryable, TidemillError
 from tidemill_runtime.positions import Partition
 from tidemill_runtime.producer import Outgoing, Placed, Producer
 from tidemill_runtime.progress import to_wire
 
-from tidemill_ingestion.admission import Admission, Admitted, Gate, Repeat
+from tidemill_ingestion import metrics
+from tidemill_ingestion.admission import Admission, Admitted, Gate, Held, Repeat
+from tidemill_ingestion.brake import Paused
+from tidemill_ingestion.checking import check_events
 from tidemill_ingestion.gates import Gates
+from tidemill_ingestion.http_events import Parsed
 from tidemill_ingestion.settings import Settings
 from tidemill_ingestion.verdicts import Refusal
 
-_events = metrics.counter(
-    "ingestion_events",
-    "Events by stream, outcome and, where not accepted, named reason.",
-    ("stream", "outcome", "reason"),
-)
-_in_flight = metrics.gauge("ingestion_in_flight_bytes", "Event data not yet acknowledged by Kafka.")
+_RETRY_S = 1.0
 OUTCOME_NAMES = {
     messages.OUTCOME_ACCEPTED: "accepted",
     messages.OUTCOME_DUPLICATE: "duplicate",
     messages.OUTCOME_REFUSED: "refused",
     messages.OUTCOME_RETRY: "retry",
 }
+
+
+class StreamPausedError(Retryable):
+    """A stream takes nothing in, because too many of its events were refused."""
+
+    reason = Reason.PAUSED
 
 
 class Publisher:
@@ -51,7 +57,7 @@ class Publisher:
         self._new_id = new_id
         self._bytes = 0
         self._requests = 0
-        self._stream_label = metrics.Bounded()
+        self._released = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -67,7 +73,7 @@ class Publisher:
         self._check(batches, watermark, now_us)
         with self._room(sum(len(event.data) for batch in batches for event in batch.events)):
             admitted = [self._admit(batch, now_us) for batch in batches]
-            records = [_outgoing(one) for _, found in admitted for one in found if isinstance(one, Admitted)]
+            records = [one.outgoing() for _, found in admitted for one in found if isinstance(one, Admitted)]
             if watermark is not None:
                 marks = self._gates.watermarks(watermark.streams, watermark.time_us)
                 records += [Outgoing(topic, b"", None, headers, number) for topic, number, headers in marks]
@@ -75,7 +81,7 @@ class Publisher:
         response = messages.PublishBatchResponse(written=to_wire(_ends(outcomes)))
         rest = iter(outcomes)
         for batch, (gate, found) in zip(batches, admitted, strict=True):
-            verdicts = _verdicts(gate, found, rest)
+            verdicts = _verdicts(gate, found, rest, now_us)
             response.verdicts.extend(verdicts)
             self._count(batch.stream, verdicts, response)
         for outcome in rest:
@@ -84,11 +90,77 @@ class Publisher:
                 raise Retryable(f"the watermark was not acknowledged: {outcome}; send it again")
         return response
 
-    def count_unread(self, stream: str, refusals: Sequence[Refusal]) -> None:
-        """Count events that a door could not even read, so that no refusal is silent."""
-        label = self._stream_label(stream)
+    async def publish_parsed(self, groups: Sequence[tuple[str, str, Sequence[Parsed]]]) -> list[messages.Verdict]:
+        """Publish (stream, source, events) and return a verdict per event, in order; the unreadable are refused."""
+        batches = [
+            messages.StreamEvents(
+                stream=stream, source=source, events=[one for one in events if isinstance(one, messages.Event)]
+            )
+            for stream, source, events in groups
+        ]
+        published = iter((await self.publish(batches)).verdicts)
+        verdicts: list[messages.Verdict] = []
+        for stream, _, events in groups:
+            refusals = [one for one in events if isinstance(one, Refusal)]
+            if refusals:
+                self._count_unread(stream, refusals)
+            verdicts += [_refused(one) if isinstance(one, Refusal) else next(published) for one in events]
+        return verdicts
+
+    async def room(self, size: int) -> None:
+        """Return once so many bytes may be published."""
+        while self._bytes and self._bytes + size > self._settings.max_in_flight_bytes:
+            self._released.clear()
+            await self._released.wait()
+
+    def pause_of(self, stream: str) -> Paused | None:
+        """Return the pause that a stream is in."""
+        found = self._gates.paused([stream], self._clock())
+        return None if found is None else found[1]
+
+    def state(self, stream: str) -> messages.StreamState:
+        """Return whether a stream takes events now. Raises `Poison(UNKNOWN_STREAM)`."""
+        gate, now_us = self._gate(stream), self._clock()
+        pause = gate.paused(now_us)
+        events, refused = gate.brake.window(now_us)
+        state = messages.StreamState(stream=stream, paused=pause is not None, events=events, refused=refused)
+        if pause is not None:
+            state.pause.CopyFrom(messages.Pause(**pause._asdict(), share=pause.share))
+        return state
+
+    def resume(self, stream: str, actor: str, reason: str) -> messages.StreamState:
+        """End a stream's pause at once and return its state. Raises `Poison(UNKNOWN_STREAM)`."""
+        self._gate(stream).resume(self._clock(), actor, reason)
+        return self.state(stream)
+
+    def _gate(self, stream: str) -> Gate:
+        gate = self._gates.find(stream)
+        if isinstance(gate, Refusal):
+            raise Poison(gate.reason, gate.message, field=gate.field)
+        return gate
+
+    def retry_after_s(self, stream: str) -> float:
+        """Return when a stream that does not take events now is worth asking again."""
+        pause = self.pause_of(stream)
+        return _RETRY_S if pause is None else max(_RETRY_S, (pause.until_us - self._clock()) / 1_000_000)
+
+    def _count_unread(self, stream: str, refusals: Sequence[Refusal]) -> None:
+        label = metrics.stream_label(stream)
         for refusal in refusals:
-            _events.labels(label, OUTCOME_NAMES[messages.OUTCOME_REFUSED], refusal.reason).inc()
+            metrics.events.labels(label, OUTCOME_NAMES[messages.OUTCOME_REFUSED], refusal.reason).inc()
+        gate = self._gates.find(stream)
+        if isinstance(gate, Gate):
+            gate.judged(0, refusals, self._clock())
+
+    def check_events(self, request: messages.CheckEventsRequest) -> messages.CheckEventsResponse:
+        """Say what would become of events, and write nothing. Raises `Poison` where the request itself is wrong."""
+        self._check([messages.StreamEvents(stream=request.stream, events=request.events)], None, self._clock())
+        gate = self._gates.find(request.stream)
+        if isinstance(gate, Refusal):
+            raise Poison(gate.reason, gate.message, field=gate.field)
+        ignore = request.ignore_unknown_fields
+        found = check_events(gate.stream, request.events, self._clock(), ignore_unknown_fields=ignore)
+        return messages.CheckEventsResponse(verdicts=found)
 
     async def idle(self) -> None:
         """Return once nothing waits for Kafka."""
@@ -105,6 +177,9 @@ class Publisher:
             refusal = self._gates.check_watermark(watermark.streams, watermark.time_us, now_us)
             if refusal is not None:
                 raise Poison(refusal.reason, refusal.message, field=refusal.field)
+            if (found := self._gates.paused(watermark.streams, now_us)) is not None:
+                # A clock that passed over the events held back would make them late.
+                raise StreamPausedError(paused_message(*found), retry_after_s=self.retry_after_s(found[0]))
 
     @contextmanager
     def _room(self, size: int) -> Iterator[None]:
@@ -112,14 +187,15 @@ class Publisher:
             raise Overloaded(f"{self._bytes:,} bytes of events wait for Kafka", retry_after_s=0.5)
         self._bytes += size
         self._requests += 1
-        _in_flight.set(self._bytes)
+        metrics.in_flight.set(self._bytes)
         self._idle.clear()
         try:
             yield
         finally:
             self._bytes -= size
             self._requests -= 1
-            _in_flight.set(self._bytes)
+            metrics.in_flight.set(self._bytes)
+            self._released.set()
             if not self._requests:
                 self._idle.set()
 
@@ -132,19 +208,15 @@ class Publisher:
     def _count(
         self, stream: str, verdicts: Sequence[messages.Verdict], response: messages.PublishBatchResponse
     ) -> None:
-        label = self._stream_label(stream)
+        label = metrics.stream_label(stream)
         for (outcome, reason), count in Counter((one.outcome, one.reason) for one in verdicts).items():
-            _events.labels(label, OUTCOME_NAMES[outcome], reason).inc(count)
+            metrics.events.labels(label, OUTCOME_NAMES[outcome], reason).inc(count)
             if outcome == messages.OUTCOME_ACCEPTED:
                 response.accepted += count
             elif outcome == messages.OUTCOME_DUPLICATE:
                 response.duplicates += count
             elif outcome == messages.OUTCOME_REFUSED:
                 response.refused += count
-
-
-def _outgoing(admitted: Admitted) -> Outgoing:
-    return Outgoing(admitted.topic, admitted.value, admitted.key, admitted.headers)
 
 
 def _ends(outcomes: Sequence[Placed | TidemillError]) -> dict[Partition, int]:
@@ -157,7 +229,7 @@ def _ends(outcomes: Sequence[Placed | TidemillError]) -> dict[Partition, int]:
 
 
 def _verdicts(
-    gate: Gate | None, admissions: Sequence[Admission], outcomes: Iterator[Placed | TidemillError]
+    gate: Gate | None, admissions: Sequence[Admission], outcomes: Iterator[Placed | TidemillError], now_us: int
 ) -> list[messages.Verdict]:
     """Return a verdict per admission, taking one outcome for each that was written."""
     verdicts: list[messages.Verdict] = []
@@ -166,7 +238,7 @@ def _verdicts(
             outcome = next(outcomes)
             if isinstance(outcome, Placed):
                 assert gate is not None
-                gate.accepted(admission)
+                gate.accepted(admission, outcome.partition, now_us)
                 verdicts.append(
                     messages.Verdict(
                         outcome=messages.OUTCOME_ACCEPTED, partition=outcome.partition, offset=outcome.offset
@@ -176,16 +248,32 @@ def _verdicts(
                 verdicts.append(_failed(outcome))
         elif isinstance(admission, Repeat):
             verdicts.append(_repeated(admission, verdicts))
-        else:
+        elif isinstance(admission, Held):
+            assert gate is not None
+            message = paused_message(gate.stream.name, admission.pause)
             verdicts.append(
-                messages.Verdict(
-                    outcome=messages.OUTCOME_REFUSED,
-                    reason=admission.reason.value,
-                    field=admission.field,
-                    message=admission.message,
-                )
+                messages.Verdict(outcome=messages.OUTCOME_RETRY, reason=Reason.PAUSED.value, message=message)
             )
+        else:
+            verdicts.append(_refused(admission))
     return verdicts
+
+
+def _refused(refusal: Refusal) -> messages.Verdict:
+    return messages.Verdict(
+        outcome=messages.OUTCOME_REFUSED,
+        reason=refusal.reason.value,
+        field=refusal.field,
+        message=refusal.message,
+    )
+
+
+def paused_message(stream: str, pause: Paused) -> str:
+    """Return what a stream's pause means to who sends to it."""
+    return (
+        f"stream {stream!r} is paused until {format_us(pause.until_us)}: {pause.share:.0%} of {pause.events:,} events "
+        f"were refused, mostly {pause.mostly}; send the event again with the same id then"
+    )
 
 
 def _failed(error: TidemillError) -> messages.Verdict:
@@ -209,3 +297,12 @@ def _repeated(repeat: Repeat, verdicts: Sequence[messages.Verdict]) -> messages.
         reason=Reason.DUPLICATE.value,
         message="this (source, id) was accepted before: nothing to do",
     )
+
+
+def as_dict(verdict: messages.Verdict) -> dict[str, Any]:
+    """Return a verdict as JSON shows it."""
+    shown: dict[str, Any] = {"outcome": OUTCOME_NAMES[verdict.outcome]}
+    if verdict.HasField("offset"):
+        return shown | {"partition": verdict.partition, "offset": verdict.offset}
+    texts = {"reason": verdict.reason, "field": verdict.field, "message": verdict.message}
+    return shown | {name: text for name, text in texts.items() if text}

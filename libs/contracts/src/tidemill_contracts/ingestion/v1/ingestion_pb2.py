@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from tidemill_contracts.progress.v1 import progress_pb2 as tidemill_dot_progress_dot_v1_dot_progress__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tidemill/ingestion/v1/ingestion.proto\x12\x15tidemill.ingestion.v1\x1a#tidemill/progress/v1/progress.proto\"T\n\x05\x45vent\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04type\x18\x04 \x01(\t\x12\x13\n\x0btraceparent\x18\x05 \x01(\t\"\x9d\x01\n\x07Verdict\x12/\n\x07outcome\x18\x01 \x01(\x0e\x32\x1e.tidemill.ingestion.v1.Outcome\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x11\n\tpartition\x18\x05 \x01(\x05\x12\x13\n\x06offset\x18\x06 \x01(\x03H\x00\x88\x01\x01\x42\t\n\x07_offset\"M\n\x0ePublishRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12+\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x1c.tidemill.ingestion.v1.Event\"B\n\x0fPublishResponse\x12/\n\x07verdict\x18\x01 \x01(\x0b\x32\x1e.tidemill.ingestion.v1.Verdict\"\\\n\x0cStreamEvents\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12,\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x1c.tidemill.ingestion.v1.Event\"-\n\tWatermark\x12\x0f\n\x07streams\x18\x01 \x03(\t\x12\x0f\n\x07time_us\x18\x02 \x01(\x03\"\x80\x01\n\x13PublishBatchRequest\x12\x34\n\x07\x62\x61tches\x18\x01 \x03(\x0b\x32#.tidemill.ingestion.v1.StreamEvents\x12\x33\n\twatermark\x18\x02 \x01(\x0b\x32 .tidemill.ingestion.v1.Watermark\"\xbc\x01\n\x14PublishBatchResponse\x12\x30\n\x08verdicts\x18\x01 \x03(\x0b\x32\x1e.tidemill.ingestion.v1.Verdict\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x05\x12\x12\n\nduplicates\x18\x03 \x01(\x05\x12\x0f\n\x07refused\x18\x04 \x01(\x05\x12;\n\x07written\x18\x05 \x03(\x0b\x32*.tidemill.progress.v1.TopicPartitionOffset*w\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTCOME_ACCEPTED\x10\x01\x12\x15\n\x11OUTCOME_DUPLICATE\x10\x02\x12\x13\n\x0fOUTCOME_REFUSED\x10\x03\x12\x11\n\rOUTCOME_RETRY\x10\x04\x32\xd5\x01\n\x10IngestionService\x12X\n\x07Publish\x12%.tidemill.ingestion.v1.PublishRequest\x1a&.tidemill.ingestion.v1.PublishResponse\x12g\n\x0cPublishBatch\x12*.tidemill.ingestion.v1.PublishBatchRequest\x1a+.tidemill.ingestion.v1.PublishBatchResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tidemill/ingestion/v1/ingestion.proto\x12\x15tidemill.ingestion.v1\x1a#tidemill/progress/v1/progress.proto\"T\n\x05\x45vent\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04type\x18\x04 \x01(\t\x12\x13\n\x0btraceparent\x18\x05 \x01(\t\"\x9d\x01\n\x07Verdict\x12/\n\x07outcome\x18\x01 \x01(\x0e\x32\x1e.tidemill.ingestion.v1.Outcome\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x11\n\tpartition\x18\x05 \x01(\x05\x12\x13\n\x06offset\x18\x06 \x01(\x03H\x00\x88\x01\x01\x42\t\n\x07_offset\"M\n\x0ePublishRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12+\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x1c.tidemill.ingestion.v1.Event\"B\n\x0fPublishResponse\x12/\n\x07verdict\x18\x01 \x01(\x0b\x32\x1e.tidemill.ingestion.v1.Verdict\"\\\n\x0cStreamEvents\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12,\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x1c.tidemill.ingestion.v1.Event\"-\n\tWatermark\x12\x0f\n\x07streams\x18\x01 \x03(\t\x12\x0f\n\x07time_us\x18\x02 \x01(\x03\"\x80\x01\n\x13PublishBatchRequest\x12\x34\n\x07\x62\x61tches\x18\x01 \x03(\x0b\x32#.tidemill.ingestion.v1.StreamEvents\x12\x33\n\twatermark\x18\x02 \x01(\x0b\x32 .tidemill.ingestion.v1.Watermark\"\xbc\x01\n\x14PublishBatchResponse\x12\x30\n\x08verdicts\x18\x01 \x03(\x0b\x32\x1e.tidemill.ingestion.v1.Verdict\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x05\x12\x12\n\nduplicates\x18\x03 \x01(\x05\x12\x0f\n\x07refused\x18\x04 \x01(\x05\x12;\n\x07written\x18\x05 \x03(\x0b\x32*.tidemill.progress.v1.TopicPartitionOffset\"d\n\x14PublishStreamRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12,\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x1c.tidemill.ingestion.v1.Event\"X\n\x15PublishStreamResponse\x12\r\n\x05\x66irst\x18\x01 \x01(\x03\x12\x30\n\x08verdicts\x18\x02 \x03(\x0b\x32\x1e.tidemill.ingestion.v1.Verdict\"\'\n\x15GetStreamStateRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\"K\n\x16GetStreamStateResponse\x12\x31\n\x05state\x18\x01 \x01(\x0b\x32\".tidemill.ingestion.v1.StreamState\"I\n\x14ResumeStreamResponse\x12\x31\n\x05state\x18\x01 \x01(\x0b\x32\".tidemill.ingestion.v1.StreamState\"5\n\x13ResumeStreamRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"{\n\x0bStreamState\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12\x0e\n\x06paused\x18\x02 \x01(\x08\x12+\n\x05pause\x18\x03 \x01(\x0b\x32\x1c.tidemill.ingestion.v1.Pause\x12\x0e\n\x06\x65vents\x18\x04 \x01(\x05\x12\x0f\n\x07refused\x18\x05 \x01(\x05\"z\n\x05Pause\x12\r\n\x05limit\x18\x01 \x01(\x01\x12\r\n\x05share\x18\x02 \x01(\x01\x12\x0e\n\x06\x65vents\x18\x03 \x01(\x05\x12\x0f\n\x07refused\x18\x04 \x01(\x05\x12\x0e\n\x06mostly\x18\x05 \x01(\t\x12\x10\n\x08since_us\x18\x06 \x01(\x03\x12\x10\n\x08until_us\x18\x07 \x01(\x03\"q\n\x12\x43heckEventsRequest\x12\x0e\n\x06stream\x18\x01 \x01(\t\x12,\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1c.tidemill.ingestion.v1.Event\x12\x1d\n\x15ignore_unknown_fields\x18\x03 \x01(\x08\"G\n\x13\x43heckEventsResponse\x12\x30\n\x08verdicts\x18\x01 \x03(\x0b\x32\x1e.tidemill.ingestion.v1.Verdict*w\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTCOME_ACCEPTED\x10\x01\x12\x15\n\x11OUTCOME_DUPLICATE\x10\x02\x12\x13\n\x0fOUTCOME_REFUSED\x10\x03\x12\x11\n\rOUTCOME_RETRY\x10\x04\x32\x83\x05\n\x10IngestionService\x12X\n\x07Publish\x12%.tidemill.ingestion.v1.PublishRequest\x1a&.tidemill.ingestion.v1.PublishResponse\x12g\n\x0cPublishBatch\x12*.tidemill.ingestion.v1.PublishBatchRequest\x1a+.tidemill.ingestion.v1.PublishBatchResponse\x12n\n\rPublishStream\x12+.tidemill.ingestion.v1.PublishStreamRequest\x1a,.tidemill.ingestion.v1.PublishStreamResponse(\x01\x30\x01\x12m\n\x0eGetStreamState\x12,.tidemill.ingestion.v1.GetStreamStateRequest\x1a-.tidemill.ingestion.v1.GetStreamStateResponse\x12g\n\x0cResumeStream\x12*.tidemill.ingestion.v1.ResumeStreamRequest\x1a+.tidemill.ingestion.v1.ResumeStreamResponse\x12\x64\n\x0b\x43heckEvents\x12).tidemill.ingestion.v1.CheckEventsRequest\x1a*.tidemill.ingestion.v1.CheckEventsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tidemill.ingestion.v1.ingestion_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OUTCOME']._serialized_start=957
-  _globals['_OUTCOME']._serialized_end=1076
+  _globals['_OUTCOME']._serialized_start=1834
+  _globals['_OUTCOME']._serialized_end=1953
   _globals['_EVENT']._serialized_start=101
   _globals['_EVENT']._serialized_end=185
   _globals['_VERDICT']._serialized_start=188
@@ -50,6 +50,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUBLISHBATCHREQUEST']._serialized_end=764
   _globals['_PUBLISHBATCHRESPONSE']._serialized_start=767
   _globals['_PUBLISHBATCHRESPONSE']._serialized_end=955
-  _globals['_INGESTIONSERVICE']._serialized_start=1079
-  _globals['_INGESTIONSERVICE']._serialized_end=1292
+  _globals['_PUBLISHSTREAMREQUEST']._serialized_start=957
+  _globals['_PUBLISHSTREAMREQUEST']._serialized_end=1057
+  _globals['_PUBLISHSTREAMRESPONSE']._serialized_start=1059
+  _globals['_PUBLISHSTREAMRESPONSE']._serialized_end=1147
+  _globals['_GETSTREAMSTATEREQUEST']._serialized_start=1149
+  _globals['_GETSTREAMSTATEREQUEST']._serialized_end=1188
+  _globals['_GETSTREAMSTATERESPONSE']._serialized_start=1190
+  _globals['_GETSTREAMSTATERESPONSE']._serialized_end=1265
+  _globals['_RESUMESTREAMRESPONSE']._serialized_start=1267
+  _globals['_RESUMESTREAMRESPONSE']._serialized_end=1340
+  _globals['_RESUMESTREAMREQUEST']._serialized_start=1342
+  _globals['_RESUMESTREAMREQUEST']._serialized_end=1395
+  _globals['_STREAMSTATE']._serialized_start=1397
+  _globals['_STREAMSTATE']._serialized_end=1520
+  _globals['_PAUSE']._serialized_start=1522
+  _globals['_PAUSE']._serialized_end=1644
+  _globals['_CHECKEVENTSREQUEST']._serialized_start=1646
+  _globals['_CHECKEVENTSREQUEST']._serialized_end=1759
+  _globals['_CHECKEVENTSRESPONSE']._serialized_start=1761
+  _globals['_CHECKEVENTSRESPONSE']._serialized_end=1832
+  _globals['_INGESTIONSERVICE']._serialized_start=1956
+  _globals['_INGESTIONSERVICE']._serialized_end=2599
 # @@protoc_insertion_point(module_scope)

@@ -44,6 +44,26 @@ class IngestionServiceStub:
                 request_serializer=tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.PublishBatchRequest.SerializeToString,
                 response_deserializer=tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.PublishBatchResponse.FromString,
                 _registered_method=True)
+        self.PublishStream = channel.stream_stream(
+                '/tidemill.ingestion.v1.IngestionService/PublishStream',
+                request_serializer=tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.PublishStreamRequest.SerializeToString,
+                response_deserializer=tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.PublishStreamResponse.FromString,
+                _registered_method=True)
+        self.GetStreamState = channel.unary_unary(
+                '/tidemill.ingestion.v1.IngestionService/GetStreamState',
+                request_serializer=tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.GetStreamStateRequest.SerializeToString,
+                response_deserializer=tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.GetStreamStateResponse.FromString,
+                _registered_method=True)
+        self.ResumeStream = channel.unary_unary(
+                '/tidemill.ingestion.v1.IngestionService/ResumeStream',
+                request_serializer=tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.ResumeStreamRequest.SerializeToString,
+                response_deserializer=tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.ResumeStreamResponse.FromString,
+                _registered_method=True)
+        self.CheckEvents = channel.unary_unary(
+                '/tidemill.ingestion.v1.IngestionService/CheckEvents',
+                request_serializer=tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.CheckEventsRequest.SerializeToString,
+                response_deserializer=tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.CheckEventsResponse.FromString,
+                _registered_method=True)
 
 
 class IngestionServiceServicer:
@@ -61,6 +81,33 @@ class IngestionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PublishStream(self, request_iterator, context):
+        """Takes events for as long as the caller sends them; the caller is held back while too many wait for Kafka.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetStreamState(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeStream(self, request, context):
+        """Ends a pause at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckEvents(self, request, context):
+        """Says what would become of events and writes nothing; whether they were accepted before is not looked at.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_IngestionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -73,6 +120,26 @@ def add_IngestionServiceServicer_to_server(servicer, server):
                     servicer.PublishBatch,
                     request_deserializer=tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.PublishBatchRequest.FromString,
                     response_serializer=tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.PublishBatchResponse.SerializeToString,
+            ),
+            'PublishStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.PublishStream,
+                    request_deserializer=tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.PublishStreamRequest.FromString,
+                    response_serializer=tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.PublishStreamResponse.SerializeToString,
+            ),
+            'GetStreamState': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStreamState,
+                    request_deserializer=tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.GetStreamStateRequest.FromString,
+                    response_serializer=tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.GetStreamStateResponse.SerializeToString,
+            ),
+            'ResumeStream': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeStream,
+                    request_deserializer=tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.ResumeStreamRequest.FromString,
+                    response_serializer=tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.ResumeStreamResponse.SerializeToString,
+            ),
+            'CheckEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckEvents,
+                    request_deserializer=tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.CheckEventsRequest.FromString,
+                    response_serializer=tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.CheckEventsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -129,6 +196,114 @@ class IngestionService:
             '/tidemill.ingestion.v1.IngestionService/PublishBatch',
             tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.PublishBatchRequest.SerializeToString,
             tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.PublishBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PublishStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/tidemill.ingestion.v1.IngestionService/PublishStream',
+            tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.PublishStreamRequest.SerializeToString,
+            tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.PublishStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStreamState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemill.ingestion.v1.IngestionService/GetStreamState',
+            tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.GetStreamStateRequest.SerializeToString,
+            tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.GetStreamStateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemill.ingestion.v1.IngestionService/ResumeStream',
+            tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.ResumeStreamRequest.SerializeToString,
+            tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.ResumeStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemill.ingestion.v1.IngestionService/CheckEvents',
+            tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.CheckEventsRequest.SerializeToString,
+            tidemill_dot_ingestion_dot_v1_dot_ingestion__pb2.CheckEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,12 +33,26 @@ class IngestionServiceStub:
     def __new__(cls, channel: _aio.Channel) -> IngestionServiceAsyncStub: ...
     Publish: _grpc.UnaryUnaryMultiCallable[_ingestion_pb2.PublishRequest, _ingestion_pb2.PublishResponse]
     PublishBatch: _grpc.UnaryUnaryMultiCallable[_ingestion_pb2.PublishBatchRequest, _ingestion_pb2.PublishBatchResponse]
+    PublishStream: _grpc.StreamStreamMultiCallable[_ingestion_pb2.PublishStreamRequest, _ingestion_pb2.PublishStreamResponse]
+    """Takes events for as long as the caller sends them; the caller is held back while too many wait for Kafka."""
+    GetStreamState: _grpc.UnaryUnaryMultiCallable[_ingestion_pb2.GetStreamStateRequest, _ingestion_pb2.GetStreamStateResponse]
+    ResumeStream: _grpc.UnaryUnaryMultiCallable[_ingestion_pb2.ResumeStreamRequest, _ingestion_pb2.ResumeStreamResponse]
+    """Ends a pause at once."""
+    CheckEvents: _grpc.UnaryUnaryMultiCallable[_ingestion_pb2.CheckEventsRequest, _ingestion_pb2.CheckEventsResponse]
+    """Says what would become of events and writes nothing; whether they were accepted before is not looked at."""
 
 @_typing.type_check_only
 class IngestionServiceAsyncStub(IngestionServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Publish: _aio.UnaryUnaryMultiCallable[_ingestion_pb2.PublishRequest, _ingestion_pb2.PublishResponse]  # type: ignore[assignment]
     PublishBatch: _aio.UnaryUnaryMultiCallable[_ingestion_pb2.PublishBatchRequest, _ingestion_pb2.PublishBatchResponse]  # type: ignore[assignment]
+    PublishStream: _aio.StreamStreamMultiCallable[_ingestion_pb2.PublishStreamRequest, _ingestion_pb2.PublishStreamResponse]  # type: ignore[assignment]
+    """Takes events for as long as the caller sends them; the caller is held back while too many wait for Kafka."""
+    GetStreamState: _aio.UnaryUnaryMultiCallable[_ingestion_pb2.GetStreamStateRequest, _ingestion_pb2.GetStreamStateResponse]  # type: ignore[assignment]
+    ResumeStream: _aio.UnaryUnaryMultiCallable[_ingestion_pb2.ResumeStreamRequest, _ingestion_pb2.ResumeStreamResponse]  # type: ignore[assignment]
+    """Ends a pause at once."""
+    CheckEvents: _aio.UnaryUnaryMultiCallable[_ingestion_pb2.CheckEventsRequest, _ingestion_pb2.CheckEventsResponse]  # type: ignore[assignment]
+    """Says what would become of events and writes nothing; whether they were accepted before is not looked at."""
 
 class IngestionServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -54,5 +68,36 @@ class IngestionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ingestion_pb2.PublishBatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ingestion_pb2.PublishBatchResponse, _abc.Awaitable[_ingestion_pb2.PublishBatchResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def PublishStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_ingestion_pb2.PublishStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_ingestion_pb2.PublishStreamResponse], _abc.AsyncIterator[_ingestion_pb2.PublishStreamResponse]]:
+        """Takes events for as long as the caller sends them; the caller is held back while too many wait for Kafka."""
+
+    @_abc_1.abstractmethod
+    def GetStreamState(
+        self,
+        request: _ingestion_pb2.GetStreamStateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingestion_pb2.GetStreamStateResponse, _abc.Awaitable[_ingestion_pb2.GetStreamStateResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ResumeStream(
+        self,
+        request: _ingestion_pb2.ResumeStreamRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingestion_pb2.ResumeStreamResponse, _abc.Awaitable[_ingestion_pb2.ResumeStreamResponse]]:
+        """Ends a pause at once."""
+
+    @_abc_1.abstractmethod
+    def CheckEvents(
+        self,
+        request: _ingestion_pb2.CheckEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ingestion_pb2.CheckEventsResponse, _abc.Awaitable[_ingestion_pb2.CheckEventsResponse]]:
+        """Says what would become of events and writes nothing; whether they were accepted before is not looked at."""
 
 def add_IngestionServiceServicer_to_server(servicer: IngestionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,120 @@
+"""Tells operators what streams look like and when one pauses: gauges, log lines, the topic ingestion.quality.v1."""
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic
+from types import TracebackType
+from typing import Self
+
+import structlog
+from tidemill_contracts.ingestion.v1 import records_pb2 as records
+from tidemill_runtime.errors import TidemillError
+from tidemill_runtime.metrics import OTHER
+from tidemill_runtime.producer import Producer
+
+from tidemill_ingestion import metrics
+from tidemill_ingestion.admission import Gate
+from tidemill_ingestion.gates import Gates
+from tidemill_ingestion.reporting import change_record, outgoing, profile_record
+
+# How long a pause or its end may stay untold.
+_LOOK_S = 0.5
+
+log = structlog.get_logger(__name__)
+
+
+class Reporter:
+    """Looks at every stream; a `Component` for `running`. A message that Kafka does not take is counted and dropped."""
+
+    def __init__(
+        self, gates: Gates, producer: Producer, *, hop_s: float, replica: str, clock: Callable[[], int]
+    ) -> None:
+        self._gates = gates
+        self._producer = producer
+        self._hop_s = hop_s
+        self._replica = replica
+        self._clock = clock
+        self._stopping = asyncio.Event()
+        self._busy: set[str] = set()
+        self._forgotten: dict[str, int] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Report what there is and end."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Report until `stop`, and once more then, so that the last hop is told too."""
+        began_s = monotonic()
+        while not self._stopping.is_set():
+            await self._changes()
+            if monotonic() - began_s >= self._hop_s:
+                began_s += self._hop_s
+                await self._profiles()
+            try:
+                await asyncio.wait_for(self._stopping.wait(), min(_LOOK_S, self._hop_s))
+            except TimeoutError:
+                continue
+        await self._changes()
+        await self._profiles()
+
+    async def _changes(self) -> None:
+        for gate in self._gates:
+            now_us, name = self._clock(), gate.stream.name
+            gate.profile.begin(now_us)
+            paused = gate.paused(now_us) is not None
+            label = metrics.stream_label(name)
+            metrics.paused.labels(label).set(paused)
+            while gate.changes:
+                record = change_record(name, gate.changes.popleft(), self._replica, now_us)
+                if record.kind == "paused":
+                    metrics.pauses.labels(label).inc()
+                log.warning("stream_" + record.kind, stream=name, summary=record.summary)
+                await self._send(record, now_us)
+
+    async def _profiles(self) -> None:
+        for gate in self._gates:
+            name, now_us = gate.stream.name, self._clock()
+            offered = gate.profile.offered
+            profile = gate.profile.cut(now_us)
+            self._measure(gate, profile)
+            # A stream that falls silent is told of once.
+            if offered or name in self._busy:
+                await self._send(profile_record(name, profile, self._replica, now_us), now_us)
+            (self._busy.add if offered else self._busy.discard)(name)
+
+    async def _send(self, record: records.QualityRecord, now_us: int) -> None:
+        try:
+            await self._producer.send(outgoing(record, now_us))
+        except TidemillError as error:
+            metrics.unreported.inc()
+            log.warning("quality_unreported", stream=record.stream, kind=record.kind, error=str(error))
+
+    def _measure(self, gate: Gate, profile: records.StreamProfile) -> None:
+        stream = metrics.stream_label(gate.stream.name)
+        metrics.identities.labels(stream).set(len(gate.recent))
+        metrics.forgotten.labels(stream).inc(gate.recent.forgotten - self._forgotten.get(gate.stream.name, 0))
+        self._forgotten[gate.stream.name] = gate.recent.forgotten
+        if stream == OTHER:
+            return
+        metrics.rate.labels(stream).set(profile.rate)
+        metrics.refused_share.labels(stream).set(profile.refused_share)
+        metrics.duplicate_share.labels(stream).set(profile.duplicate_share)
+        metrics.late_share.labels(stream).set(profile.late_share)
+        if profile.HasField("freshness_seconds"):
+            metrics.freshness.labels(stream).set(profile.freshness_seconds)
+        for field in profile.fields:
+            if metrics.field_label(f"{gate.stream.name}.{field.name}") == OTHER:
+                continue
+            metrics.null_share.labels(stream, field.name).set(field.null_share)
+            metrics.distinct.labels(stream, field.name).set(field.distinct)
+            if field.HasField("min"):
+                metrics.low.labels(stream, field.name).set(field.min)
+                metrics.high.labels(stream, field.name).set(field.max)

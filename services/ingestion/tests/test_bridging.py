@@ -1,0 +1,82 @@
+"""Records of producers' own topics as events."""
+
+import json
+from dataclasses import dataclass, field
+
+import pytest
+from tidemill_contracts.ingestion.v1 import ingestion_pb2 as messages
+from tidemill_contracts.reasons import Reason
+from tidemill_ingestion.bridging import event_of
+from tidemill_ingestion.verdicts import Refusal
+
+
+@dataclass
+class Raw:
+    """A Kafka record as a bridge reads it."""
+
+    value: bytes | None
+    headers: list[tuple[str, bytes]] = field(default_factory=list)
+    topic: str = "raw.rides"
+    partition: int = 2
+    offset: int = 7
+    timestamp: int = 1_370_340_000_123
+    key: bytes | None = None
+
+
+def read(record: Raw) -> messages.Event:
+    event = event_of(record)
+    assert isinstance(event, messages.Event)
+    return event
+
+
+def test_plain_json_is_named_by_its_place() -> None:
+    event = read(Raw(b'{"a": 1}'))
+    assert (event.data, event.source, event.id) == (b'{"a": 1}', "kafka/raw.rides", "2/7/1370340000123")
+    assert read(Raw(b'{"a": 1}')) == event
+    others = [Raw(b"{}", offset=8), Raw(b"{}", partition=3), Raw(b"{}", timestamp=5), Raw(b"{}", topic="raw.walks")]
+    assert len({(one.source, one.id) for one in map(read, others)} - {(event.source, event.id)}) == 4
+
+
+def test_binary_cloud_events_keep_their_identity() -> None:
+    headers = [("ce_specversion", b"1.0"), ("ce_id", b"e-1"), ("ce_source", b"meter"), ("ce_type", b"ride")]
+    event = read(Raw(b"{}", [*headers, ("ce_traceparent", b"00-1"), ("content-type", b"application/json")]))
+    assert (event.id, event.source, event.type, event.traceparent) == ("e-1", "meter", "ride", "00-1")
+
+
+def test_structured_cloud_events_are_opened() -> None:
+    envelope = {"specversion": "1.0", "id": "e-1", "source": "meter", "type": "ride", "data": {"a": 1}}
+    kind = ("Content-Type", b"Application/CloudEvents+JSON; charset=UTF-8")
+    event = read(Raw(json.dumps(envelope).encode(), [kind]))
+    assert (event.id, event.source, event.type, event.data) == ("e-1", "meter", "ride", b'{"a":1}')
+
+
+def test_half_an_identity_is_completed_so_that_two_topics_never_meet() -> None:
+    assert (read(Raw(b"{}", [("ce_id", b"e-1")])).source, read(Raw(b"{}", [("ce_id", b"e-1")])).id) == (
+        "kafka/raw.rides",
+        "e-1",
+    )
+    event = read(Raw(b"{}", [("ce_source", b"meter")]))
+    assert (event.source, event.id) == ("meter", "raw.rides/2/7/1370340000123")
+
+
+def test_a_dead_letter_sent_again_twice_is_one_event() -> None:
+    said = [("x-dlq-attempt", b"1"), ("__connect.errors.partition", b"2"), ("__connect.errors.offset", b"7")]
+    first, second = read(Raw(b"{}", said, offset=90)), read(Raw(b"{}", said, offset=91))
+    assert (first.source, first.id) == (second.source, second.id) == ("kafka/raw.rides", "2/7/again")
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (Raw(None), Reason.EMPTY),
+        (Raw(b"\x00\x00\x00\x00\x07avro"), Reason.UNDECODABLE),
+        (Raw(b"[]", [("content-type", b"application/cloudevents-batch+json")]), Reason.UNSUPPORTED),
+        (Raw(b"{}", [("ce_specversion", b"0.3")]), Reason.UNSUPPORTED),
+        (Raw(b"{", [("content-type", b"application/cloudevents+json")]), Reason.UNDECODABLE),
+        (Raw(b"{}", [("ce_id", b"\xff")]), Reason.BAD_UTF8),
+    ],
+)
+def test_what_is_no_event_has_a_reason(record: Raw, reason: Reason) -> None:
+    refused = event_of(record)
+    assert isinstance(refused, Refusal)
+    assert refused.reason is reason
