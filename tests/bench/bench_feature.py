@@ -24,9 +24,10 @@ from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.instants import format_us
 from tidemill_contracts.kafka_admin import create_topics
 from tidemill_contracts.topics import stream_topics
-from tidemill_feature.adapters.online_stream import OnlinePipeline
-from tidemill_feature.adapters.redis_store import RedisStore
+from tidemill_feature.adapters.builder import NoHistory
+from tidemill_feature.adapters.roles import online_pipeline
 from tidemill_feature.registered import Definitions
+from tidemill_feature.sizes import Sizes
 from tidemill_runtime.batches import StreamOptions
 from tidemill_runtime.lifecycle import running
 from tidemill_runtime.positions import Partition
@@ -111,7 +112,8 @@ async def worker_rate(kafka: KafkaSettings, redis_url: str) -> float:
     closure = definition.Definition(streams=[STREAM], views=[VIEW])
     definitions.fold(to_json(definition.DefinitionRecord(kind="view", name=VIEW.name, definition=closure)))
     async with Redis.from_url(redis_url) as redis:
-        pipeline = OnlinePipeline(definitions, RedisStore(redis, project, project), kafka, project, 256 * 1024 * 1024)
+        sizes = Sizes(project, project, 256 * 1024 * 1024, BATCH, 20_000)
+        pipeline, _ = online_pipeline(definitions, redis, kafka, sizes, NoHistory())
         runner = StreamRunner(pipeline, kafka, StreamOptions(project, max_records=BATCH), topics=[TOPIC])
         async with running(runner):
             await runner.reached({Partition(TOPIC, 0): WARM})

@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from tidemill_contracts.canonical import to_json
 from tidemill_contracts.cloudevents import Attributes, to_headers, watermark
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
@@ -117,7 +117,7 @@ class Log:
 class World:
     """One project of its own on the shared servers."""
 
-    payer, busy, noon_us, second_us = PAYER, BUSY, NOON_US, SECOND
+    payer, busy, stream, noon_us, second_us = PAYER, BUSY, PAID, NOON_US, SECOND
 
     def __init__(self, kafka: KafkaSettings, redis_url: str, project: str, folder: Path) -> None:
         self.kafka = kafka
@@ -134,6 +134,7 @@ class World:
         await self._admin.start()
         await self.create("registry.pipelines.v1", 1)
         await self.create("monitoring.clock.v1", 1)
+        await self.create("registry.models.v1", 1)
         self._producer = Producer(self.kafka)
         await self._producer.__aenter__()
 
@@ -158,6 +159,20 @@ class World:
 
         await aeventually(gone, 10)
         await self.create(topic, partitions)
+
+    async def add_partitions(self, topic: str, total: int) -> None:
+        await self._admin.create_partitions({self.kafka.physical(topic): NewPartitions(total_count=total)})
+
+        async def there() -> bool:
+            found = await self._admin.describe_topics([self.kafka.physical(topic)])
+            return len(found[0]["partitions"]) == total
+
+        await aeventually(there, 10)
+        # A producer of our own learns of them at its next look otherwise.
+        assert self._producer is not None
+        await self._producer.__aexit__(None, None, None)
+        self._producer = Producer(self.kafka)
+        await self._producer.__aenter__()
 
     async def register(self, *views: definition.View) -> None:
         """Register the stream and its views."""

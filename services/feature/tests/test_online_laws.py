@@ -162,23 +162,6 @@ async def test_a_barrier_waits_for_a_stream_that_is_registered_a_moment_later(wo
     await check(world, feature, world.noon_us + 15 * SECOND)
 
 
-async def test_a_recreated_topic_is_fatal_and_not_skipped(world: Any) -> None:
-    await world.register(world.payer)
-    feature = await world.start()
-    await world.pay(payments(11, 20, world.noon_us))
-    await feature.reached(await world.ends())
-    await feature.stop()
-    await world.recreate("events.paid", 2)
-    feature = world.launch()
-
-    async def gone() -> bool:
-        return feature.process.poll() is not None
-
-    await aeventually(gone, 60, claim="the worker refuses to fold another log into these rings")
-    assert feature.process.returncode == 70
-    assert "re-created" in feature.output.read_text()
-
-
 class OwnRedis:
     """A Redis that keeps only what it was told to save, and may be killed."""
 

@@ -292,7 +292,12 @@ class StreamRunner(Generic[S, E]):
         places = sorted(self._consumer.assignment())
         begin = await self._consumer.beginning_offsets(places)
         end = await self._consumer.end_offsets(places)
-        start = {self._partition(p): self._start(p, await self._consumer.committed(p), begin, end) for p in places}
+        start = {}
+        for place in places:
+            wanted = await self._consumer.committed(place)
+            if wanted is not None and self._pipeline.keeps_offsets:
+                wanted = min(max(wanted, begin[place]), end[place])
+            start[self._partition(place)] = self._start(place, wanted, begin, end)
         begins, ends = ({self._partition(p): offset for p, offset in found.items()} for found in (begin, end))
         assignment = Assignment(dict(start), begins, ends)
         restored = await self._retried(lambda: self._pipeline.restore(assignment))
@@ -367,6 +372,7 @@ class StreamRunner(Generic[S, E]):
     def _drop_state(self) -> None:
         self._epoch += 1
         self._held = None
+        self._pipeline.released()
         self._taken.reset({})
         self.positions.reset({})
         self._set_fault("restoring")

@@ -17,6 +17,18 @@ identities_held = gauge("feature_identities_held", "Identities remembered for de
 flush_seconds = histogram("feature_flush_seconds", "One conditional flush of shards and checkpoints to Redis.")
 flush_refused = counter("feature_flush_refused", "Flushes that Redis refused because its checkpoint was another.")
 replayed = counter("feature_replayed_records", "Records to be replayed because Redis had lost them.")
+topics_replaced = counter(
+    "feature_topics_replaced",
+    "Times a stream's log was found to be another one, so that its views were built anew.",
+    ("stream",),
+)
+build_records = counter("feature_build_records", "Events read to build views beside what is folded.", ("stream",))
+build_remaining = gauge(
+    "feature_build_remaining_records",
+    "Records until views that are being built have caught up.",
+    ("stream", "partition"),
+)
+shards_expired = counter("feature_shards_expired", "Shards left to expire, of views and builds no longer folded.")
 read_seconds = histogram("feature_read_seconds", "One read of features: the trip to Redis and the merge.")
 read_rows = histogram("feature_read_rows", "Entities of one read.", buckets=_SMALL)
 archive_rows = counter("feature_archive_rows", "Rows appended to the offline log.", ("topic",))

@@ -1,9 +1,9 @@
 """What the online role does with a batch: pure. Decode, judge, and say which events go into which rings.
 
 Per partition the worker knows from the checkpoint how far the rings have come (`applied`); records before that are only
-read to remember their identities again. Where the checkpoint does not cover a view yet, the partition is read from the
-log's beginning: rings that are ahead skip what they include, the new ones are built, and the checkpoint moves on when
-it is passed.
+read to remember their identities again. Views that the checkpoint does not cover are built beside (`building`), from
+the log's beginning. Once they have almost caught up the partition is read again from where they are: rings that are
+ahead skip what they include, and the checkpoint moves on when it is passed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,17 +13,16 @@ from typing import Any
 import numpy as np
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.reasons import Reason
-from tidemill_features.admission import Admission, rules_of
+from tidemill_features.admission import Admission
 from tidemill_features.columns import concatenate
 from tidemill_features.expressions import Column
 from tidemill_features.fold import Events, ViewShards
-from tidemill_features.layout import EMPTY, NO_TOPIC_ID, Checkpoint, view_id
-from tidemill_runtime.batches import Assignment, Batch, Record, Refused, Step
-from tidemill_runtime.errors import Fatal, Poison
+from tidemill_features.layout import Checkpoint
+from tidemill_runtime.batches import Batch, Record, Refused, Step
+from tidemill_runtime.errors import Poison
 from tidemill_runtime.positions import Partition
 
 from tidemill_feature.decode import Decoded, StreamDecoder
-from tidemill_feature.registered import RegisteredStream
 
 
 @dataclass(slots=True)
@@ -38,7 +37,12 @@ class StreamCounts:
 
 @dataclass(slots=True)
 class PartitionState:
-    """One partition: `stored` is what Redis holds; `applied` where effects begin; `next_offset` what was taken in."""
+    """One partition: `stored` is what Redis holds; `applied` where effects begin; `next_offset` what was taken in.
+
+    `views`: the builds that are folded. `read`: what was read, which is less while identities are remembered again.
+    `seen`: what was judged before, so that poison is not refused again. `held_until`: the checkpoint stays where it is
+    until rings that were behind are there too.
+    """
 
     topic_id: bytes
     stored: Checkpoint | None
@@ -46,22 +50,28 @@ class PartitionState:
     next_offset: int
     admission: Admission
     views: frozenset[bytes]
+    partitions: int = 0
+    read: int = 0
+    seen: int = 0
+    held_until: int = 0
+    ready_from: int = 0
 
     def checkpoint(self) -> Checkpoint | None:
-        """Return what the next flush writes; None while a new view's rings are behind those that exist."""
-        if self.stored is not None and self.next_offset < self.stored.next_offset:
+        """Return what the next flush writes; None while some rings are behind others."""
+        if self.next_offset < self.held_until:
             return None
         low = self.admission.low_offset(self.next_offset)
-        return Checkpoint(self.topic_id, self.next_offset, low, self.admission.newest_us, self.views)
+        newest_us = self.admission.newest_us
+        return Checkpoint(self.topic_id, self.next_offset, low, newest_us, self.views, self.partitions, self.ready_from)
 
 
 @dataclass(slots=True)
 class StreamState:
-    """One stream: its decoder, its views' shards in memory, and counts."""
+    """One stream: its decoder, its views' shards in memory by build, and counts."""
 
     stream: definition.Stream
     decoder: StreamDecoder
-    shards: list[ViewShards]
+    shards: dict[bytes, ViewShards]
     # The fields that the views read.
     columns: tuple[str, ...]
     counts: StreamCounts = field(default_factory=StreamCounts)
@@ -79,54 +89,34 @@ class OnlineState:
 
 @dataclass(slots=True)
 class Folding:
-    """Events of one stream that are to be folded into its views."""
+    """Events of partitions of one topic that are to be folded into the same views."""
 
-    state: StreamState
+    topic: str
+    shards: Sequence[ViewShards]
     events: Events
 
 
 @dataclass(slots=True)
 class Work:
-    """The effects of one batch; `folded` keeps a repeated attempt from folding twice."""
+    """The effects of one batch; `folded` keeps a repeated attempt from folding twice.
+
+    `backwards`: a partition whose offsets fell, so that nothing of the batch was looked at.
+    """
 
     state: OnlineState
     foldings: list[Folding]
     partitions: list[Partition]
     folded: bool = False
-
-
-def start_partition(
-    partition: Partition, registered: RegisteredStream, stored: Checkpoint | None, topic_id: bytes, log: Assignment
-) -> tuple[PartitionState, int]:
-    """Return a partition's state and the offset to read from.
-
-    Raises `Fatal` where the checkpoint belongs to another log: a re-created topic, or one that lost its end.
-    """
-    begin, end = log.begin[partition], log.end[partition]
-    rules, views = rules_of(registered.stream), frozenset(view_id(plan.hash) for plan in registered.plans)
-    if stored is not None:
-        _check_log(partition, stored, topic_id, end)
-        if views <= stored.views:
-            admission = Admission(rules, stored.newest_event_us)
-            state = PartitionState(topic_id, stored, stored.next_offset, stored.next_offset, admission, views)
-            return state, max(begin, min(stored.dedup_low_offset, stored.next_offset))
-    return PartitionState(topic_id, stored, begin, begin, Admission(rules, EMPTY), views), begin
-
-
-def _check_log(partition: Partition, stored: Checkpoint, topic_id: bytes, end: int) -> None:
-    place = f"{partition.topic}[{partition.number}]"
-    if topic_id not in (stored.topic_id, NO_TOPIC_ID):
-        raise Fatal(
-            f"{place} is another topic than the rings were folded from: it was re-created; rebuild its features"
-        )
-    if stored.next_offset > end:
-        raise Fatal(f"{place} ends at {end}, but the rings include {stored.next_offset}: the log lost its end")
+    backwards: Partition | None = None
 
 
 def step(state: OnlineState, batch: Batch) -> Step[OnlineState, Work]:
     """Take in a batch; the effects are events to fold, the refused are poison."""
+    for partition, records in batch.partitions.items():
+        if records[0].offset < state.partitions[partition].read:
+            return Step(state, Work(state, [], [], backwards=partition))
     refused: list[Refused] = []
-    by_stream: dict[str, list[tuple[Partition, Decoded, Any]]] = {}
+    by_views: dict[tuple[str, frozenset[bytes]], list[tuple[Partition, Decoded, Any]]] = {}
     for partition, records in batch.partitions.items():
         stream = partition.topic.removeprefix("events.")
         place, source = state.partitions[partition], state.streams[stream]
@@ -137,12 +127,12 @@ def step(state: OnlineState, batch: Batch) -> Step[OnlineState, Work]:
         fresh = records[len(old) :]
         if fresh:
             decoded, counts = _admitted(source, place, fresh, refused)
-            by_stream.setdefault(stream, []).append((partition, decoded, counts))
+            by_views.setdefault((stream, place.views), []).append((partition, decoded, counts))
     # Also where nothing of what was read is for this group: its dead letters, what is sent again for others.
     for partition, offset in batch.next_offsets.items():
         place = state.partitions[partition]
-        place.next_offset = max(place.next_offset, offset)
-    foldings = [_folding(state.streams[stream], parts) for stream, parts in by_stream.items()]
+        place.next_offset, place.read = max(place.next_offset, offset), offset
+    foldings = [_folding(state.streams[stream], views, parts) for (stream, views), parts in by_views.items() if views]
     work = Work(state, [folding for folding in foldings if len(folding.events)], list(batch.next_offsets))
     return Step(state, work, refused)
 
@@ -158,9 +148,8 @@ def _admitted(
     if source.stream.late_policy == definition.LATE_POLICY_DEAD_LETTER and late.any():
         by_offset = {record.offset: record for record in records}
         poison = poison + [_too_late(by_offset[offset]) for offset in decoded.offset[late].tolist()]
-    # What a catch-up reads again was dead-lettered when it was read first.
-    seen = place.stored.next_offset if place.stored is not None else 0
-    poison = [one for one in poison if one.record.offset >= seen]
+    # What is read again was dead-lettered when it was read first.
+    poison = [one for one in poison if one.record.offset >= place.seen]
     refused.extend(poison)
     counts = source.counts
     counts.events += len(decoded.values)
@@ -177,8 +166,8 @@ def _too_late(record: Record) -> Refused:
     return Refused(record, Poison(Reason.TOO_LATE, "the event lies further behind than the stream's lateness allows"))
 
 
-def _folding(source: StreamState, parts: Sequence[tuple[Partition, Decoded, Any]]) -> Folding:
-    """Put the counting events of a stream's partitions together."""
+def _folding(source: StreamState, views: frozenset[bytes], parts: Sequence[tuple[Partition, Decoded, Any]]) -> Folding:
+    """Put the counting events of some partitions of a stream together."""
     columns: dict[str, list[Column]] = {name: [] for name in source.columns}
     partitions, offsets, times = [], [], []
     for partition, decoded, keep in parts:
@@ -192,4 +181,4 @@ def _folding(source: StreamState, parts: Sequence[tuple[Partition, Decoded, Any]
             columns[name].append(column)
     joined: Mapping[str, Column] = {name: concatenate(found) for name, found in columns.items()}
     events = Events(np.concatenate(partitions), np.concatenate(offsets), np.concatenate(times), joined)
-    return Folding(source, events)
+    return Folding(parts[0][0].topic, [source.shards[view] for view in sorted(views)], events)

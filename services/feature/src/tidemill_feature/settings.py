@@ -8,6 +8,8 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 from tidemill_features.layout import DEFAULT_GROUP, DEFAULT_PROJECT
 from tidemill_runtime.settings import PostgresSettings, RedisSettings, ServiceSettings
 
+from tidemill_feature.sizes import Sizes
+
 Role = Literal["online", "offline"]
 
 MEBIBYTE = 1024 * 1024
@@ -59,6 +61,15 @@ class Settings(ServiceSettings):
         default=MEBIBYTE * 4, description="largest body of one HTTP read"
     )
 
+    join_records: Annotated[int, Field(ge=2)] = Field(
+        default=20_000,
+        description="a view that is built beside the others is folded with them once it is this near",
+    )
+    old_view_grace_s: Annotated[float, Field(ge=0)] = Field(
+        default=3_600.0,
+        description="how long an old version of a view is folded on once the new one answers, if no model reads it",
+    )
+
     @field_validator("roles", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
@@ -67,6 +78,10 @@ class Settings(ServiceSettings):
     @property
     def cache_bytes(self) -> int:
         return self.cache_mb * MEBIBYTE
+
+    @property
+    def online_sizes(self) -> Sizes:
+        return Sizes(self.project, self.group, self.cache_bytes, self.batch_records, self.join_records)
 
     @property
     def archive_buffer_bytes(self) -> int:

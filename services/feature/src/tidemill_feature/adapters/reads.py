@@ -80,7 +80,8 @@ class Reads:
 
     def _reader_of(self, views: frozenset[str]) -> Reader:
         """Return a reader of these views as they are registered now: it fetches no other stream's checkpoints."""
-        plans = [self.definitions.plans[view] for view in sorted(views)]
+        # Old versions too: one answers until its successor is built.
+        plans = [plan for view in sorted(views) for plan in self.definitions.versions[view]]
         return Reader(plans, project=self._settings.project, group=self._settings.group)
 
 

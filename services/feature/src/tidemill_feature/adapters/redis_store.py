@@ -94,20 +94,27 @@ class RedisStore:
     async def flush(self, moves: Sequence[Move], shards: Mapping[bytes, bytes]) -> dict[Partition, Checkpoint | None]:
         """Write shards and checkpoints; return what Redis holds instead where it refused, nothing where it wrote."""
         keys = [self._key(move.partition) for move in moves]
-        held = [move.held.pack() if move.held else None for move in moves]
-        wanted = [move.next.pack() if move.next else old for move, old in zip(moves, held, strict=True)]
+        held = [move.held for move in moves]
+        wanted = [move.next or move.held for move in moves]
         with translated():
             reopened = self._watching is None
             if reopened:
                 await self._arm()
-            found = [self._seen[key] for key in keys]
+            # As what they say, not as bytes: they may have been written in an older format.
+            found = [_unpacked(self._seen[key]) for key in keys]
             if found != held:
                 # An earlier attempt, whose answer was lost, may have written everything.
                 return {} if reopened and found == wanted else _by_partition(moves, found)
-            changed = {key: new for key, old, new in zip(keys, held, wanted, strict=True) if new != old and new}
+            changed = {k: new.pack() for k, old, new in zip(keys, held, wanted, strict=True) if new != old and new}
             if await self._write(changed, shards):
                 return {}
-            return _by_partition(moves, [self._seen[key] for key in keys])
+            return _by_partition(moves, [_unpacked(self._seen[key]) for key in keys])
+
+    async def forget(self, partitions: Sequence[Partition]) -> None:
+        """Delete checkpoints; whoever still watches one of them is refused."""
+        if partitions:
+            with translated():
+                await self._redis.delete(*map(self._key, partitions))
 
     async def run_id(self) -> str:
         """Return what names this run of the Redis server."""
@@ -165,5 +172,5 @@ def _unpacked(raw: bytes | None) -> Checkpoint | None:
     return None if raw is None else Checkpoint.unpack(raw)
 
 
-def _by_partition(moves: Sequence[Move], raws: Sequence[bytes | None]) -> dict[Partition, Checkpoint | None]:
-    return {move.partition: _unpacked(raw) for move, raw in zip(moves, raws, strict=True)}
+def _by_partition(moves: Sequence[Move], points: Sequence[Checkpoint | None]) -> dict[Partition, Checkpoint | None]:
+    return {move.partition: point for move, point in zip(moves, points, strict=True)}

@@ -15,14 +15,21 @@ from tidemill_runtime.lifecycle import running
 from tidemill_runtime.positions import Offsets
 from tidemill_runtime.producer import Producer
 from tidemill_runtime.progress import Reached
+from tidemill_runtime.settings import KafkaSettings
 from tidemill_runtime.stream import StreamRunner
 
 from tidemill_feature import clock
+from tidemill_feature.adapters.builder import Builder, History, LaterHistory
 from tidemill_feature.adapters.definition_feed import DefinitionFeed
-from tidemill_feature.adapters.online_stream import OnlinePipeline
+from tidemill_feature.adapters.keeper import Keeper
+from tidemill_feature.adapters.online_stream import OnlinePipeline, Stores
 from tidemill_feature.adapters.redis_store import RedisStore
+from tidemill_feature.adapters.view_book import ViewBook
 from tidemill_feature.registered import Definitions
 from tidemill_feature.settings import Settings
+from tidemill_feature.sizes import Sizes
+from tidemill_feature.uses import TOPIC as USES_TOPIC
+from tidemill_feature.uses import Uses
 
 _OFFLINE_FETCH_BYTES = 256 * 1024
 _OFFLINE_WAIT_MS = 250
@@ -61,14 +68,16 @@ class Online:
     role: Role
     store: RedisStore
     pipeline: OnlinePipeline
+    book: ViewBook
 
 
 @asynccontextmanager
 async def open_online(settings: Settings, health: Health, definitions: Definitions) -> AsyncIterator[Online]:
     """Open Redis and the online consumer; the caller runs it where the role is on."""
     async with Redis.from_url(**settings.redis.client_kwargs()) as redis, Producer(settings.kafka) as producer:
-        store = RedisStore(redis, settings.project, settings.group)
-        pipeline = OnlinePipeline(definitions, store, settings.kafka, settings.project, settings.cache_bytes)
+        pipeline, stores = online_pipeline(
+            definitions, redis, settings.kafka, settings.online_sizes, _history(settings)
+        )
         runner = StreamRunner(
             pipeline,
             settings.kafka,
@@ -84,7 +93,53 @@ async def open_online(settings: Settings, health: Health, definitions: Definitio
             dead_letters=DeadLetters(producer, settings.kafka, settings.group),
             health=health if "online" in settings.roles else None,
         )
-        yield Online(Role("online", runner, definitions.topics, producer), store, pipeline)
+        try:
+            async with _kept(settings, definitions, stores):
+                yield Online(Role("online", runner, definitions.topics, producer), stores.rings, pipeline, stores.book)
+        finally:
+            await pipeline.close()
+
+
+def online_pipeline(
+    definitions: Definitions, redis: Redis, kafka: KafkaSettings, sizes: Sizes, history: History
+) -> tuple[OnlinePipeline, Stores]:
+    """Return the online role's pipeline, with a builder beside it, and its stores."""
+    rings = RedisStore(redis, sizes.project, sizes.group)
+    builds = RedisStore(redis, sizes.project, f"{sizes.group}.build")
+    stores = Stores(rings, builds, ViewBook(redis, sizes.project, sizes.group))
+    builder = Builder(builds, stores.book, kafka, sizes, history)
+    return OnlinePipeline(definitions, stores, builder, kafka, sizes), stores
+
+
+@asynccontextmanager
+async def _kept(settings: Settings, definitions: Definitions, stores: Stores) -> AsyncIterator[None]:
+    """Keep the definitions as the book says; where the online role is on, also end what is no longer folded."""
+    uses = Uses()
+
+    def on_version(record: Record) -> None:
+        uses.fold(record.key, record.value)
+
+    models = TopicFollower(settings.kafka, USES_TOPIC, on_version)
+    known = models.caught_up.is_set if "online" in settings.roles else _never
+    grace_us = int(settings.old_view_grace_s * 1_000_000)
+    keeper = Keeper(definitions, stores.book, stores.rings, uses, settings.project, grace_us, known)
+    async with running(models), running(keeper):
+        yield
+
+
+def _never() -> bool:
+    return False
+
+
+def _history(settings: Settings) -> History:
+    """Return what reads the offline log; pyiceberg is loaded when something is asked of it."""
+
+    def opened() -> History:
+        module = import_module("tidemill_feature.adapters.archived_history")
+        found: History = module.ArchivedHistory(settings.postgres.url(), str(settings.warehouse))
+        return found
+
+    return LaterHistory(opened)
 
 
 @asynccontextmanager

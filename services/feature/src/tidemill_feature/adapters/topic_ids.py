@@ -1,7 +1,7 @@
 """The id that Kafka gave each topic when it was created: a re-created topic of the same name has another."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError, for_code
@@ -102,22 +102,47 @@ class _MetadataRequest(Request[_MetadataStruct]):  # type: ignore[misc]
         return request_struct_class([(bytes(16), name, {}) for name in self._names], False, False, {})
 
 
-async def topic_ids(client_kwargs: Mapping[str, Any], names: Iterable[str]) -> dict[str, bytes]:
-    """Return the id of each (physical) topic. Raises `Retryable` while Kafka does not know one or is away."""
-    wanted = list(names)
-    if not wanted:
-        return {}
-    client = AIOKafkaClient(**client_kwargs)
-    try:
-        await client.bootstrap()
-        response = await client.send(client.get_random_node(), _MetadataRequest(wanted))
-    except (KafkaError, OSError) as error:
-        raise Retryable(f"Kafka: {error!r}") from error
-    finally:
-        await client.close()
-    found = {}
-    for error_code, name, topic_id, *_ in response.topics:
-        if error_code:
-            raise Retryable(f"Kafka: topic {name}: {for_code(error_code)!r}")
-        found[name] = topic_id
-    return found
+class Topic(NamedTuple):
+    """What Kafka says of a topic: its id, and how many partitions it has."""
+
+    id: bytes
+    partitions: int
+
+
+class TopicLook:
+    """Asks Kafka about topics over a connection of its own, kept open."""
+
+    def __init__(self, client_kwargs: Mapping[str, Any]) -> None:
+        self._client_kwargs = client_kwargs
+        self._client: Any = None
+
+    async def topics(self, names: Iterable[str]) -> dict[str, Topic]:
+        """Return what there is to know of each (physical) topic.
+
+        Raises `Retryable` while Kafka does not know one or is away.
+        """
+        wanted = list(names)
+        if not wanted:
+            return {}
+        try:
+            if self._client is None:
+                self._client = AIOKafkaClient(**self._client_kwargs)
+                await self._client.bootstrap()
+            response = await self._client.send(self._client.get_random_node(), _MetadataRequest(wanted))
+        except BaseException as error:
+            await self.close()
+            if isinstance(error, KafkaError | OSError):
+                raise Retryable(f"Kafka: {error!r}") from error
+            raise
+        found = {}
+        for error_code, name, topic_id, _, partitions, *_ in response.topics:
+            if error_code:
+                raise Retryable(f"Kafka: topic {name}: {for_code(error_code)!r}")
+            found[name] = Topic(topic_id, len(partitions))
+        return found
+
+    async def close(self) -> None:
+        """Close the connection; the next question opens another."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()

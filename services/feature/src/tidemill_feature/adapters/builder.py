@@ -1,0 +1,239 @@
+"""Builds views beside those that are folded: from the offline log where Kafka has dropped it, then from Kafka.
+
+One task per assignment, on the worker's own loop, a micro-batch at a time, so that live events wait for one batch at
+most. It has checkpoints of its own (those of the group `<group>.build`), which fence it as the worker is fenced, and
+from which it goes on after a crash. When its partitions have almost caught up it says so and ends: the worker restores
+and folds old and new views together from there.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from time import monotonic
+from typing import Any, Protocol
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_features.fold import ViewShards
+from tidemill_features.layout import EMPTY, Checkpoint
+from tidemill_runtime.batches import Batch
+from tidemill_runtime.consumer import close
+from tidemill_runtime.errors import Retryable
+from tidemill_runtime.positions import Partition
+from tidemill_runtime.retries import delays
+from tidemill_runtime.settings import KafkaSettings
+from tidemill_runtime.sieve import Sieve
+
+from tidemill_feature import metrics
+from tidemill_feature.adapters.folding import dirty, fold, written
+from tidemill_feature.adapters.redis_store import Move, RedisStore
+from tidemill_feature.adapters.view_book import ViewBook
+from tidemill_feature.building import Found, resumable
+from tidemill_feature.decode import StreamDecoder
+from tidemill_feature.progress import Progress
+from tidemill_feature.replaying import Chunk, Replay
+from tidemill_feature.sizes import Sizes
+
+_READ_MS = 200
+_REPORT_S = 0.5
+
+log = structlog.get_logger(__name__)
+
+
+Make = Callable[[], Mapping[bytes, ViewShards]]
+
+
+class History(Protocol):
+    """What of a stream was archived."""
+
+    def chunks(self, stream: definition.Stream, partition: int, first: int, end: int) -> AsyncIterator[Chunk]:
+        """Yield what the offline log holds of `[first, end)`, in offset order. Raises `Retryable`."""
+        ...
+
+
+@dataclass(slots=True)
+class LaterHistory:
+    """Opens the offline log when something of it is asked for."""
+
+    open: Callable[[], History]
+
+    async def chunks(self, stream: definition.Stream, partition: int, first: int, end: int) -> AsyncIterator[Chunk]:
+        async for chunk in self.open().chunks(stream, partition, first, end):
+            yield chunk
+
+
+class NoHistory:
+    """For where nothing is archived."""
+
+    async def chunks(self, stream: definition.Stream, partition: int, first: int, end: int) -> AsyncIterator[Chunk]:
+        nothing: tuple[Chunk, ...] = ()
+        for chunk in nothing:
+            yield chunk
+
+
+@dataclass(slots=True)
+class Job:
+    """One partition whose views are to be built, and how far the folded ones have come."""
+
+    partition: Partition
+    stream: definition.Stream
+    found: Found
+    missing: frozenset[bytes]
+    live: Callable[[], int]
+
+
+@dataclass(slots=True)
+class _Site:
+    """One partition at work: `held` is what Redis holds of it."""
+
+    job: Job
+    replay: Replay
+    held: Checkpoint | None
+    first: int
+
+
+@dataclass(slots=True)
+class Builder:
+    """Builds what a worker is told to; `done` says that the worker may take it over."""
+
+    store: RedisStore
+    book: ViewBook
+    kafka: KafkaSettings
+    sizes: Sizes
+    history: History
+    done: bool = False
+    _task: asyncio.Task[None] | None = None
+    _reported_s: float = field(default=0.0)
+
+    def start(self, jobs: Sequence[Job], make: Make) -> None:
+        """Build from now on, and nothing else; `make` returns shards, none of them in memory yet, by build."""
+        self.stop()
+        if jobs:
+            self._task = asyncio.create_task(self._run(jobs, make), name="builder")
+
+    def stop(self) -> None:
+        """Build no more; what is written stays."""
+        task, self._task, self.done = self._task, None, False
+        if task is not None:
+            task.cancel()
+
+    def check(self) -> None:
+        """Raise what ended the building, if anything did."""
+        if self._task is not None and self._task.done() and not self._task.cancelled():
+            self._task.result()
+
+    async def _run(self, jobs: Sequence[Job], make: Make) -> None:
+        for delay_s in delays():
+            try:
+                await self._build(jobs, make())
+            except Retryable as error:
+                log.warning("building_waits", error=str(error))
+                await asyncio.sleep(max(delay_s, error.retry_after_s or 0))
+            else:
+                self.done = True
+                return
+
+    async def _build(self, jobs: Sequence[Job], shards: Mapping[bytes, ViewShards]) -> None:
+        """Build until every partition is near enough; begins where the checkpoints are."""
+        held = await self.store.watch([job.partition for job in jobs])
+        sites = [self._site(job, held[job.partition], shards) for job in jobs]
+        log.info("building", views=sorted({view.plan.name for view in shards.values()}), partitions=len(sites))
+        for site in sites:
+            await self._from_history(site)
+        ends = {site.job.partition: max(site.job.found.end, site.job.live()) for site in sites}
+        sieve = Sieve(self.kafka, self.sizes.group)
+        await sieve.recall({site.job.partition: site.replay.read for site in sites}, ends)
+        async with _consumer(self.kafka) as consumer:
+            await self._from_log(consumer, sieve, {self._physical(site.job.partition): site for site in sites})
+        await self._report(sites, force=True)
+
+    def _site(self, job: Job, held: Checkpoint | None, shards: Mapping[bytes, ViewShards]) -> _Site:
+        found = job.found
+        point = resumable(replace(found, built=held), job.missing)
+        if point is None:
+            # Whatever lies in between is looked for in the archive.
+            point = Checkpoint(found.topic_id, 0, 0, EMPTY, job.missing, found.partitions)
+        views = [shards[build] for build in sorted(job.missing)]
+        replay = Replay(job.partition, StreamDecoder(job.stream), views, point, job.missing)
+        return _Site(job, replay, held, point.next_offset)
+
+    async def _from_history(self, site: _Site) -> None:
+        """Take what Kafka has dropped from the offline log."""
+        found, replay = site.job.found, site.replay
+        if replay.read >= found.begin:
+            return
+        number = site.job.partition.number
+        async for chunk in self.history.chunks(site.job.stream, number, replay.read, found.begin):
+            await self._fold([(site, chunk)])
+            await self._report([site])
+        if replay.next_offset < found.begin:
+            missing = found.begin - replay.next_offset
+            log.error("records_in_neither_log", topic=site.job.partition.topic, partition=number, records=missing)
+        replay.skip_to(found.begin)
+
+    async def _from_log(self, consumer: Any, sieve: Sieve, sites: Mapping[TopicPartition, _Site]) -> None:
+        consumer.assign(list(sites))
+        for place, site in sites.items():
+            consumer.seek(place, max(site.replay.read, site.job.found.begin))
+        while any(site.job.live() - site.replay.next_offset > self.sizes.join_records // 2 for site in sites.values()):
+            try:
+                fetched = await consumer.getmany(timeout_ms=_READ_MS, max_records=self.sizes.batch_records)
+            except KafkaError as error:
+                raise Retryable(f"Kafka: {error!r}") from error
+            batch = sieve.sift(Batch({sites[place].job.partition: records for place, records in fetched.items()}))
+            parts = []
+            for place in fetched:
+                site = sites[place]
+                records = batch.partitions.get(site.job.partition, ())
+                parts.append((site, site.replay.decode(records, batch.next_offsets[site.job.partition])))
+            await self._fold(parts)
+            await self._report(list(sites.values()))
+            # Live events come first.
+            await asyncio.sleep(0)
+
+    async def _fold(self, parts: Sequence[tuple[_Site, Chunk]]) -> None:
+        """Fold chunks and write the rings and how far they have come."""
+        if not parts:
+            return
+        foldings = [folding for site, chunk in parts if (folding := site.replay.take(chunk)) is not None]
+        topics = {site.job.partition: site.job.found.topic_id for site, _ in parts}
+        await fold(self.store, foldings, topics.__getitem__)
+        ends = {site.job.partition: site.replay.next_offset for site, _ in parts}
+        shards = dirty(foldings, lambda topic: {p.number: end for p, end in ends.items() if p.topic == topic})
+        moves = [Move(site.job.partition, site.held, site.replay.checkpoint()) for site, _ in parts]
+        if await self.store.flush(moves, shards):
+            raise Retryable("another worker builds the same views, or Redis has lost writes")
+        written(foldings)
+        for (site, chunk), move in zip(parts, moves, strict=True):
+            site.held = move.next
+            metrics.build_records.labels(site.job.stream.name).inc(len(chunk.offset))
+
+    async def _report(self, sites: Sequence[_Site], *, force: bool = False) -> None:
+        """Say how far it is, for whoever asks any instance."""
+        if not force and monotonic() - self._reported_s < _REPORT_S:
+            return
+        self._reported_s = monotonic()
+        for site in sites:
+            now = Progress(site.first, site.replay.next_offset, max(site.job.found.end, site.job.live()))
+            metrics.build_remaining.labels(site.job.stream.name, site.job.partition.number).set(now.remaining)
+            await self.book.report(site.job.partition, now)
+
+    def _physical(self, partition: Partition) -> TopicPartition:
+        return TopicPartition(self.kafka.physical(partition.topic), partition.number)
+
+
+@asynccontextmanager
+async def _consumer(kafka: KafkaSettings) -> AsyncIterator[Any]:
+    """Open a consumer without a group."""
+    consumer: Any = AIOKafkaConsumer(**kafka.client_kwargs(), enable_auto_commit=False, auto_offset_reset="earliest")
+    try:
+        try:
+            await consumer.start()
+        except (KafkaError, OSError) as error:
+            raise Retryable(f"Kafka: {error!r}") from error
+        yield consumer
+    finally:
+        await close(consumer)

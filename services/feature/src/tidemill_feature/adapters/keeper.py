@@ -1,0 +1,100 @@
+"""Keeps an instance's definitions as the book says, and ends what is no longer folded."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import time_ns
+from types import TracebackType
+from typing import Self
+
+import structlog
+from tidemill_contracts.topics import events_topic
+from tidemill_features.layout import Checkpoint
+from tidemill_runtime.consumer import sleep_unless
+from tidemill_runtime.errors import Retryable
+from tidemill_runtime.positions import Partition
+
+from tidemill_feature import metrics
+from tidemill_feature.adapters.redis_store import RedisStore
+from tidemill_feature.adapters.view_book import ViewBook
+from tidemill_feature.registered import Definitions
+from tidemill_feature.retiring import Changes, retire
+from tidemill_feature.uses import Uses
+
+_EVERY_S = 1.0
+# Readers that began with what is dropped have ended by then.
+_EXPIRE_AFTER_S = 60
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass
+class Keeper:
+    """A `Component`; `retires` says whether this instance may end old versions now (any number of them may)."""
+
+    definitions: Definitions
+    book: ViewBook
+    store: RedisStore
+    uses: Uses
+    project: str
+    grace_us: int
+    retires: Callable[[], bool]
+    _stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Look no further."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Look until `stop`."""
+        while not self._stopping.is_set():
+            try:
+                await self._look()
+            except Retryable as error:
+                log.info("book_not_read", error=str(error))
+            await sleep_unless(self._stopping, _EVERY_S)
+
+    async def _look(self) -> None:
+        book = await self.book.read()
+        self.definitions.take(book)
+        if not self.retires():
+            return
+        now_us = time_ns() // 1000
+        # Only where something may end: the checkpoints of all partitions are read for it.
+        streams = {plan.stream for versions in self.definitions.versions.values() for plan in versions[:-1]}
+        streams |= {
+            plan.stream
+            for versions in self.definitions.versions.values()
+            for plan in versions
+            if plan.build and plan.build != book.floors.get(plan.hash)
+        }
+        points = {events_topic(stream): await self._points(stream) for stream in sorted(streams)}
+        changes = retire(self.definitions, points, self.uses.hashes, now_us, self.grace_us, self.project)
+        if changes:
+            log.info("views_end", set=sorted(changes.set), retired=sorted(changes.first), dropped=changes.delete)
+            await self.book.write(changes)
+            self.definitions.take(await self.book.read())
+        for prefix, due_us in book.expiring.items():
+            if now_us >= due_us:
+                count = await self.book.expire(prefix, _EXPIRE_AFTER_S)
+                metrics.shards_expired.inc(count)
+                await self.book.write(Changes(delete=[f"x:{prefix}"]))
+
+    async def _points(self, stream: str) -> Sequence[Checkpoint]:
+        """Return the checkpoints of a stream; an operator may have added partitions."""
+        topic, count = events_topic(stream), self.definitions.catalogue.streams[stream].partitions
+        held = await self._checkpoints(topic, count)
+        most = max((point.partitions for point in held), default=0)
+        return held if most <= count else await self._checkpoints(topic, most)
+
+    async def _checkpoints(self, topic: str, count: int) -> list[Checkpoint]:
+        found = await self.store.checkpoints([Partition(topic, number) for number in range(count)])
+        return [point for point in found.values() if point is not None]

@@ -1,0 +1,83 @@
+"""When an old version or build of a view is no longer folded: pure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tidemill_contracts.topics import events_topic
+from tidemill_features.layout import Checkpoint, build_id, shard_prefix, view_id
+from tidemill_features.plan import ViewPlan
+
+from tidemill_feature.registered import Definitions
+
+# Workers that have not read the book yet write shards of what is dropped for a moment longer.
+SETTLE_US = 5_000_000
+
+
+@dataclass
+class Changes:
+    """What to write into the book: fields to set, to set where there is none, and to delete."""
+
+    set: dict[str, bytes | int] = field(default_factory=dict)
+    first: dict[str, bytes | int] = field(default_factory=dict)
+    delete: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.set or self.first or self.delete)
+
+
+def retire(
+    definitions: Definitions,
+    points: Mapping[str, Sequence[Checkpoint]],
+    in_use: frozenset[str],
+    now_us: int,
+    grace_us: int,
+    project: str,
+) -> Changes:
+    """Return what follows from how far the new ones have come.
+
+    `points`: by topic, the checkpoints that there are. `in_use`: hashes of views that a live model version reads.
+    """
+    changes = Changes()
+    for versions in definitions.versions.values():
+        newest = versions[-1]
+        held = points.get(events_topic(newest.stream), ())
+        answers = bool(held) and all(build_id(newest.hash, newest.build) in point.readable for point in held)
+        for plan in versions:
+            _drop_old_builds(definitions, plan, held, changes, now_us, project)
+        if name_of(newest) in definitions.book.retired:
+            changes.delete.append(f"r:{name_of(newest)}")
+        for plan in versions[:-1] if answers else ():
+            name, since_us = name_of(plan), definitions.book.retired.get(name_of(plan))
+            if since_us is None:
+                changes.first[f"r:{name}"] = now_us
+            elif plan.hash not in in_use and now_us - since_us >= grace_us:
+                changes.delete += [f"{kind}:{name}" for kind in "dbfr"]
+                changes.set |= expiring([plan], range(plan.build + 1), now_us, project)
+    return changes
+
+
+def _drop_old_builds(
+    definitions: Definitions, plan: ViewPlan, held: Sequence[Checkpoint], changes: Changes, now_us: int, project: str
+) -> None:
+    """Fold the builds before `plan` no more once it is what is read."""
+    floor = definitions.book.floors.get(name_of(plan), 0)
+    if plan.build == floor or not held:
+        return
+    if all(build_id(plan.hash, plan.build) in point.readable for point in held):
+        changes.set[f"f:{name_of(plan)}"] = plan.build
+        changes.set |= expiring([plan], range(floor, plan.build), now_us, project)
+
+
+def expiring(plans: Iterable[ViewPlan], builds: Iterable[int], now_us: int, project: str) -> dict[str, int]:
+    """Return the fields that name the shards of some builds as to be expired."""
+    numbers = list(builds)
+    return {
+        f"x:{shard_prefix(project, plan.hash, build).decode()}": now_us + SETTLE_US
+        for plan in plans
+        for build in numbers
+    }
+
+
+def name_of(plan: ViewPlan) -> str:
+    """Return what the book calls a view by."""
+    return view_id(plan.hash).hex()

@@ -1,0 +1,200 @@
+"""Laws of building views anew, on the real Kafka and Redis: after each of these, features equal brute force."""
+
+import asyncio
+import copy
+import random
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import pytest
+from redis.asyncio import Redis
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_features.layout import shard_prefix
+from tidemill_features.plan import compile_view
+from tidemill_testkit.eventually import aeventually
+
+pytestmark = pytest.mark.servers
+
+PAYERS = ["ann", "bob", "cid"]
+ITEMS = [1, 2, 3, 4, 5]
+SECOND = 1_000_000
+
+
+def payments(seed: int, count: int, start_us: int, partitions: int = 2) -> list[dict[str, Any]]:
+    """Return payments, some out of order, some sent twice."""
+    chance = random.Random(seed)
+    found: list[dict[str, Any]] = []
+    for number in range(count):
+        fields = {
+            "payment": f"{seed}-{number}",
+            "payer": chance.choice(PAYERS),
+            "amount": chance.choice([None, 0.1, 1e16, -1e16, chance.uniform(-9, 9)]),
+            "items": chance.randint(1, 4),
+        }
+        at_us = start_us + number * SECOND - chance.choice([0, 0, 5]) * SECOND
+        found.append({"at_us": at_us, "partition": number % partitions, "id": f"{seed}-{number}", "fields": fields})
+        if chance.random() < 0.1:
+            found.append(found[-1])
+    return found
+
+
+async def check(world: Any, feature: Any, view: definition.View, as_of_us: int) -> None:
+    """Compare every feature of every entity with brute force."""
+    keys = PAYERS if view.entity[0] == "payer" else ITEMS
+    expected = [world.log.features(view, key, as_of_us) for key in keys]
+    assert await feature.get(view.name, keys, as_of_us) == expected, view.name
+
+
+def redefined(view: definition.View) -> definition.View:
+    """Return a view of the same name with other windows."""
+    changed = copy.deepcopy(view)
+    for feature in changed.features:
+        feature.window_ms *= 2
+    return changed
+
+
+async def settled(look: Callable[[], Awaitable[None]], claim: str) -> None:
+    """Wait until something holds that does not hold while views are being built."""
+
+    async def holds() -> bool:
+        try:
+            await look()
+        except (AssertionError, grpc.aio.AioRpcError):
+            return False
+        return True
+
+    await aeventually(holds, 30, claim=claim)
+
+
+async def correct(world: Any, feature: Any, view: definition.View, as_of_us: int) -> None:
+    """Wait until a view equals brute force."""
+    await settled(lambda: check(world, feature, view, as_of_us), f"{view.name} equals brute force")
+
+
+async def keys(world: Any, pattern: str) -> list[bytes]:
+    async with Redis.from_url(world.redis_url) as redis:
+        return [key async for key in redis.scan_iter(match=pattern, count=5000)]
+
+
+async def test_a_new_view_is_built_beside_the_others_which_are_folded_on(world: Any) -> None:
+    await world.register(world.payer)
+    # As near as this no view ever is, so that everything goes through the builder.
+    feature = await world.start(JOIN_RECORDS="20", BATCH_RECORDS="20")
+    await world.pay(payments(1, 400, world.noon_us))
+    await feature.reached(await world.ends())
+    await world.register(world.busy)
+    for part in range(5):
+        await world.pay(payments(2 + part, 30, world.noon_us + (400 + 30 * part) * SECOND))
+        await feature.reached(await world.ends())
+        await check(world, feature, world.payer, world.noon_us + (420 + 30 * part) * SECOND)
+    at_us = world.noon_us + 540 * SECOND
+    await correct(world, feature, world.busy, at_us)
+    await world.pay(payments(9, 30, world.noon_us + 550 * SECOND))
+    await feature.reached(await world.ends())
+    for view in (world.payer, world.busy):
+        await check(world, feature, view, world.noon_us + 570 * SECOND)
+    assert "building" in feature.output.read_text()
+    await settled(lambda: nothing(world, "tm1:checkpoint:{%s:feature-online.build}:*"), "its own checkpoints are gone")
+
+
+async def nothing(world: Any, pattern: str) -> None:
+    assert not await keys(world, pattern % world.project)
+
+
+async def test_building_goes_on_after_kill_9_and_under_another_worker(world: Any) -> None:
+    await world.register(world.payer)
+    feature = await world.start(JOIN_RECORDS="4", BATCH_RECORDS="5")
+    await world.pay(payments(11, 500, world.noon_us))
+    await feature.reached(await world.ends())
+    await world.register(world.busy)
+    chance = random.Random(11)
+    for _ in range(3):
+        await asyncio.wait([asyncio.create_task(feature.reached(await world.ends()))], timeout=chance.random())
+        await feature.stop(signal.SIGKILL)
+        feature = await world.start(JOIN_RECORDS="4", BATCH_RECORDS="5")
+    at_us = world.noon_us + 490 * SECOND
+    await correct(world, feature, world.busy, at_us)
+    await check(world, feature, world.payer, at_us)
+
+
+async def test_a_redefined_view_answers_as_before_until_the_new_one_is_built(world: Any) -> None:
+    await world.register(world.payer, world.busy)
+    feature = await world.start(JOIN_RECORDS="20", BATCH_RECORDS="20", OLD_VIEW_GRACE_S="0")
+    await world.pay(payments(21, 400, world.noon_us))
+    await feature.reached(await world.ends())
+    at_us = world.noon_us + 380 * SECOND
+    old, new = world.payer, redefined(world.payer)
+    before = await feature.get("payer", PAYERS, at_us)
+    after = [world.log.features(new, key, at_us) for key in PAYERS]
+    assert before != after
+    await world.register(new)
+    seen = []
+
+    async def switched() -> bool:
+        # Never an error, never a mixture.
+        got = await feature.get("payer", PAYERS, at_us)
+        assert got in (before, after)
+        seen.append(got == after)
+        return bool(seen[-1])
+
+    await aeventually(switched, 30, claim="the new version answers")
+    assert sorted(seen) == seen, "and never the old one again"
+    await world.pay(payments(22, 50, world.noon_us + 400 * SECOND))
+    await feature.reached(await world.ends())
+    await check(world, feature, new, world.noon_us + 440 * SECOND)
+
+    async def expires() -> None:
+        async with Redis.from_url(world.redis_url) as redis:
+            prefix = shard_prefix(world.project, compile_view(old, world.stream).hash).decode()
+            lives = [await redis.ttl(key) async for key in redis.scan_iter(match=f"{prefix}*")]
+        assert lives
+        assert all(0 < ttl <= 60 for ttl in lives)
+
+    await settled(expires, "the old version's shards expire")
+
+
+async def test_a_recreated_topic_is_noticed_while_running_and_its_views_are_built_anew(world: Any) -> None:
+    await world.register(world.payer, world.busy)
+    feature = await world.start()
+    await world.pay(payments(31, 60, world.noon_us))
+    await feature.reached(await world.ends())
+    await world.recreate("events.paid", 2)
+    world.log.records.clear()
+    # As many as before and more: the offsets alone would not tell.
+    await world.pay(payments(32, 200, world.noon_us + 60 * SECOND))
+    at_us = world.noon_us + 250 * SECOND
+    for view in (world.payer, world.busy):
+        await correct(world, feature, view, at_us)
+    await feature.stop(signal.SIGKILL)
+    feature = await world.start()
+    await feature.reached(await world.ends())
+    await check(world, feature, world.payer, at_us)
+
+
+async def test_a_topic_recreated_while_nobody_looked_is_noticed_at_the_start(world: Any) -> None:
+    await world.register(world.payer)
+    feature = await world.start()
+    await world.pay(payments(41, 40, world.noon_us))
+    await feature.reached(await world.ends())
+    await feature.stop()
+    await world.recreate("events.paid", 2)
+    world.log.records.clear()
+    feature = await world.start()
+    await world.pay(payments(42, 20, world.noon_us + 60 * SECOND))
+    await feature.reached(await world.ends())
+    await check(world, feature, world.payer, world.noon_us + 75 * SECOND)
+    assert "MADE_ANEW" in feature.output.read_text()
+
+
+async def test_added_partitions_are_folded_and_read(world: Any) -> None:
+    await world.register(world.payer, world.busy)
+    feature = await world.start()
+    await world.pay(payments(51, 60, world.noon_us))
+    await feature.reached(await world.ends())
+    await world.add_partitions("events.paid", 4)
+    await world.pay(payments(52, 60, world.noon_us + 60 * SECOND, partitions=4))
+    at_us = world.noon_us + 110 * SECOND
+    for view in (world.payer, world.busy):
+        await correct(world, feature, view, at_us)
