@@ -21,7 +21,7 @@ from tidemill_serving.answers import STATUS_BITS, Answers, Checked
 from tidemill_serving.batching import MicroBatcher
 from tidemill_serving.prediction_log import Journal, Origin, Scored
 from tidemill_serving.request import Row, check_as_of, check_batch, check_prediction_id
-from tidemill_serving.served import Served
+from tidemill_serving.served import ReadElsewhereError, Served
 
 
 class PredictionLog(Protocol):
@@ -98,7 +98,7 @@ class _Done:
 
 
 class _BehindError(Exception):
-    """The rings do not include yet what the caller wants included."""
+    """The rings do not include yet what the caller wants included, or others are to be read."""
 
 
 class Predictor:
@@ -229,6 +229,8 @@ def _answered(read: _Read, request: Request, raws: Sequence[bytes | None], now_u
         metrics.score_seconds.labels(served.pipeline).observe(perf_counter() - began)
     except (Retryable, Poison) as error:
         return {id(job): error for job in read.jobs}
+    except ReadElsewhereError:
+        return {id(job): _BehindError() for job in read.jobs}
     origin = Origin(served.pipeline, served.definition_hash, served.revision, _positions(rows.positions), now_us)
     answers = Answers(served, rows.vector, scores, read.as_of_us)
     results: dict[int, _Done | Exception] = {}

@@ -43,6 +43,10 @@ class FeatureRead(NamedTuple):
     positions: Mapping[Place, int]
 
 
+class ReadElsewhereError(Exception):
+    """The rings that were fetched are no longer those to be read; asked again, the reader fetches the right ones."""
+
+
 @dataclass(frozen=True)
 class Served:
     """Everything that a request to a pipeline needs; a request that began with one ends with it."""
@@ -89,12 +93,15 @@ class Served:
     ) -> FeatureRead:
         """Return the features of the requests from what was fetched.
 
-        Raises `Retryable` where the rings are not what they must be: half built, or of another format.
+        Raises `Retryable` where the rings are not what they must be: half built, or of another format;
+        `ReadElsewhereError` where they were built anew beside the old ones.
         """
         try:
             result = self.reader.values(request, raws, as_of_us)
         except LayoutError as error:
             raise Retryable(f"the features in Redis cannot be read: {error}") from error
+        if result.unready and result.moved:
+            raise ReadElsewhereError
         if result.unready:
             raise Retryable(f"view {', '.join(result.unready)} is still being built from the log", retry_after_s=1.0)
         rows = self.vector.rows(result.views, self.vector.columns(requests), len(requests))
