@@ -97,6 +97,9 @@ class RedisSettings(Group):
     """Where Redis is: `redis://host:port/db`, `rediss://…` for TLS, or `unix:///path`."""
 
     url: str = "redis://127.0.0.1:6379/0"
+    cluster: bool = Field(
+        default=False, description="the URL names one node of a Redis Cluster; the others are asked of it"
+    )
     username: str | None = None
     password: SecretStr | None = None
     ssl_ca_file: str | None = None
@@ -106,7 +109,7 @@ class RedisSettings(Group):
     timeout_s: Annotated[float, Field(gt=0)] = 5.0
 
     def client_kwargs(self) -> dict[str, Any]:
-        """Return the keyword arguments of `redis.asyncio.Redis.from_url`, the address included."""
+        """Return the keyword arguments of `from_url` of redis-py's `Redis` and `RedisCluster`, the address included."""
         kwargs: dict[str, Any] = {
             "url": self.url,
             "max_connections": self.max_connections,

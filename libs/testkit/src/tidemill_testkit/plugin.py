@@ -17,6 +17,8 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 import pytest_asyncio
 
+from tidemill_testkit.redis_cluster import RedisNodes, running_cluster
+
 HOME_VARIABLE = "TIDEMILL_TEST_HOME"
 
 
@@ -51,6 +53,13 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 def _of(endpoints: Any) -> Servers:
     return Servers(kafka=endpoints.kafka, redis=endpoints.redis, postgres_dsn=endpoints.postgres_dsn)
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisNodes]:
+    """A Redis Cluster of three nodes, one per session; whoever kills a node starts it again."""
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as nodes:
+        yield nodes
 
 
 @pytest.fixture

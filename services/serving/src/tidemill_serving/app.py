@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import uuid4
 
-from redis.asyncio import Redis
 from tidemill_contracts.progress.v1.progress_pb2_grpc import add_ProgressServiceServicer_to_server
 from tidemill_contracts.serving.v1.serving_pb2_grpc import add_PredictionServiceServicer_to_server
 from tidemill_models.keys import load_public_key
@@ -16,6 +15,7 @@ from tidemill_runtime.http_server import HttpServer
 from tidemill_runtime.lifecycle import running
 from tidemill_runtime.producer import Producer
 from tidemill_runtime.progress import ProgressServicer
+from tidemill_runtime.redis_client import redis_client
 
 from tidemill_serving.adapters.bundles import BundleLoader, EntryLoader
 from tidemill_serving.adapters.following import Following
@@ -50,7 +50,7 @@ async def open_service(settings: ServingSettings, health: Health) -> AsyncIterat
     topic = PredictionTopic(producer, queue_records=settings.log_queue, drain_s=settings.drain_s / 2)
     bounds = Bounds(settings.max_batch_rows, settings.micro_batch_rows, settings.max_waiting_rows)
     durable = settings.log == "durable"
-    async with Redis.from_url(**settings.redis.client_kwargs()) as redis:
+    async with redis_client(settings.redis) as redis:
         features = OnlineFeatures(redis, settings.feature_timeout_s)
         predictor = Predictor(deployer.entry, features.fetch, topic, Journal(uuid4().hex), _now_us, bounds)
         grpc = GrpcServer(settings.grpc, health, hop_delay_ms=settings.test_hop_delay_ms, seed=settings.test_seed)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from redis.asyncio import Redis
 from tidemill_runtime.batches import Record, StreamOptions
 from tidemill_runtime.dead_letters import DeadLetters
 from tidemill_runtime.follow import TopicFollower
@@ -15,11 +14,13 @@ from tidemill_runtime.lifecycle import running
 from tidemill_runtime.positions import Offsets
 from tidemill_runtime.producer import Producer
 from tidemill_runtime.progress import Reached
+from tidemill_runtime.redis_client import Client, redis_client
 from tidemill_runtime.settings import KafkaSettings
 from tidemill_runtime.stream import StreamRunner
 
 from tidemill_feature import clock
 from tidemill_feature.adapters.builder import Builder, History, LaterHistory
+from tidemill_feature.adapters.cluster_store import ring_store
 from tidemill_feature.adapters.definition_feed import DefinitionFeed
 from tidemill_feature.adapters.keeper import Keeper
 from tidemill_feature.adapters.online_stream import OnlinePipeline, Stores
@@ -74,7 +75,7 @@ class Online:
 @asynccontextmanager
 async def open_online(settings: Settings, health: Health, definitions: Definitions) -> AsyncIterator[Online]:
     """Open Redis and the online consumer; the caller runs it where the role is on."""
-    async with Redis.from_url(**settings.redis.client_kwargs()) as redis, Producer(settings.kafka) as producer:
+    async with redis_client(settings.redis) as redis, Producer(settings.kafka) as producer:
         pipeline, stores = online_pipeline(
             definitions, redis, settings.kafka, settings.online_sizes, _history(settings)
         )
@@ -101,11 +102,11 @@ async def open_online(settings: Settings, health: Health, definitions: Definitio
 
 
 def online_pipeline(
-    definitions: Definitions, redis: Redis, kafka: KafkaSettings, sizes: Sizes, history: History
+    definitions: Definitions, redis: Client, kafka: KafkaSettings, sizes: Sizes, history: History
 ) -> tuple[OnlinePipeline, Stores]:
     """Return the online role's pipeline, with a builder beside it, and its stores."""
-    rings = RedisStore(redis, sizes.project, sizes.group)
-    builds = RedisStore(redis, sizes.project, f"{sizes.group}.build")
+    rings = ring_store(redis, sizes.project, sizes.group)
+    builds = ring_store(redis, sizes.project, f"{sizes.group}.build")
     stores = Stores(rings, builds, ViewBook(redis, sizes.project, sizes.group))
     builder = Builder(builds, stores.book, kafka, sizes, history)
     return OnlinePipeline(definitions, stores, builder, kafka, sizes), stores

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from redis.asyncio import Redis
 from redis.exceptions import WatchError
 from tidemill_features.plan import ViewPlan
 from tidemill_runtime.errors import Retryable
 from tidemill_runtime.positions import Partition
+from tidemill_runtime.redis_client import Client
 
 from tidemill_feature.adapters.redis_store import translated
 from tidemill_feature.book import Book, Version, read_book
@@ -21,7 +21,7 @@ _SCAN_KEYS = 1_000
 class ViewBook:
     """One hash per project and worker group."""
 
-    def __init__(self, redis: Redis, project: str, group: str) -> None:
+    def __init__(self, redis: Client, project: str, group: str) -> None:
         self._redis: Any = redis
         self._project = project
         self._key = f"tm1:views:{{{project}:{group}}}"

@@ -1,0 +1,102 @@
+"""Redis, alone or as a cluster: a client from the settings, and many keys in one trip per node."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any, TypeAlias
+
+from redis.asyncio import Redis, RedisCluster
+from redis.crc import key_slot
+from redis.exceptions import AskError, ClusterError, RedisClusterException, TryAgainError
+from redis.exceptions import ConnectionError as RedisDownError
+from redis.exceptions import TimeoutError as RedisSlowError
+
+from tidemill_runtime.settings import RedisSettings
+
+Client: TypeAlias = Redis | RedisCluster
+_KEYS_PER_TRIP = 2_000
+_ATTEMPTS = 2
+
+
+def redis_client(settings: RedisSettings) -> Client:
+    """Return a client, to be used in an `async with`; it connects there, or at the first command."""
+    if settings.cluster:
+        return RedisCluster.from_url(**settings.client_kwargs())
+    return Redis.from_url(**settings.client_kwargs())
+
+
+@contextmanager
+def as_outage() -> Iterator[None]:
+    """Turn what only a cluster says (slots move, or nobody serves them) into the error of a Redis that is away."""
+    try:
+        yield
+    except (RedisClusterException, ClusterError, AskError, TryAgainError) as error:
+        raise RedisDownError(f"the cluster: {error!r}") from error
+
+
+async def fetch_many(redis: Any, keys: Sequence[bytes]) -> list[bytes | None]:
+    """Return the values of keys, None where there is none. Raises redis-py's errors.
+
+    On a cluster every node is asked once, for all slots at the same time; keys whose slot is just moving are asked for
+    one by one.
+    """
+    if not isinstance(redis, RedisCluster):
+        raws: list[bytes | None] = []
+        for first in range(0, len(keys), _KEYS_PER_TRIP):
+            raws += await redis.mget(keys[first : first + _KEYS_PER_TRIP])
+        return raws
+    with as_outage():
+        await redis.initialize()
+        for attempt in range(_ATTEMPTS):
+            try:
+                return await _from_nodes(redis, keys)
+            except (RedisDownError, RedisSlowError):
+                # The node may have a successor.
+                await redis.nodes_manager.initialize()
+                if attempt + 1 == _ATTEMPTS:
+                    raise
+    raise AssertionError("unreachable")
+
+
+async def _from_nodes(redis: Any, keys: Sequence[bytes]) -> list[bytes | None]:
+    found: list[bytes | None] = [None] * len(keys)
+    by_slot: dict[int, list[int]] = {}
+    for place, key in enumerate(keys):
+        by_slot.setdefault(key_slot(key), []).append(place)
+    nodes: dict[str, Any] = {}
+    by_node: dict[str, list[list[int]]] = {}
+    for slot, places in by_slot.items():
+        node = redis.nodes_manager.get_node_from_slot(slot)
+        nodes[node.name] = node
+        by_node.setdefault(node.name, []).append(places)
+    moving = await asyncio.gather(*(_trip(nodes[name], keys, groups, found) for name, groups in by_node.items()))
+    for place in chain.from_iterable(moving):
+        found[place] = await redis.get(keys[place])
+    return found
+
+
+async def _trip(
+    node: Any, keys: Sequence[bytes], groups: Sequence[Sequence[int]], found: list[bytes | None]
+) -> list[int]:
+    """Ask one node, an MGET per slot in one go; return the places of keys that it does not have for now."""
+    connection = node.acquire_connection()
+    moving: list[int] = []
+    try:
+        commands = [("MGET", *(keys[place] for place in places)) for places in groups]
+        await connection.send_packed_command(connection.pack_commands(commands))
+        for places in groups:
+            try:
+                values = await connection.read_response()
+            except (AskError, TryAgainError):
+                moving += places
+                continue
+            for place, value in zip(places, values, strict=True):
+                found[place] = value
+    except BaseException:
+        # Answers that nobody read would be taken for those of the next trip.
+        await connection.disconnect(nowait=True)
+        raise
+    finally:
+        node.release(connection)
+    return moving

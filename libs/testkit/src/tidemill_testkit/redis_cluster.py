@@ -1,0 +1,125 @@
+"""A Redis Cluster of three processes, from the very server that the local stack runs."""
+
+import importlib
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tidemill_testkit.eventually import eventually
+
+SLOTS = 16_384
+# A node's bus listens this far above its port.
+BUS = 10_000
+START_S = 20.0
+
+
+class ClusterNode:
+    """One node; killed and started again it has lost its data, as a machine without a disk has."""
+
+    def __init__(self, server: Path, folder: Path, port: int) -> None:
+        self.port = port
+        self._folder = folder
+        options = {
+            "port": port,
+            "bind": "127.0.0.1",
+            "dir": folder,
+            "cluster-enabled": "yes",
+            "cluster-config-file": "nodes.conf",
+            "cluster-node-timeout": 2_000,
+            # A test takes a node away and looks at the others.
+            "cluster-require-full-coverage": "no",
+            "appendonly": "no",
+            "save": '""',
+            "maxmemory-policy": "noeviction",
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        config = folder / "redis.conf"
+        config.write_text("".join(f"{name} {value}\n" for name, value in options.items()))
+        self._command = [str(server), str(config)]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the process and wait until it answers."""
+        with (self._folder / "redis.log").open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)  # noqa: S603 - our own arguments
+        eventually(lambda: self.client().ping(), START_S, claim=f"redis answers on {self.port}")
+
+    def kill(self) -> None:
+        """End the process at once."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait(10)
+            self._process = None
+
+    def client(self) -> Any:
+        """Return a client of this node alone."""
+        return importlib.import_module("redis").Redis(host="127.0.0.1", port=self.port, socket_timeout=5)
+
+
+class RedisNodes:
+    """The nodes; `url` names the first."""
+
+    def __init__(self, nodes: list[ClusterNode]) -> None:
+        self.nodes = nodes
+        self.url = f"redis://127.0.0.1:{nodes[0].port}/0"
+
+    def settled(self) -> None:
+        """Wait until every node serves the whole cluster."""
+
+        def whole() -> bool:
+            infos = [node.client().cluster("info") for node in self.nodes]
+            return all(
+                info["cluster_state"] == "ok" and info["cluster_slots_ok"] == str(SLOTS) for info in infos
+            ) and all(info["cluster_known_nodes"] == str(len(self.nodes)) for info in infos)
+
+        eventually(whole, START_S, claim="the cluster is whole")
+
+    def flush(self) -> None:
+        """Empty all nodes."""
+        for node in self.nodes:
+            node.client().flushall()
+
+
+@contextmanager
+def running_cluster(folder: Path, count: int = 3) -> Iterator[RedisNodes]:
+    """Start a cluster of primaries with the slots shared out in order; everything ends with the context."""
+    server = importlib.import_module("tidemill.stack.wheels").redis_server()
+    nodes = [ClusterNode(server, folder / str(number), _port()) for number in range(count)]
+    try:
+        for node in nodes:
+            node.start()
+        for number, node in enumerate(nodes):
+            client = node.client()
+            first, last = number * SLOTS // count, (number + 1) * SLOTS // count
+            client.execute_command("CLUSTER", "ADDSLOTS", *range(first, last))
+            client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+        for node in nodes[1:]:
+            nodes[0].client().execute_command("CLUSTER", "MEET", "127.0.0.1", node.port)
+        cluster = RedisNodes(nodes)
+        cluster.settled()
+        yield cluster
+    finally:
+        for node in nodes:
+            node.kill()
+
+
+def _port() -> int:
+    """Return a free port whose bus is free too."""
+    deadline_s = time.monotonic() + START_S
+    while time.monotonic() < deadline_s:
+        with socket.socket() as listening, socket.socket() as bus:
+            listening.bind(("127.0.0.1", 0))
+            port = int(listening.getsockname()[1])
+            if port + BUS > 65_535:
+                continue
+            try:
+                bus.bind(("127.0.0.1", port + BUS))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no free pair of ports")

@@ -1,0 +1,196 @@
+"""Laws of flushes and reads on a real Redis Cluster of three nodes: what one Redis guarantees holds there too."""
+
+import struct
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from redis.crc import key_slot
+from redis.exceptions import MovedError
+from tidemill_feature.adapters.cluster_store import ClusterStore, ring_store
+from tidemill_feature.adapters.redis_store import Move
+from tidemill_features.layout import Checkpoint
+from tidemill_runtime.errors import Retryable, StateLost
+from tidemill_runtime.positions import Partition
+from tidemill_runtime.redis_client import fetch_many, redis_client
+from tidemill_runtime.settings import RedisSettings
+from tidemill_testkit.eventually import aeventually
+
+pytestmark = pytest.mark.servers
+
+HERE, THERE = Partition("events.paid", 0), Partition("events.paid", 1)
+TOPIC, OTHER_TOPIC = bytes(16), b"\1" * 16
+
+
+def point(offset: int, topic: bytes = TOPIC) -> Checkpoint:
+    return Checkpoint(topic, offset, 0, 0, frozenset())
+
+
+def shard(offset: int, body: bytes = b"", topic: bytes = TOPIC) -> bytes:
+    """A shard's header, with the offset in its place."""
+    return b"TMRG\1\0\0\0" + topic + struct.pack("<qqqqq", 0, offset, 0, 0, 0) + body
+
+
+@pytest.fixture
+async def cluster(redis_cluster: Any) -> AsyncIterator[Any]:
+    redis_cluster.settled()
+    async with redis_client(RedisSettings(url=redis_cluster.url, cluster=True, timeout_s=2)) as client:
+        yield client
+
+
+@pytest.fixture
+async def keys(redis_namespace: str) -> list[bytes]:
+    """Keys of shards on all nodes; two of each entity, which share a slot."""
+    found = [b"tm1:{%s:view:%d}:60:%d" % (redis_namespace.encode(), n // 2, n % 2) for n in range(120)]
+    assert {key_slot(key) * 3 // 16_384 for key in found} == {0, 1, 2}
+    return found
+
+
+@pytest.fixture
+async def stores(cluster: Any, redis_namespace: str) -> AsyncIterator[tuple[Any, Any]]:
+    """Two workers of one group."""
+    pair = ring_store(cluster, redis_namespace, "g"), ring_store(cluster, redis_namespace, "g")
+    for store in pair:
+        assert isinstance(store, ClusterStore)
+        await store.watch([HERE, THERE])
+    yield pair
+    for store in pair:
+        await store.close()
+
+
+async def test_a_flush_writes_shards_on_all_nodes_and_checkpoints(stores: Any, keys: list[bytes]) -> None:
+    first = {key: shard(5, key) for key in keys}
+    assert await stores[0].flush([Move(HERE, None, point(5)), Move(THERE, None, point(7))], first) == {}
+    assert await stores[0].checkpoints([HERE, THERE]) == {HERE: point(5), THERE: point(7)}
+    assert await stores[0].shards(keys) == [first[key] for key in keys]
+    second = {key: shard(6, b"longer" + key) for key in keys}
+    assert await stores[0].flush([Move(HERE, point(5), point(6))], second) == {}
+    assert await stores[0].shards([*keys, b"none"]) == [*(second[key] for key in keys), None]
+
+
+async def test_a_shard_stays_without_an_expiry_and_nothing_is_left_aside(
+    stores: Any, cluster: Any, keys: list[bytes], redis_namespace: str
+) -> None:
+    await stores[0].flush([Move(HERE, None, point(5))], {key: shard(5) for key in keys})
+    assert {await cluster.ttl(key) for key in keys} == {-1}
+    aside = [key async for key in cluster.scan_iter(match=f"tm1:{{{redis_namespace}:view:*") if key not in keys]
+    assert aside == []
+
+
+async def test_a_zombie_never_replaces_newer_shards(stores: Any, keys: list[bytes]) -> None:
+    worker, zombie = stores
+    newer = {key: shard(5, b"new") for key in keys}
+    assert await worker.flush([Move(HERE, None, point(5))], newer) == {}
+    for _ in range(2):
+        assert await zombie.flush([Move(HERE, None, point(3))], {key: shard(3, b"old") for key in keys}) == {
+            HERE: point(5)
+        }
+    assert await worker.shards(keys) == [newer[key] for key in keys]
+    newest = {key: shard(6, b"newer") for key in keys}
+    assert await worker.flush([Move(HERE, point(5), point(6))], newest) == {}
+    assert await worker.shards(keys) == [newest[key] for key in keys]
+
+
+async def test_offsets_are_compared_as_numbers(stores: Any, keys: list[bytes]) -> None:
+    offsets = [1, 255, 256, 257, 65_535, 65_536, 2**40, 2**40 + 1]
+    held = None
+    for offset in offsets:
+        assert await stores[0].flush([Move(HERE, held, point(offset))], {keys[0]: shard(offset)}) == {}
+        held = point(offset)
+        assert await stores[0].shards(keys[:1]) == [shard(offset)]
+    for offset in offsets[:-1]:
+        await stores[0].flush([Move(THERE, None, None)], {keys[0]: shard(offset)})
+        assert await stores[0].shards(keys[:1]) == [shard(offsets[-1])]
+
+
+async def test_a_shard_of_another_log_gives_way(stores: Any, keys: list[bytes]) -> None:
+    await stores[0].flush([Move(HERE, None, point(9))], {keys[0]: shard(9)})
+    anew = shard(2, topic=OTHER_TOPIC)
+    await stores[0].flush([Move(HERE, point(9), point(2, OTHER_TOPIC))], {keys[0]: anew})
+    assert await stores[0].shards(keys[:1]) == [anew]
+
+
+async def test_a_flush_whose_answer_was_lost_counts_as_written(stores: Any, keys: list[bytes]) -> None:
+    store = stores[0]
+    moves, shards = [Move(HERE, None, point(5))], {key: shard(5) for key in keys}
+    assert await store.flush(moves, shards) == {}
+    await store.close()
+    assert await store.flush(moves, shards) == {}
+
+
+async def test_a_flush_cut_short_leaves_shards_ahead_of_their_checkpoint_and_is_repeated(
+    stores: Any, keys: list[bytes]
+) -> None:
+    store, other = stores
+    # All nodes have taken theirs, and the checkpoint was not written.
+    for name, lane in store._lanes.items():
+        mine = {key: shard(5) for key in keys if store._node(key).name == name}
+        await lane.write(mine, {HERE: point(5)})
+    assert await other.watch([HERE, THERE]) == {HERE: None, THERE: None}
+    assert await other.flush([Move(HERE, None, point(4))], {key: shard(4) for key in keys}) == {}
+    assert await other.shards(keys) == [shard(5)] * len(keys)
+    assert await other.flush([Move(HERE, point(4), point(6))], {key: shard(6) for key in keys}) == {}
+    assert await other.shards(keys) == [shard(6)] * len(keys)
+
+
+@pytest.mark.parametrize("number", range(3))
+async def test_a_node_that_lost_its_data_sets_the_checkpoints_back(
+    stores: Any, keys: list[bytes], redis_cluster: Any, number: int
+) -> None:
+    store = stores[0]
+    before = {key: shard(5) for key in keys}
+    assert await store.flush([Move(HERE, None, point(5)), Move(THERE, None, point(7))], before) == {}
+    run_id = await store.run_id()
+    node = redis_cluster.nodes[number]
+    node.kill()
+    node.start()
+    redis_cluster.settled()
+
+    async def noticed() -> bool:
+        try:
+            found = await store.flush([Move(THERE, point(7), point(8))], {})
+        except StateLost:
+            return True
+        except Retryable:
+            return False
+        # The checkpoints lay on the node itself.
+        assert found == {THERE: None}
+        return True
+
+    await aeventually(noticed, 20, claim="a node has lost writes, and it is noticed")
+    assert await store.run_id() != run_id
+    assert await store.watch([HERE, THERE]) == {HERE: None, THERE: None}
+    assert await store.checkpoints([HERE, THERE]) == {HERE: None, THERE: None}
+    after = {key: shard(6) for key in keys}
+    assert await store.flush([Move(HERE, None, point(6)), Move(THERE, None, point(8))], after) == {}
+    assert await store.shards(keys) == [shard(6)] * len(keys)
+    assert await store.watch([HERE, THERE]) == {HERE: point(6), THERE: point(8)}
+
+
+async def test_keys_are_found_while_their_slot_moves(cluster: Any, keys: list[bytes], redis_cluster: Any) -> None:
+    for key in keys:
+        await cluster.set(key, key)
+    slot = key_slot(keys[0])
+    clients = [node.client() for node in redis_cluster.nodes]
+    names = [client.cluster("myid").decode() for client in clients]
+    source = slot * 3 // 16_384
+    target = (source + 1) % 3
+    clients[target].cluster("setslot", slot, "importing", names[source])
+    clients[source].cluster("setslot", slot, "migrating", names[target])
+    try:
+        port = redis_cluster.nodes[target].port
+        clients[source].execute_command("MIGRATE", "127.0.0.1", port, keys[0], 0, 2_000)
+        # One key of the slot is here and one there: an MGET of both is refused, by whichever node.
+        assert await fetch_many(cluster, keys) == keys
+        clients[source].execute_command("MIGRATE", "127.0.0.1", port, keys[1], 0, 2_000)
+        assert await fetch_many(cluster, keys) == keys
+        for client in clients:
+            client.cluster("setslot", slot, "node", names[target])
+        with pytest.raises(MovedError):
+            clients[source].get(keys[0])
+        assert await fetch_many(cluster, keys) == keys
+    finally:
+        clients[target].delete(*keys[:2])
+        for client in clients:
+            client.cluster("setslot", slot, "node", names[source])
+        redis_cluster.settled()

@@ -1,0 +1,38 @@
+"""Feature reads of serving on a real Redis Cluster of three nodes."""
+
+from typing import Any
+
+import pytest
+from tidemill_runtime.errors import Retryable
+from tidemill_runtime.redis_client import redis_client
+from tidemill_runtime.settings import RedisSettings
+from tidemill_serving.adapters.online_features import OnlineFeatures
+
+pytestmark = pytest.mark.servers
+
+
+async def test_keys_on_all_nodes_of_a_cluster_come_in_the_order_asked(redis_cluster: Any, redis_namespace: str) -> None:
+    keys = [b"tm1:{%s:%d}:60:%d" % (redis_namespace.encode(), n // 2, n % 2) for n in range(60)]
+    async with redis_client(RedisSettings(url=redis_cluster.url, cluster=True)) as redis:
+        for key in keys[::3]:
+            await redis.set(key, key)
+        found = await OnlineFeatures(redis, 2).fetch(keys)
+    assert found == [key if n % 3 == 0 else None for n, key in enumerate(keys)]
+
+
+async def test_a_node_that_is_away_is_an_outage_and_no_longer_when_it_is_back(
+    redis_cluster: Any, redis_namespace: str
+) -> None:
+    keys = [b"tm1:{%s:%d}:60:0" % (redis_namespace.encode(), n) for n in range(60)]
+    async with redis_client(RedisSettings(url=redis_cluster.url, cluster=True, timeout_s=1)) as redis:
+        features = OnlineFeatures(redis, 3)
+        assert await features.fetch(keys) == [None] * 60
+        node = redis_cluster.nodes[1]
+        node.kill()
+        try:
+            with pytest.raises(Retryable):
+                await features.fetch(keys)
+        finally:
+            node.start()
+            redis_cluster.settled()
+        assert await features.fetch(keys) == [None] * 60
