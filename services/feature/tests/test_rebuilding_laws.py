@@ -11,6 +11,7 @@ import grpc
 import pytest
 from redis.asyncio import Redis
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.feature.v1 import feature_pb2 as messages
 from tidemill_features.layout import shard_prefix
 from tidemill_features.plan import compile_view
 from tidemill_testkit.eventually import aeventually
@@ -117,6 +118,42 @@ async def test_building_goes_on_after_kill_9_and_under_another_worker(world: Any
     at_us = world.noon_us + 490 * SECOND
     await correct(world, feature, world.busy, at_us)
     await check(world, feature, world.payer, at_us)
+
+
+async def test_a_rebuild_repairs_shards_that_were_lost_and_says_how_far_it_is(world: Any) -> None:
+    await world.register(world.payer, world.busy)
+    feature = await world.start(JOIN_RECORDS="20", BATCH_RECORDS="20")
+    await world.pay(payments(61, 400, world.noon_us))
+    await feature.reached(await world.ends())
+    at_us = world.noon_us + 380 * SECOND
+    lost = await keys(world, f"{shard_prefix(world.project, compile_view(world.payer, world.stream).hash).decode()}*")
+    async with Redis.from_url(world.redis_url) as redis:
+        await redis.delete(*lost)
+    # Nobody can tell what somebody deleted by hand.
+    assert await feature.get("payer", PAYERS, at_us) != [world.log.features(world.payer, key, at_us) for key in PAYERS]
+    assert (await feature.features.Rebuild(messages.RebuildRequest(view="payer"), timeout=5)).views == ["payer"]
+    partitions = []
+
+    async def ready() -> bool:
+        builds = await feature.features.GetBuilds(messages.GetBuildsRequest(view="payer"), timeout=5)
+        partitions.extend(builds.partitions)
+        return all(view.ready and view.build == 1 for view in builds.views)
+
+    await aeventually(ready, 30, claim="the second build is read")
+    await check(world, feature, world.payer, at_us)
+    await check(world, feature, world.busy, at_us)
+    assert all(0 <= one.next_offset <= one.end_offset for one in partitions)
+
+
+async def test_what_is_not_registered_is_not_rebuilt(world: Any) -> None:
+    await world.register(world.payer)
+    feature = await world.start()
+    await world.pay(payments(71, 4, world.noon_us))
+    await feature.reached(await world.ends())
+    for request in ({}, {"view": "nothing"}, {"stream": "nothing"}, {"view": "payer", "stream": "paid"}):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await feature.features.Rebuild(messages.RebuildRequest(**request), timeout=5)
+        assert refused.value.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
 
 
 async def test_a_redefined_view_answers_as_before_until_the_new_one_is_built(world: Any) -> None:

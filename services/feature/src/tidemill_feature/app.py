@@ -11,11 +11,12 @@ from tidemill_runtime.http_server import HttpServer
 from tidemill_runtime.lifecycle import running
 from tidemill_runtime.progress import ProgressServicer
 
+from tidemill_feature.adapters.builds import Builds
 from tidemill_feature.adapters.definition_feed import DefinitionFeed
 from tidemill_feature.adapters.http import feast_app
 from tidemill_feature.adapters.reads import Reads
 from tidemill_feature.adapters.roles import Role, open_offline, open_online
-from tidemill_feature.adapters.rpc import FeatureServicer
+from tidemill_feature.adapters.rpc import BuildingServicer
 from tidemill_feature.registered import Definitions
 from tidemill_feature.settings import Settings
 
@@ -43,7 +44,8 @@ async def open_service(settings: Settings, health: Health) -> AsyncIterator[None
         await stack.enter_async_context(running(feed))
         server = GrpcServer(settings.grpc, health, hop_delay_ms=settings.test_hop_delay_ms, seed=settings.test_seed)
         reads = Reads(definitions, online.store, settings)
-        server.add(add_FeatureServiceServicer_to_server, FeatureServicer(reads, online.pipeline))
+        builds = Builds(definitions, online.store, online.book)
+        server.add(add_FeatureServiceServicer_to_server, BuildingServicer(reads, online.pipeline, builds))
         stages = {role.name: role.stage(feed) for role in roles}
         server.add(add_ProgressServiceServicer_to_server, ProgressServicer(stages))
         await stack.enter_async_context(running(server))

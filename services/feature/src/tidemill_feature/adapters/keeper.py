@@ -1,7 +1,7 @@
 """Keeps an instance's definitions as the book says, and ends what is no longer folded."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import time_ns
 from types import TracebackType
@@ -9,12 +9,11 @@ from typing import Self
 
 import structlog
 from tidemill_contracts.topics import events_topic
-from tidemill_features.layout import Checkpoint
 from tidemill_runtime.consumer import sleep_unless
 from tidemill_runtime.errors import Retryable
-from tidemill_runtime.positions import Partition
 
 from tidemill_feature import metrics
+from tidemill_feature.adapters.builds import stream_points
 from tidemill_feature.adapters.redis_store import RedisStore
 from tidemill_feature.adapters.view_book import ViewBook
 from tidemill_feature.registered import Definitions
@@ -76,7 +75,10 @@ class Keeper:
             for plan in versions
             if plan.build and plan.build != book.floors.get(plan.hash)
         }
-        points = {events_topic(stream): await self._points(stream) for stream in sorted(streams)}
+        points = {
+            events_topic(stream): await stream_points(self.store, self.definitions, stream)
+            for stream in sorted(streams)
+        }
         changes = retire(self.definitions, points, self.uses.hashes, now_us, self.grace_us, self.project)
         if changes:
             log.info("views_end", set=sorted(changes.set), retired=sorted(changes.first), dropped=changes.delete)
@@ -87,14 +89,3 @@ class Keeper:
                 count = await self.book.expire(prefix, _EXPIRE_AFTER_S)
                 metrics.shards_expired.inc(count)
                 await self.book.write(Changes(delete=[f"x:{prefix}"]))
-
-    async def _points(self, stream: str) -> Sequence[Checkpoint]:
-        """Return the checkpoints of a stream; an operator may have added partitions."""
-        topic, count = events_topic(stream), self.definitions.catalogue.streams[stream].partitions
-        held = await self._checkpoints(topic, count)
-        most = max((point.partitions for point in held), default=0)
-        return held if most <= count else await self._checkpoints(topic, most)
-
-    async def _checkpoints(self, topic: str, count: int) -> list[Checkpoint]:
-        found = await self.store.checkpoints([Partition(topic, number) for number in range(count)])
-        return [point for point in found.values() if point is not None]

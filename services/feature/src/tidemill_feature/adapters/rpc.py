@@ -11,6 +11,7 @@ from tidemill_features.fold import Counts
 from tidemill_features.reader import Lookup, Place, Result
 from tidemill_runtime.errors import Retryable
 
+from tidemill_feature.adapters.builds import Builds
 from tidemill_feature.adapters.reads import Reads
 from tidemill_feature.answers import answer
 from tidemill_feature.explaining import explain
@@ -80,6 +81,24 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
                 null_keys=view.null_keys,
                 dead_lettered=stream.refused,
             )
+
+
+class BuildingServicer(FeatureServicer):
+    """Also has views built anew."""
+
+    def __init__(self, reads: Reads, folded: Folded, builds: Builds) -> None:
+        super().__init__(reads, folded)
+        self._builds = builds
+
+    async def Rebuild(  # noqa: N802
+        self, request: messages.RebuildRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> messages.RebuildResponse:
+        return await self._builds.rebuild(request)
+
+    async def GetBuilds(  # noqa: N802
+        self, request: messages.GetBuildsRequest, context: grpc.aio.ServicerContext[object, object]
+    ) -> messages.GetBuildsResponse:
+        return await self._builds.builds(request)
 
 
 def _check_versions(wanted: Sequence[str], result: Result) -> None:

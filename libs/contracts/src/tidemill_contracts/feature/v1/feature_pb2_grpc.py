@@ -49,6 +49,16 @@ class FeatureServiceStub:
                 request_serializer=tidemill_dot_feature_dot_v1_dot_feature__pb2.GetStatsRequest.SerializeToString,
                 response_deserializer=tidemill_dot_feature_dot_v1_dot_feature__pb2.GetStatsResponse.FromString,
                 _registered_method=True)
+        self.Rebuild = channel.unary_unary(
+                '/tidemill.feature.v1.FeatureService/Rebuild',
+                request_serializer=tidemill_dot_feature_dot_v1_dot_feature__pb2.RebuildRequest.SerializeToString,
+                response_deserializer=tidemill_dot_feature_dot_v1_dot_feature__pb2.RebuildResponse.FromString,
+                _registered_method=True)
+        self.GetBuilds = channel.unary_unary(
+                '/tidemill.feature.v1.FeatureService/GetBuilds',
+                request_serializer=tidemill_dot_feature_dot_v1_dot_feature__pb2.GetBuildsRequest.SerializeToString,
+                response_deserializer=tidemill_dot_feature_dot_v1_dot_feature__pb2.GetBuildsResponse.FromString,
+                _registered_method=True)
 
 
 class FeatureServiceServicer:
@@ -73,6 +83,19 @@ class FeatureServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Rebuild(self, request, context):
+        """Ends at once; GetBuilds says how far it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBuilds(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FeatureServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -90,6 +113,16 @@ def add_FeatureServiceServicer_to_server(servicer, server):
                     servicer.GetStats,
                     request_deserializer=tidemill_dot_feature_dot_v1_dot_feature__pb2.GetStatsRequest.FromString,
                     response_serializer=tidemill_dot_feature_dot_v1_dot_feature__pb2.GetStatsResponse.SerializeToString,
+            ),
+            'Rebuild': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rebuild,
+                    request_deserializer=tidemill_dot_feature_dot_v1_dot_feature__pb2.RebuildRequest.FromString,
+                    response_serializer=tidemill_dot_feature_dot_v1_dot_feature__pb2.RebuildResponse.SerializeToString,
+            ),
+            'GetBuilds': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBuilds,
+                    request_deserializer=tidemill_dot_feature_dot_v1_dot_feature__pb2.GetBuildsRequest.FromString,
+                    response_serializer=tidemill_dot_feature_dot_v1_dot_feature__pb2.GetBuildsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -173,6 +206,60 @@ class FeatureService:
             '/tidemill.feature.v1.FeatureService/GetStats',
             tidemill_dot_feature_dot_v1_dot_feature__pb2.GetStatsRequest.SerializeToString,
             tidemill_dot_feature_dot_v1_dot_feature__pb2.GetStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rebuild(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemill.feature.v1.FeatureService/Rebuild',
+            tidemill_dot_feature_dot_v1_dot_feature__pb2.RebuildRequest.SerializeToString,
+            tidemill_dot_feature_dot_v1_dot_feature__pb2.RebuildResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBuilds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemill.feature.v1.FeatureService/GetBuilds',
+            tidemill_dot_feature_dot_v1_dot_feature__pb2.GetBuildsRequest.SerializeToString,
+            tidemill_dot_feature_dot_v1_dot_feature__pb2.GetBuildsResponse.FromString,
             options,
             channel_credentials,
             insecure,

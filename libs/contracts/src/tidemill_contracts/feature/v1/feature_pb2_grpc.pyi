@@ -35,6 +35,9 @@ class FeatureServiceStub:
     ExplainFeatures: _grpc.UnaryUnaryMultiCallable[_feature_pb2.ExplainFeaturesRequest, _feature_pb2.ExplainFeaturesResponse]
     """Shows the slots behind the values of one entity."""
     GetStats: _grpc.UnaryUnaryMultiCallable[_feature_pb2.GetStatsRequest, _feature_pb2.GetStatsResponse]
+    Rebuild: _grpc.UnaryUnaryMultiCallable[_feature_pb2.RebuildRequest, _feature_pb2.RebuildResponse]
+    """Ends at once; GetBuilds says how far it is."""
+    GetBuilds: _grpc.UnaryUnaryMultiCallable[_feature_pb2.GetBuildsRequest, _feature_pb2.GetBuildsResponse]
 
 @_typing.type_check_only
 class FeatureServiceAsyncStub(FeatureServiceStub):
@@ -43,6 +46,9 @@ class FeatureServiceAsyncStub(FeatureServiceStub):
     ExplainFeatures: _aio.UnaryUnaryMultiCallable[_feature_pb2.ExplainFeaturesRequest, _feature_pb2.ExplainFeaturesResponse]  # type: ignore[assignment]
     """Shows the slots behind the values of one entity."""
     GetStats: _aio.UnaryUnaryMultiCallable[_feature_pb2.GetStatsRequest, _feature_pb2.GetStatsResponse]  # type: ignore[assignment]
+    Rebuild: _aio.UnaryUnaryMultiCallable[_feature_pb2.RebuildRequest, _feature_pb2.RebuildResponse]  # type: ignore[assignment]
+    """Ends at once; GetBuilds says how far it is."""
+    GetBuilds: _aio.UnaryUnaryMultiCallable[_feature_pb2.GetBuildsRequest, _feature_pb2.GetBuildsResponse]  # type: ignore[assignment]
 
 class FeatureServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -66,5 +72,20 @@ class FeatureServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _feature_pb2.GetStatsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_feature_pb2.GetStatsResponse, _abc.Awaitable[_feature_pb2.GetStatsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Rebuild(
+        self,
+        request: _feature_pb2.RebuildRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_feature_pb2.RebuildResponse, _abc.Awaitable[_feature_pb2.RebuildResponse]]:
+        """Ends at once; GetBuilds says how far it is."""
+
+    @_abc_1.abstractmethod
+    def GetBuilds(
+        self,
+        request: _feature_pb2.GetBuildsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_feature_pb2.GetBuildsResponse, _abc.Awaitable[_feature_pb2.GetBuildsResponse]]: ...
 
 def add_FeatureServiceServicer_to_server(servicer: FeatureServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
