@@ -35,7 +35,6 @@ from tidemill_monitoring.settings import Settings
 @asynccontextmanager
 async def open_service(settings: Settings, health: Health) -> AsyncIterator[None]:
     """Stand by until this replica leads; then follow the registry, join, decide and answer."""
-    hop = {"hop_delay_ms": settings.test_hop_delay_ms, "seed": settings.test_seed}
     registered = Registered()
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
@@ -62,7 +61,8 @@ async def open_service(settings: Settings, health: Health) -> AsyncIterator[None
             # Positions are kept in PostgreSQL; the group's own are for people who look at its lag.
             commit_every_ms=2_000,
             stall_s=settings.stall_s,
-            **hop,
+            hop_delay_ms=settings.test_hop_delay_ms,
+            seed=settings.test_seed,
         )
         runner = StreamRunner(
             joiner, settings.kafka, options, topics=registered.topics(), dead_letters=letters, health=health
@@ -79,7 +79,7 @@ async def open_service(settings: Settings, health: Health) -> AsyncIterator[None
         )
         await enter(running(faust))
         stage = JoinStage(following, runner, joiner, faust, policy, [told, decided])
-        server = GrpcServer(settings.grpc, health, **hop)
+        server = GrpcServer(settings.grpc, health, hop_delay_ms=settings.test_hop_delay_ms, seed=settings.test_seed)
         server.add(add_MonitoringServiceServicer_to_server, MonitoringServicer(pool, registered, joiner, policy))
         server.add(add_ProgressServiceServicer_to_server, ProgressServicer({"join": stage.reached}))
         await enter(running(server))
