@@ -50,3 +50,20 @@ def test_a_views_hash_changes_with_its_stream() -> None:
     changed = stream()
     changed.lateness_ms = 1
     assert view_hash(view(), stream()) != view_hash(view(), changed)
+
+
+def test_a_field_that_a_view_does_not_read_may_come_and_go_without_its_name_changing() -> None:
+    one = definition.Aggregation(name="n", expression="minutes > 15", where="gate = 'north'")
+    reading = definition.View(name="busy", stream="rides", entity=["town"], features=[one])
+    names = ("ride_id", "at", "town", "minutes", "gate")
+    rides = definition.Stream(name="rides", key_field="ride_id", time_field="at")
+    rides.fields.extend(definition.Field(name=name, type=definition.FIELD_TYPE_INT64) for name in names)
+    wider = definition.Stream()
+    wider.CopyFrom(rides)
+    wider.fields.append(definition.Field(name="tip", type=definition.FIELD_TYPE_FLOAT64, nullable=True))
+    assert view_hash(reading, wider) == view_hash(reading, rides)
+    for index, name in enumerate(names):
+        changed = definition.Stream()
+        changed.CopyFrom(rides)
+        changed.fields[index].nullable = True
+        assert view_hash(reading, changed) != view_hash(reading, rides), name

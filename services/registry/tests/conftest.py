@@ -124,7 +124,7 @@ def _rides(*, extra: tuple[str, ...] = (), window_ms: int = 1000, pipelines: tup
     fields = [
         definition.Field(name="ride_id", type=definition.FIELD_TYPE_STRING),
         definition.Field(name="at", type=definition.FIELD_TYPE_TIMESTAMP),
-        *(definition.Field(name=field, type=definition.FIELD_TYPE_FLOAT64) for field in extra),
+        *(definition.Field(name=field, type=definition.FIELD_TYPE_FLOAT64, nullable=True) for field in extra),
     ]
     count = definition.Aggregation(name="n", function=definition.AGGREGATION_FUNCTION_COUNT, window_ms=window_ms)
     lookup = definition.ViewLookup(view="busy", on=["ride_id"])

@@ -138,7 +138,7 @@ async def test_a_conflicting_redefinition_is_refused_and_names_who_uses_it(regis
     await registry.apply(rides(pipelines=("fares",)))
     with pytest.raises(grpc.aio.AioRpcError, match="'busy' is used by 'fares'") as caught:
         await registry.apply(rides(window_ms=2000))
-    assert refusal(caught.value) == (grpc.StatusCode.FAILED_PRECONDITION, "conflict", "definition")
+    assert refusal(caught.value) == (grpc.StatusCode.FAILED_PRECONDITION, "breaking_change", "views.busy")
     changed = await registry.apply(rides(window_ms=2000, pipelines=("tips", "fares")))
     assert [change.revision for change in changed] == [1, 2, 2, 2]
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import rfc8785
@@ -11,6 +13,7 @@ from google.protobuf.message import Message
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 
 M = TypeVar("M", bound=Message)
+_WORD = re.compile(r"\w+")
 
 
 def to_dict(message: Message) -> dict[str, Any]:
@@ -54,5 +57,24 @@ def stream_hash(stream: definition.Stream) -> str:
 
 
 def view_hash(view: definition.View, stream: definition.Stream) -> str:
-    """Return the hash that names a view's rings: of the view and of the stream that feeds it."""
-    return message_hash(definition.Definition(streams=[stream], views=[view]))
+    """Return the hash that names a view's rings: of the view and of what it reads of the stream that feeds it.
+
+    A field counts where its name is a word anywhere in the view, or is the stream's key or time: fields that a view
+    does not read may come and go without its rings, and the models trained on them, losing their name.
+    """
+    words = {word.casefold() for text in _texts(to_dict(view)) for word in _WORD.findall(text)}
+    words |= {stream.key_field.casefold(), stream.time_field.casefold()}
+    read = definition.Stream()
+    read.CopyFrom(stream)
+    del read.fields[:]
+    read.fields.extend(field for field in stream.fields if field.name.casefold() in words)
+    return message_hash(definition.Definition(streams=[read], views=[view]))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text within a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)

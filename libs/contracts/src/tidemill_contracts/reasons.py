@@ -27,6 +27,8 @@ class Reason(StrEnum):
     EMPTY = "empty"
     MISSING_ACTOR = "missing_actor"
     CONFLICT = "conflict"
+    BREAKING_CHANGE = "breaking_change"
+    TOO_MANY_ATTEMPTS = "too_many_attempts"
     UNSUPPORTED = "unsupported"
     NO_MODEL = "no_model"
     PAUSED = "paused"

@@ -11,6 +11,8 @@
 Adapters translate library errors into this tree; HTTP and gRPC statuses are given in `grpc_server` and `problems`.
 """
 
+from collections.abc import Sequence
+
 from tidemill_contracts.reasons import Reason
 
 
@@ -42,14 +44,23 @@ class Poison(TidemillError):  # noqa: N818 -- named for what the runtime does
     """Input that no retry makes right.
 
     `reason` is the name that metrics, headers and answers carry; `field` names the part of the input at fault;
-    `fix` says what its author should do.
+    `fix` says what its author should do; `violations`, where several parts are at fault, names each with its sentence.
     """
 
-    def __init__(self, reason: Reason, message: str, *, field: str = "", fix: str = "") -> None:
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        field: str = "",
+        fix: str = "",
+        violations: Sequence[tuple[str, str]] = (),
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         self.field = field
         self.fix = fix
+        self.violations = tuple(violations)
 
 
 class Fatal(TidemillError):  # noqa: N818 -- named for what the runtime does

@@ -22,6 +22,7 @@ _STATUS = {
     Reason.UNKNOWN_VERSION: 404,
     Reason.DUPLICATE: 409,
     Reason.CONFLICT: 409,
+    Reason.BREAKING_CHANGE: 409,
     Reason.NO_MODEL: 409,
     Reason.OVERSIZED: 413,
     Reason.UNSUPPORTED: 501,

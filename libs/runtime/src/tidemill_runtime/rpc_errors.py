@@ -21,6 +21,7 @@ _CODES = {
     Reason.UNKNOWN_VERSION: grpc.StatusCode.NOT_FOUND,
     Reason.DUPLICATE: grpc.StatusCode.ALREADY_EXISTS,
     Reason.CONFLICT: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.BREAKING_CHANGE: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.NO_MODEL: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.UNSUPPORTED: grpc.StatusCode.UNIMPLEMENTED,
     Reason.PAUSED: grpc.StatusCode.UNAVAILABLE,
@@ -50,8 +51,9 @@ def to_status(error: TidemillError) -> tuple[grpc.StatusCode, status_pb2.Status]
     metadata = {"fix": error.fix} if isinstance(error, Poison) and error.fix else {}
     _pack(status, details.ErrorInfo(reason=reason.value.upper(), domain=DOMAIN, metadata=metadata))
     if isinstance(error, Poison) and error.field:
-        violation = details.BadRequest.FieldViolation(field=error.field, description=_text(error))
-        _pack(status, details.BadRequest(field_violations=[violation]))
+        named = error.violations or [(error.field, _text(error))]
+        found = [details.BadRequest.FieldViolation(field=field, description=text) for field, text in named]
+        _pack(status, details.BadRequest(field_violations=found))
     if isinstance(error, Retryable):
         retry = details.RetryInfo()
         retry.retry_delay.FromMilliseconds(int((error.retry_after_s or 0.1) * 1000))

@@ -1,4 +1,4 @@
-"""What an applied definition changes, and whom it would break: pure functions over registered records."""
+"""What an applied definition changes: pure functions over registered records; `compatibility` says what it breaks."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from tidemill_contracts.canonical import message_hash
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
+
+from tidemill_registry.compatibility import Break, State, find_breaks, views_of
 
 N = TypeVar("N", definition.Stream, definition.View, definition.Pipeline)
 Key = tuple[str, str]
@@ -21,10 +23,6 @@ MAX_PARTITIONS = 256
 
 class InvalidDefinitionError(ValueError):
     """The definition does not hold together by itself."""
-
-
-class ConflictError(ValueError):
-    """The definition would change what others stand on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +49,29 @@ class Change:
     revision: int
 
 
-def plan_changes(applied: definition.Definition, registered: Records) -> list[Change]:
-    """Return what applying would do, in the order in which the records are published.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What applying would do, in the order in which the records are published; with breaks it is not done."""
 
-    Raises `InvalidDefinitionError` where the definition does not hold together, `ConflictError` where it redefines
-    something that a pipeline outside of it uses.
+    changes: list[Change]
+    breaks: list[Break]
+
+
+def plan_changes(applied: definition.Definition, registered: Records) -> Plan:
+    """Return what applying a definition would change, and what it would break.
+
+    Raises `InvalidDefinitionError` where the definition does not hold together.
     """
     objects = objects_of(applied)
     touched = {item.key for item in objects}
     changes = [_change(item, registered) for item in objects]
-    redefined = {change.object.key for change in changes if change.change == "changed"}
-    _refuse_moved_partitions(applied, registered)
-    _refuse_conflicts(redefined, touched, registered)
-    followers = [_change(item, registered) for item in _dependent_views(applied, redefined, touched, registered)]
-    return sorted([*changes, *followers], key=lambda change: (KINDS.index(change.object.kind), change.object.name))
+    before = _state(registered)
+    breaks = find_breaks(before, applied)
+    if not breaks:
+        redefined = {change.object.key for change in changes if change.change == "changed"}
+        changes += [_change(item, registered) for item in _followers(before.with_applied(applied), redefined, touched)]
+    ordered = sorted(changes, key=lambda change: (KINDS.index(change.object.kind), change.object.name))
+    return Plan(ordered, breaks)
 
 
 def objects_of(applied: definition.Definition) -> list[Object]:
@@ -85,18 +92,18 @@ def objects_of(applied: definition.Definition) -> list[Object]:
     return [Object(kind, name, message_hash(closure), closure) for kind, name, closure in closures]
 
 
-def users_of(key: Key, registered: Records) -> list[str]:
-    """Return the names of the registered pipelines whose closure holds the object."""
-    kind, name = key
-    return sorted(
-        record.name
-        for record in registered.values()
-        if record.kind == "pipeline" and name in _names(record.definition, kind)
-    )
-
-
-def _names(closure: definition.Definition, kind: str) -> set[str]:
-    return {item.name for item in (closure.streams if kind == "stream" else closure.views)}
+def _state(registered: Records) -> State:
+    """Return what is registered by name; each object's own record is what counts."""
+    streams, views, pipelines = {}, {}, {}
+    for record in registered.values():
+        closure = record.definition
+        if record.kind == "stream":
+            streams[record.name] = closure.streams[0]
+        elif record.kind == "view":
+            views[record.name] = closure.views[0]
+        else:
+            pipelines[record.name] = closure.pipelines[0]
+    return State(streams, views, pipelines)
 
 
 def _change(item: Object, registered: Records) -> Change:
@@ -108,44 +115,19 @@ def _change(item: Object, registered: Records) -> Change:
     return Change(item, "changed", record.revision + 1)
 
 
-def _refuse_conflicts(redefined: set[Key], touched: set[Key], registered: Records) -> None:
-    for key in sorted(redefined):
-        kind, name = key
-        if kind == "pipeline":
-            continue
-        others = [user for user in users_of(key, registered) if ("pipeline", user) not in touched]
-        if others:
-            raise ConflictError(
-                f"{kind} {name!r} is used by {', '.join(map(repr, others))}: "
-                f"give the new {kind} a name of its own, or apply those pipelines with it"
-            )
-
-
-def _refuse_moved_partitions(applied: definition.Definition, registered: Records) -> None:
-    for stream in applied.streams:
-        record = registered.get(("stream", stream.name))
-        if record is None:
-            continue
-        before = record.definition.streams[0]
-        if before.partitions != stream.partitions:
-            raise ConflictError(
-                f"stream {stream.name!r} has {before.partitions} partitions, not {stream.partitions}: "
-                "keys would move between partitions and lose their order; declare a new stream"
-            )
-
-
-def _dependent_views(
-    applied: definition.Definition, redefined: set[Key], touched: set[Key], registered: Records
-) -> Iterator[Object]:
-    """Yield registered views outside the definition whose stream changes under them: their closure follows."""
-    streams = {stream.name: stream for stream in applied.streams}
-    for record in registered.values():
-        if record.kind != "view" or ("view", record.name) in touched:
-            continue
-        view = record.definition.views[0]
-        if ("stream", view.stream) in redefined:
-            closure = _view_closure(view, streams)
-            yield Object("view", view.name, message_hash(closure), closure)
+def _followers(state: State, redefined: set[Key], touched: set[Key]) -> Iterator[Object]:
+    """Yield views and pipelines outside the definition whose stream changes under them: their closure follows."""
+    for name, view in state.views.items():
+        if ("view", name) not in touched and ("stream", view.stream) in redefined:
+            closure = _view_closure(view, state.streams)
+            yield Object("view", name, message_hash(closure), closure)
+    for name, pipeline in state.pipelines.items():
+        used = {("view", view) for view in views_of(pipeline)}
+        used |= {("stream", state.views[view].stream) for view in views_of(pipeline)}
+        used |= {("stream", pipeline.request), ("stream", pipeline.label.stream)}
+        if ("pipeline", name) not in touched and used & redefined:
+            closure = _pipeline_closure(pipeline, state.streams, state.views)
+            yield Object("pipeline", name, message_hash(closure), closure)
 
 
 def _by_name(kind: str, items: Iterable[N]) -> dict[str, N]:
@@ -196,8 +178,7 @@ def _pipeline_closure(
     views: Mapping[str, definition.View],
 ) -> definition.Definition:
     owner = f"pipeline {pipeline.name!r}"
-    names = sorted({source.view.view for source in pipeline.features if source.HasField("view")})
-    used_views = [_found(views, name, owner, "view") for name in names]
+    used_views = [_found(views, name, owner, "view") for name in views_of(pipeline)]
     used_streams = {pipeline.request, pipeline.label.stream, *(view.stream for view in used_views)}
     return definition.Definition(
         streams=[_found(streams, name, owner, "stream") for name in sorted(used_streams)],

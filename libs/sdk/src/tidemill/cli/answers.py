@@ -79,9 +79,11 @@ def answering(as_json: bool) -> Iterator[Answer]:
     except RefusedError as error:
         _fail(answer, str(error), error.code, error.details)
     except ClientError as error:
-        details = {"reason": error.reason, "field": error.field}
+        several = error.violations if len(error.violations) > 1 else ()
+        details = {"reason": error.reason, "field": error.field, "violations": [list(one) for one in several]}
+        message = "\n".join([str(error), *(f"  {field}: {text}" for field, text in several)])
         code = NO if error.reached else NOT_REACHABLE
-        _fail(answer, str(error), code, {name: value for name, value in details.items() if value})
+        _fail(answer, message, code, {name: value for name, value in details.items() if value})
 
 
 def _fail(answer: Answer, message: str, code: int, details: Mapping[str, Any]) -> None:

@@ -9,10 +9,10 @@ from tidemill_contracts.canonical import message_hash, to_dict
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.registry.v1 import registry_pb2
 
-from tidemill.cli.answers import NO, RefusedError, answering
+from tidemill.cli.answers import NO, NOT_REACHABLE, RefusedError, answering
 from tidemill.cli.difference import differences
 from tidemill.cli.targets import DEFAULT_STACK, Home, Json, Registry, StackName, Target
-from tidemill.clients.calls import actor
+from tidemill.clients.calls import CallError, actor
 from tidemill.clients.registry import RegistryClient
 from tidemill.definition import DefinitionError, Problem, compile_file
 
@@ -23,9 +23,16 @@ _COLUMNS = ("kind", "name", "change", "revision")
 def check(
     file: File,
     canonical: Annotated[bool, typer.Option("--canonical", help="Print the canonical form, as JSON.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Ask no registry whether it breaks anything.")] = False,
+    stack: StackName = DEFAULT_STACK,
+    home: Home = None,
+    registry: Registry = None,
     as_json: Json = False,
 ) -> None:
-    """Compile a definition file; exit 1 and name file, line and fix of every fault."""
+    """Compile a definition file, and refuse it where it would break what is registered.
+
+    Exit 1 with file, line and fix of every fault. Where no registry can be asked it says that it only compiled.
+    """
     with answering(as_json or canonical) as answer:
         compiled = _compiled(file)
         if canonical:
@@ -36,11 +43,19 @@ def check(
             "views": [view.name for view in compiled.views],
             "pipelines": [pipeline.name for pipeline in compiled.pipelines],
         }
+        found = None if offline else _compared(compiled, Target(stack, home), registry)
+        if found is not None and found.breaks:
+            raise _breaking(found)
+        said = "not asked" if found is None else "compatible"
         if as_json:
-            answer.json({"ok": True, "hash": message_hash(compiled), **names})
+            answer.json({"ok": True, "hash": message_hash(compiled), **names, "registry": said})
             return
         counts = ", ".join(f"{len(found)} {kind if len(found) != 1 else kind[:-1]}" for kind, found in names.items())
         answer.say(f"{file}: {counts}, sound ({message_hash(compiled)})")
+        if found is None:
+            answer.say("no registry was asked whether it breaks anything: this only says that it compiles")
+        else:
+            answer.say("it breaks nothing that is registered")
 
 
 def apply(
@@ -73,21 +88,56 @@ def diff(
         compiled = _compiled(file)
         with Target(stack, home).connect("registry", registry) as connection:
             client = RegistryClient(connection)
-            changes = client.apply(compiled, actor(), dry_run=True)
+            compared = client.compare(compiled, actor())
             found: list[dict[str, Any]] = []
-            for change in changes:
+            for change in compared.changes:
                 entry: dict[str, Any] = {"kind": change.kind, "name": change.name, "change": change.change}
                 if change.change == "changed":
                     before = client.definition(change.kind, change.name).definition
-                    lines = list(differences(_own(before, change), _own(compiled, change)))
+                    after = _own(compiled, change)
+                    # What merely follows is not in the file.
+                    same = after == definition.Definition()
+                    lines = [] if same else list(differences(_own(before, change), after))
                     entry["differences"] = lines or ["what it refers to has changed"]
                 found.append(entry)
-        if as_json:
-            answer.json({"changes": found})
         for entry in found:
             answer.say(f"{entry['change']:<10}{entry['kind']} {entry['name']}")
             for line in entry.get("differences", ()):
                 answer.say(f"          {line}")
+        if compared.breaks:
+            raise _breaking(compared, changes=found)
+        if as_json:
+            answer.json({"changes": found, "breaks": []})
+
+
+def _compared(
+    compiled: definition.Definition, target: Target, registry: str | None
+) -> registry_pb2.ApplyDefinitionResponse | None:
+    """Return what the registry says of a definition; None where none can be reached."""
+    try:
+        with target.connect("registry", registry) as connection:
+            return RegistryClient(connection).compare(compiled, actor())
+    except RefusedError as error:
+        if error.code != NOT_REACHABLE:
+            raise
+    except CallError as error:
+        if error.reached:
+            raise
+    return None
+
+
+def _breaking(found: registry_pb2.ApplyDefinitionResponse, **details: Any) -> RefusedError:
+    """Return the no to a definition that breaks what is registered, with everything that it breaks."""
+    count = len(found.breaks)
+    summary = f"{count} {'change breaks' if count == 1 else 'changes break'} what is registered"
+    lines = [
+        line
+        for one in found.breaks
+        for line in (f"{one.subject}: {one.message}", f"    breaks {', '.join(one.breaks)}", f"    fix: {one.fix}")
+    ]
+    breaks = [to_dict(one) for one in found.breaks]
+    said = {"ok": False, "error": summary, "reason": "breaking_change", "breaks": breaks, **details}
+    return RefusedError("\n".join([*lines, summary]), NO, said)
 
 
 def _compiled(file: Path) -> definition.Definition:

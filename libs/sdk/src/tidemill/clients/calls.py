@@ -39,8 +39,18 @@ T = TypeVar("T")
 class CallError(ClientError):
     """A service said no, or nothing."""
 
-    def __init__(self, service: str, code: grpc.StatusCode, message: str, *, reason: str = "", field: str = "") -> None:
-        super().__init__(f"{service}: {message}", reached=code not in _NOT_REACHED, reason=reason, field=field)
+    def __init__(
+        self,
+        service: str,
+        code: grpc.StatusCode,
+        message: str,
+        *,
+        reason: str = "",
+        violations: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        field = violations[0][0] if violations else ""
+        reached = code not in _NOT_REACHED
+        super().__init__(f"{service}: {message}", reached=reached, reason=reason, field=field, violations=violations)
         self.service = service
         self.code = code
 
@@ -157,5 +167,5 @@ def translated(service: str, address: str, error: Any) -> CallError:
         message = f"not reachable at {address}"
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED and not info.reason:
         message = f"no answer from {address} in time"
-    field = bad.field_violations[0].field if bad.field_violations else ""
-    return CallError(service, code, message, reason=info.reason.lower(), field=field)
+    violations = [(one.field, one.description) for one in bad.field_violations]
+    return CallError(service, code, message, reason=info.reason.lower(), violations=violations)

@@ -18,12 +18,15 @@ class RegistryClient:
         self._connection = connection
         self._stub = RegistryServiceStub(connection.channel)
 
-    def apply(
-        self, compiled: definition_pb2.Definition, by: str, *, dry_run: bool = False
-    ) -> list[registry.ObjectChange]:
-        """Register a definition, or with `dry_run` say what that would change."""
-        request = registry.ApplyDefinitionRequest(definition=compiled, dry_run=dry_run)
+    def apply(self, compiled: definition_pb2.Definition, by: str) -> list[registry.ObjectChange]:
+        """Register a definition."""
+        request = registry.ApplyDefinitionRequest(definition=compiled)
         return list(self._connection.call(self._stub.ApplyDefinition, request, by=by).changes)
+
+    def compare(self, compiled: definition_pb2.Definition, by: str) -> registry.ApplyDefinitionResponse:
+        """Return what applying a definition would change, and what it would break."""
+        request = registry.ApplyDefinitionRequest(definition=compiled, dry_run=True)
+        return self._connection.call(self._stub.ApplyDefinition, request, by=by)
 
     def definition(self, kind: str, name: str) -> definition_pb2.DefinitionRecord:
         """Return one registered object with all that it needs."""

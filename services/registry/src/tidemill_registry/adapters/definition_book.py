@@ -11,7 +11,8 @@ from tidemill_runtime.errors import Poison
 from tidemill_registry.adapters.ledger import Ledger, Ledgers
 from tidemill_registry.adapters.postgres import LOCK_DEFINITIONS, Connection
 from tidemill_registry.audit import Act
-from tidemill_registry.definitions import Change, ConflictError, InvalidDefinitionError, Key, plan_changes
+from tidemill_registry.compatibility import Break
+from tidemill_registry.definitions import Change, InvalidDefinitionError, Key, Plan, plan_changes
 
 TOPIC = "registry.pipelines.v1"
 
@@ -26,10 +27,10 @@ class DefinitionBook:
         self._ledgers = ledgers
         self._create_topics = create_topics
 
-    async def apply(self, applied: definition.Definition, *, actor: str, dry_run: bool) -> list[Change]:
+    async def apply(self, applied: definition.Definition, *, actor: str, dry_run: bool) -> Plan:
         """Register what differs, all or nothing; the topics of its streams exist before anybody hears of them.
 
-        Raises `Poison` where the definition is not sound or breaks what others use.
+        Raises `Poison` where the definition is not sound, or breaks what is there; a dry run returns the breaks.
         """
         if dry_run:
             async with self._ledgers.reading() as connection:
@@ -38,12 +39,14 @@ class DefinitionBook:
             # One apply at a time: whether it conflicts depends on everything that is registered.
             await ledger.connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK_DEFINITIONS)
             registered = await _registered(ledger.connection)
-            changes = _planned(applied, registered)
-            differing = [change for change in changes if change.change != "unchanged"]
+            plan = _planned(applied, registered)
+            if plan.breaks:
+                raise _refused(plan.breaks)
+            differing = [change for change in plan.changes if change.change != "unchanged"]
             await self._create_topics([change.object.closure.streams[0] for change in differing if _is_stream(change)])
             for change in differing:
                 await _store(ledger, change, registered.get(change.object.key), actor)
-        return changes
+        return plan
 
     async def get(self, kind: str, name: str) -> definition.DefinitionRecord | None:
         """Return one object, or None."""
@@ -62,13 +65,24 @@ class DefinitionBook:
 
 def _planned(
     applied: definition.Definition, registered: dict[Key, definition.DefinitionRecord]
-) -> list[Change]:
+) -> Plan:
     try:
         return plan_changes(applied, registered)
     except InvalidDefinitionError as error:
         raise Poison(Reason.UNDECODABLE, str(error), field="definition", fix="run `tidemill check`") from error
-    except ConflictError as error:
-        raise Poison(Reason.CONFLICT, str(error), field="definition", fix="run `tidemill diff`") from error
+
+
+def _refused(breaks: Sequence[Break]) -> Poison:
+    """Return the answer to a definition that breaks what is there; every break is a violation of its own."""
+    first, others = breaks[0], len(breaks) - 1
+    more = f" (and {others} more)" if others else ""
+    return Poison(
+        Reason.BREAKING_CHANGE,
+        f"{first.message}{more}; breaks {', '.join(first.breaks)}",
+        field=first.subject,
+        fix=first.fix,
+        violations=[(one.subject, one.sentence()) for one in breaks],
+    )
 
 
 async def _registered(connection: Connection) -> dict[Key, definition.DefinitionRecord]:

@@ -39,7 +39,7 @@ class RegistryServicer(services.RegistryServiceServicer):
         self, request: messages.ApplyDefinitionRequest, context: Context
     ) -> messages.ApplyDefinitionResponse:
         actor = require_actor(context)
-        changes = await self._definitions.apply(request.definition, actor=actor, dry_run=request.dry_run)
+        plan = await self._definitions.apply(request.definition, actor=actor, dry_run=request.dry_run)
         return messages.ApplyDefinitionResponse(
             changes=[
                 messages.ObjectChange(
@@ -49,8 +49,12 @@ class RegistryServicer(services.RegistryServiceServicer):
                     hash=change.object.hash,
                     revision=change.revision,
                 )
-                for change in changes
-            ]
+                for change in plan.changes
+            ],
+            breaks=[
+                messages.Break(rule=one.rule, subject=one.subject, message=one.message, breaks=one.breaks, fix=one.fix)
+                for one in plan.breaks
+            ],
         )
 
     async def GetDefinition(

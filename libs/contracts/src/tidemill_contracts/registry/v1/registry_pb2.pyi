@@ -79,20 +79,66 @@ class ObjectChange(_message.Message):
 Global___ObjectChange: _TypeAlias = ObjectChange  # noqa: Y015
 
 @_typing.final
+class Break(_message.Message):
+    """One change that would make wrong what is there already."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULE_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    BREAKS_FIELD_NUMBER: _builtins.int
+    FIX_FIELD_NUMBER: _builtins.int
+    rule: _builtins.str
+    """"field_removed", "type_changed", "null_refused", "field_required", "key_changed", "time_changed",
+    "partitions_changed", "widened_in_use", "redefined_in_use", "request_changed" or "label_key_changed".
+    """
+    subject: _builtins.str
+    """Where in the definition: "streams.rides.fields.tip", "views.busy", …"""
+    message: _builtins.str
+    fix: _builtins.str
+    @_builtins.property
+    def breaks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Whom: "view 'busy'", "pipeline 'tips'", "label of pipeline 'tips'", "its producers", "events in the log", …"""
+
+    def __init__(
+        self,
+        *,
+        rule: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        message: _builtins.str = ...,
+        breaks: _abc.Iterable[_builtins.str] | None = ...,
+        fix: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["breaks", b"breaks", "fix", b"fix", "message", b"message", "rule", b"rule", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Break: _TypeAlias = Break  # noqa: Y015
+
+@_typing.final
 class ApplyDefinitionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CHANGES_FIELD_NUMBER: _builtins.int
+    BREAKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObjectChange]: ...
+    @_builtins.property
+    def breaks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Break]:
+        """Only of a dry run; otherwise they are the refusal, one BadRequest violation each."""
+
     def __init__(
         self,
         *,
         changes: _abc.Iterable[Global___ObjectChange] | None = ...,
+        breaks: _abc.Iterable[Global___Break] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["breaks", b"breaks", "changes", b"changes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

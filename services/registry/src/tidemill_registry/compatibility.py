@@ -1,0 +1,224 @@
+"""Which changes of a definition break what is there already, and whom; pure.
+
+The rule for a stream is BACKWARD, kept for the whole log: every event that was right under the registered definition
+is right under the new one, means the same, and a producer that has not heard of the change goes on. So fields are added
+as nullable, int64 may become float64 (JSON's integers are numbers of either), null may become allowed. Views and
+pipelines that are not applied along must find what they read as it was.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tidemill_contracts.canonical import to_dict, view_hash
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+
+_WORD = re.compile(r"\w+")
+_NEW_STREAM = "declare a new stream under another name"
+_TYPES = {
+    definition.FIELD_TYPE_BOOL: "bool",
+    definition.FIELD_TYPE_INT64: "int64",
+    definition.FIELD_TYPE_FLOAT64: "float64",
+    definition.FIELD_TYPE_STRING: "string",
+    definition.FIELD_TYPE_TIMESTAMP: "timestamp",
+}
+_WIDENED = (definition.FIELD_TYPE_INT64, definition.FIELD_TYPE_FLOAT64)
+PRODUCERS, LOG, CALLERS = "its producers", "events in the log", "callers of predict"
+
+
+@dataclass(frozen=True, slots=True)
+class Break:
+    """One change that must not happen: what, where, whom it breaks, what to do instead."""
+
+    rule: str
+    # "streams.rides.fields.tip", "views.busy", …
+    subject: str
+    message: str
+    breaks: tuple[str, ...]
+    fix: str
+
+    def sentence(self) -> str:
+        """Return it as one line."""
+        return f"{self.message}; breaks {', '.join(self.breaks)}; {self.fix}"
+
+
+@dataclass(frozen=True)
+class State:
+    """Streams, views and pipelines by name."""
+
+    streams: Mapping[str, definition.Stream] = field(default_factory=dict)
+    views: Mapping[str, definition.View] = field(default_factory=dict)
+    pipelines: Mapping[str, definition.Pipeline] = field(default_factory=dict)
+
+    def with_applied(self, applied: definition.Definition) -> "State":
+        """Return the state after a definition was applied."""
+        return State(
+            {**self.streams, **{one.name: one for one in applied.streams}},
+            {**self.views, **{one.name: one for one in applied.views}},
+            {**self.pipelines, **{one.name: one for one in applied.pipelines}},
+        )
+
+
+def find_breaks(before: State, applied: definition.Definition) -> list[Break]:
+    """Return everything that applying a definition would break, streams first."""
+    after = before.with_applied(applied)
+    found = [
+        one
+        for stream in applied.streams
+        if stream.name in before.streams
+        for one in _stream_breaks(before.streams[stream.name], stream, after, applied)
+    ]
+    found += _redefined(before, after, applied)
+    for pipeline in applied.pipelines:
+        if pipeline.name in before.pipelines:
+            found += _pipeline_breaks(before.pipelines[pipeline.name], pipeline)
+    return found
+
+
+def _stream_breaks(
+    before: definition.Stream, after: definition.Stream, state: State, applied: definition.Definition
+) -> Iterator[Break]:
+    subject, name = f"streams.{after.name}", f"stream {after.name!r}"
+    everybody = tuple(_users(state, after.name))
+    for role, was, would in (
+        ("key", before.key_field, after.key_field),
+        ("time", before.time_field, after.time_field),
+    ):
+        if was != would:
+            message = f"{name}: its {role} would be {would!r}, not {was!r}"
+            yield Break(f"{role}_changed", f"{subject}.{role}_field", message, (LOG, *everybody), _NEW_STREAM)
+    if before.partitions != after.partitions:
+        message = f"{name} has {before.partitions} partitions, not {after.partitions}"
+        why = "keys would move between partitions, lose their order, and a repeat would not be recognised"
+        yield Break(
+            "partitions_changed", f"{subject}.partitions", f"{message}: {why}", (LOG, *everybody), _NEW_STREAM
+        )
+    old_fields = {one.name: one for one in before.fields}
+    new_fields = {one.name: one for one in after.fields}
+    for field_name in [*old_fields, *(one for one in new_fields if one not in old_fields)]:
+        place = f"{subject}.fields.{field_name}"
+        readers = _readers(state, after.name, field_name)
+        old, new = old_fields.get(field_name), new_fields.get(field_name)
+        yield from _field_breaks(place, f"{name}: field {field_name!r}", old, new, tuple(readers))
+        if old is not None and new is not None and (old.type, new.type) == _WIDENED:
+            yield from _widened(after, field_name, place, state, applied)
+
+
+def _field_breaks(
+    subject: str, name: str, old: definition.Field | None, new: definition.Field | None, readers: tuple[str, ...]
+) -> Iterator[Break]:
+    if new is None:
+        fix = f"keep it (declared `| None`, so that producers may leave it out), or {_NEW_STREAM}"
+        yield Break("field_removed", subject, f"{name} would be removed", (PRODUCERS, *readers), fix)
+    elif old is None:
+        if not new.nullable:
+            message = f"{name} would be new and required"
+            yield Break("field_required", subject, message, (LOG, PRODUCERS), "declare it `| None`")
+    else:
+        if old.type != new.type and (old.type, new.type) != _WIDENED:
+            message = f"{name} would be {_TYPES[new.type]}, not {_TYPES[old.type]}"
+            fix = f"add a field of another name beside it, or {_NEW_STREAM}"
+            yield Break("type_changed", subject, message, (LOG, PRODUCERS, *readers), fix)
+        if old.nullable and not new.nullable:
+            message = f"{name} would not take null any more"
+            yield Break("null_refused", subject, message, (LOG, PRODUCERS), "leave it `| None`")
+
+
+def _widened(
+    stream: definition.Stream, field_name: str, subject: str, state: State, applied: definition.Definition
+) -> Iterator[Break]:
+    """Yield whom int64 → float64 breaks: keys have other bytes then, and results another type."""
+    message = f"stream {stream.name!r}: field {field_name!r} would be float64, not int64"
+    if field_name == stream.key_field:
+        yield Break("type_changed", subject, f"{message}, and it is the key", (LOG, PRODUCERS), _NEW_STREAM)
+    along = {f"view {one.name!r}" for one in applied.views} | {f"pipeline {one.name!r}" for one in applied.pipelines}
+    along |= {f"label of pipeline {one.name!r}" for one in applied.pipelines}
+    left = tuple(one for one in _readers(state, stream.name, field_name) if one not in along)
+    if left:
+        yield Break("widened_in_use", subject, message, left, "apply them along, compiled anew")
+
+
+def _redefined(before: State, after: State, applied: definition.Definition) -> Iterator[Break]:
+    """Yield views that would be others than those on which pipelines that are not applied along were trained."""
+    along = {pipeline.name for pipeline in applied.pipelines}
+    users: dict[str, list[str]] = {}
+    for name, pipeline in sorted(after.pipelines.items()):
+        if name not in along:
+            for view in views_of(pipeline):
+                users.setdefault(view, []).append(name)
+    for view, names in sorted(users.items()):
+        if _hash(before, view) == _hash(after, view):
+            continue
+        stream = after.views[view].stream
+        changed = view if before.views[view] != after.views[view] else f"{view!r} (by its stream {stream!r})"
+        shown = repr(changed) if changed == view else changed
+        yield Break(
+            "redefined_in_use",
+            f"views.{view}",
+            f"view {shown} is used by {', '.join(map(repr, names))}, whose models were trained on it as it is",
+            tuple(f"pipeline {name!r}" for name in names),
+            "give the new one a name of its own, or apply those pipelines with it",
+        )
+
+
+def _pipeline_breaks(before: definition.Pipeline, after: definition.Pipeline) -> Iterator[Break]:
+    subject, name = f"pipelines.{after.name}", f"pipeline {after.name!r}"
+    fix = "declare a new pipeline under another name"
+    if before.request != after.request:
+        message = f"{name}: its request would be {after.request!r}, not {before.request!r}"
+        yield Break("request_changed", f"{subject}.request", message, (CALLERS, f"models of {name}"), fix)
+    if before.label.by != after.label.by:
+        message = f"{name}: its label would be joined by {after.label.by!r}, not {before.label.by!r}"
+        waiting = "predictions that wait for their label"
+        yield Break("label_key_changed", f"{subject}.label.by", message, (waiting, f"label of {name}"), fix)
+
+
+def views_of(pipeline: definition.Pipeline) -> list[str]:
+    """Return the names of the views that a pipeline uses, sorted."""
+    return sorted({source.view.view for source in pipeline.features if source.HasField("view")})
+
+
+def _hash(state: State, name: str) -> str:
+    view = state.views[name]
+    return view_hash(view, state.streams[view.stream])
+
+
+def _users(state: State, stream: str) -> Iterator[str]:
+    """Yield every view, pipeline and label that reads a stream."""
+    yield from (f"view {name!r}" for name, view in sorted(state.views.items()) if view.stream == stream)
+    for name, pipeline in sorted(state.pipelines.items()):
+        if pipeline.request == stream:
+            yield f"pipeline {name!r}"
+        if pipeline.label.stream == stream:
+            yield f"label of pipeline {name!r}"
+
+
+def _readers(state: State, stream: str, field_name: str) -> Iterator[str]:
+    """Yield every view, pipeline and label that reads a field; a name in a text counts, whatever it means there."""
+    for name, view in sorted(state.views.items()):
+        if view.stream == stream and _mentions(field_name, view.entity, to_dict(view).get("features", [])):
+            yield f"view {name!r}"
+    for name, pipeline in sorted(state.pipelines.items()):
+        sources = [[*source.view.on, source.expression] for source in pipeline.features]
+        if pipeline.request == stream and _mentions(field_name, sources, [pipeline.label.by]):
+            yield f"pipeline {name!r}"
+        label = pipeline.label
+        if label.stream == stream and _mentions(field_name, [label.by, label.expression]):
+            yield f"label of pipeline {name!r}"
+
+
+def _mentions(field_name: str, *values: Any) -> bool:
+    return field_name.casefold() in {word.casefold() for value in values for word in _words(value)}
+
+
+def _words(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield from _WORD.findall(value)
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            if name != "name":
+                yield from _words(item)
+    elif isinstance(value, Iterable):
+        for item in value:
+            yield from _words(item)

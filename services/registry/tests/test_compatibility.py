@@ -1,0 +1,163 @@
+"""Which changes of a definition break what is there, and that each names whom it breaks."""
+
+from collections.abc import Callable
+
+import pytest
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_registry.compatibility import CALLERS, LOG, PRODUCERS, Break, State, find_breaks
+
+INT, FLOAT, TEXT = definition.FIELD_TYPE_INT64, definition.FIELD_TYPE_FLOAT64, definition.FIELD_TYPE_STRING
+INSTANT = definition.FIELD_TYPE_TIMESTAMP
+VIEW, PIPELINE, LABEL = "view 'busy'", "pipeline 'tips'", "label of pipeline 'tips'"
+
+
+def rides() -> definition.Stream:
+    fields = {"ride_id": TEXT, "at": INSTANT, "gate": TEXT, "minutes": INT, "seats": INT, "note": TEXT}
+    return definition.Stream(
+        name="rides",
+        key_field="ride_id",
+        time_field="at",
+        partitions=2,
+        fields=[definition.Field(name=name, type=kind, nullable=name == "note") for name, kind in fields.items()],
+    )
+
+
+def paid() -> definition.Stream:
+    fields = {"ride_id": TEXT, "paid_at": INSTANT, "tip": FLOAT}
+    return definition.Stream(
+        name="paid",
+        key_field="ride_id",
+        time_field="paid_at",
+        partitions=2,
+        fields=[definition.Field(name=name, type=kind) for name, kind in fields.items()],
+    )
+
+
+def busy() -> definition.View:
+    longest = definition.Aggregation(
+        name="longest", function=definition.AGGREGATION_FUNCTION_MAX, expression="minutes", window_ms=1000, type=INT
+    )
+    return definition.View(name="busy", stream="rides", entity=["gate"], features=[longest])
+
+
+def tips() -> definition.Pipeline:
+    return definition.Pipeline(
+        name="tips",
+        request="rides",
+        features=[
+            definition.FeatureSource(name="busy", view=definition.ViewLookup(view="busy", on=["gate"])),
+            definition.FeatureSource(name="full", expression="seats > 3"),
+        ],
+        label=definition.Label(stream="paid", expression="tip > 1.0", by="ride_id"),
+    )
+
+
+BEFORE = State({"rides": rides(), "paid": paid()}, {"busy": busy()}, {"tips": tips()})
+Change = Callable[[definition.Stream], object]
+
+
+def field(stream: definition.Stream, name: str) -> definition.Field:
+    return next(one for one in stream.fields if one.name == name)
+
+
+def breaks(change: Change, of: Callable[[], definition.Stream] = rides, *along: object) -> list[Break]:
+    stream = of()
+    change(stream)
+    applied = definition.Definition(streams=[stream])
+    for one in along:
+        (applied.views if isinstance(one, definition.View) else applied.pipelines).append(one)  # type: ignore[arg-type]
+    return find_breaks(BEFORE, applied)
+
+
+def removed(name: str) -> Change:
+    return lambda stream: stream.fields.remove(field(stream, name))
+
+
+def typed(name: str, kind: definition.FieldType.ValueType) -> Change:
+    return lambda stream: setattr(field(stream, name), "type", kind)
+
+
+def nullable(name: str, allowed: bool) -> Change:
+    return lambda stream: setattr(field(stream, name), "nullable", allowed)
+
+
+def added(name: str, allowed: bool) -> Change:
+    return lambda stream: stream.fields.append(definition.Field(name=name, type=TEXT, nullable=allowed))
+
+
+def changed(name: str, value: object) -> Change:
+    return lambda stream: setattr(stream, name, value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        changed("name", "rides"),
+        added("colour", allowed=True),
+        # Read by a request expression alone, which has no type of its own; JSON's integers are numbers of either type.
+        nullable("seats", allowed=True),
+    ],
+)
+def test_what_every_event_and_reader_stands_is_no_break(change: Change) -> None:
+    assert breaks(change) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "rule", "whom"),
+    [
+        (removed("minutes"), "field_removed", {PRODUCERS, VIEW}),
+        (removed("seats"), "field_removed", {PRODUCERS, PIPELINE}),
+        (removed("note"), "field_removed", {PRODUCERS}),
+        (typed("minutes", TEXT), "type_changed", {LOG, PRODUCERS, VIEW}),
+        (typed("gate", INT), "type_changed", {LOG, PRODUCERS, VIEW, PIPELINE}),
+        (nullable("note", allowed=False), "null_refused", {LOG, PRODUCERS}),
+        (added("colour", allowed=False), "field_required", {LOG, PRODUCERS}),
+        (changed("key_field", "gate"), "key_changed", {LOG, VIEW, PIPELINE}),
+        (changed("time_field", "left_at"), "time_changed", {LOG, VIEW, PIPELINE}),
+        (changed("partitions", 1), "partitions_changed", {LOG, VIEW, PIPELINE}),
+        (changed("partitions", 3), "partitions_changed", {LOG, VIEW, PIPELINE}),
+        (typed("minutes", FLOAT), "widened_in_use", {VIEW}),
+        (typed("seats", FLOAT), "widened_in_use", {PIPELINE}),
+        (changed("lateness_ms", 5), "redefined_in_use", {PIPELINE}),
+    ],
+)
+def test_a_break_says_where_it_is_whom_it_breaks_and_what_to_do(change: Change, rule: str, whom: set[str]) -> None:
+    found = {one.rule: one for one in breaks(change)}
+    assert set(found[rule].breaks) == whom
+    assert found[rule].subject.startswith(("streams.rides", "views.busy"))
+    assert found[rule].fix
+    assert found[rule].fix in found[rule].sentence()
+
+
+def test_a_label_is_named_as_what_breaks() -> None:
+    (gone,) = breaks(removed("tip"), paid)
+    assert set(gone.breaks) == {PRODUCERS, LABEL}
+    (narrowed,) = breaks(typed("tip", INT), paid)
+    assert (narrowed.rule, LABEL in narrowed.breaks) == ("type_changed", True)
+
+
+def test_a_widened_field_is_fine_for_readers_that_are_applied_along() -> None:
+    view = busy()
+    view.features[0].type = FLOAT
+    assert breaks(typed("minutes", FLOAT), rides, view, tips()) == []
+    (left,) = breaks(typed("minutes", FLOAT), rides, view)
+    assert (left.rule, left.breaks) == ("redefined_in_use", (PIPELINE,))
+
+
+def test_the_key_is_never_widened() -> None:
+    stream = rides()
+    field(stream, "ride_id").type = INT
+    wider = rides()
+    field(wider, "ride_id").type = FLOAT
+    found = find_breaks(State({"rides": stream}), definition.Definition(streams=[wider]))
+    assert [one.rule for one in found] == ["type_changed"]
+
+
+def test_a_pipeline_keeps_its_request_and_the_key_of_its_label() -> None:
+    asked, joined = tips(), tips()
+    asked.request = "paid"
+    joined.label.by = "gate"
+    for pipeline, rule, whom in ((asked, "request_changed", CALLERS), (joined, "label_key_changed", "label of")):
+        applied = definition.Definition(streams=[rides(), paid()], views=[busy()], pipelines=[pipeline])
+        (found,) = find_breaks(BEFORE, applied)
+        assert (found.rule, any(one.startswith(whom) for one in found.breaks)) == (rule, True)
