@@ -29,7 +29,7 @@ _MODULES = {
     "models": "tidemill.cli.model_commands:models_app",
     "incidents": "tidemill.cli.incident_commands:incidents_app",
     "retrain": "tidemill.cli.incident_commands:retrain",
-    "dead-letters": "tidemill.cli.topic_commands:dead_letters_app",
+    "dead-letters": "tidemill.cli.dead_letter_commands:dead_letters_app",
     "demo": "tidemill.demo.command:demo",
 }
 

@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 from tidemill_contracts.canonical import to_dict
 from tidemill_contracts.definition.v1 import definition_pb2
 from tidemill_contracts.feature.v1 import records_pb2 as feature_pb2
+from tidemill_contracts.ingestion.v1 import dead_letters_pb2
 from tidemill_contracts.ingestion.v1 import records_pb2 as ingestion_pb2
 from tidemill_contracts.instants import format_us
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring_pb2
@@ -20,7 +21,16 @@ from tidemill_contracts.topics import STREAM, Topic, load_topics
 from tidemill_contracts.training.v1 import training_pb2
 
 # Importing a generated module is what puts its messages into the pool.
-REGISTERED = (definition_pb2, feature_pb2, ingestion_pb2, monitoring_pb2, registry_pb2, serving_pb2, training_pb2)
+REGISTERED = (
+    dead_letters_pb2,
+    definition_pb2,
+    feature_pb2,
+    ingestion_pb2,
+    monitoring_pb2,
+    registry_pb2,
+    serving_pb2,
+    training_pb2,
+)
 
 
 class Record(Protocol):

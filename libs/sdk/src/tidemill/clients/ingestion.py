@@ -19,3 +19,8 @@ class IngestionClient:
         """Send events of one stream; accepted ones are durable when this returns."""
         batch = ingestion.StreamEvents(stream=stream, source=source, events=events)
         return self._connection.call(self._stub.PublishBatch, ingestion.PublishBatchRequest(batches=[batch]))
+
+    def check(self, stream: str, events: Sequence[ingestion.Event]) -> Sequence[ingestion.Verdict]:
+        """Return what would become of events, judged as readers of the stream do; nothing is written."""
+        request = ingestion.CheckEventsRequest(stream=stream, events=events, ignore_unknown_fields=True)
+        return self._connection.call(self._stub.CheckEvents, request).verdicts

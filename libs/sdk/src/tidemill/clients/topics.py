@@ -1,7 +1,7 @@
 """Reads Kafka topics from outside: no consumer group, nothing committed."""
 
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,6 +100,28 @@ async def read_topic(
             for records in (await consumer.getmany(timeout_ms=POLL_MS, max_records=STEP_RECORDS)).values():
                 for record in records:
                     yield record
+
+
+async def end_offsets(target: KafkaTarget, topic: str) -> dict[int, int]:
+    """Return where each partition of a logical topic ends. Raises `TopicError`."""
+    async with _consumer(target, target.prefix + topic) as consumer:
+        return {place.partition: end for place, end in (await consumer.end_offsets(consumer.assignment())).items()}
+
+
+async def read_from(
+    target: KafkaTarget, topic: str, start: Callable[[int, int], int]
+) -> AsyncGenerator[ConsumerRecord, None]:
+    """Yield the records of a logical topic up to its present end; `start` gives a partition's first offset by its end.
+
+    Raises `TopicError`.
+    """
+    async with _consumer(target, target.prefix + topic) as consumer:
+        places = sorted(consumer.assignment())
+        begins, ends = await consumer.beginning_offsets(places), await consumer.end_offsets(places)
+        for place in places:
+            consumer.seek(place, min(ends[place], max(begins[place], start(place.partition, ends[place]))))
+        async for record in _until(consumer, ends):
+            yield record
 
 
 async def _until(consumer: AIOKafkaConsumer, ends: Mapping[TopicPartition, int]) -> AsyncIterator[ConsumerRecord]:

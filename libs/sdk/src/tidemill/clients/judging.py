@@ -1,0 +1,192 @@
+"""Whether dead letters would be accepted now, and why not."""
+
+import asyncio
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+from tidemill_contracts.canonical import from_json
+from tidemill_contracts.cloudevents import WATERMARK_TYPE
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.ingestion.v1 import ingestion_pb2
+from tidemill_contracts.instants import parse_us
+from tidemill_contracts.reasons import Reason
+
+from tidemill.clients.decoding import Decoder, Record
+from tidemill.clients.letters import Item, Letter, Place, letter_place
+from tidemill.clients.topics import KafkaTarget, read_from
+
+# How many of a partition's newest records tell its newest event time.
+TAIL_RECORDS = 100
+_EVENTS = "events."
+
+# Asks ingestion: stream and events in, a verdict for each.
+Check = Callable[[str, Sequence[ingestion_pb2.Event]], Sequence[ingestion_pb2.Verdict]]
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What would become of one refused record; `reason` is empty where it would be accepted."""
+
+    item: Item
+    reason: str = ""
+    field: str = ""
+    message: str = ""
+
+
+class Judge:
+    """Judges records by what is registered now."""
+
+    def __init__(
+        self,
+        target: KafkaTarget,
+        check: Check,
+        stream: Callable[[str], definition.Stream],
+        *,
+        max_attempts: int,
+        allow_late: bool,
+    ) -> None:
+        """Take what asks ingestion and what finds a registered stream; both are only called for users' streams."""
+        self._target = target
+        self._check = check
+        self._stream = stream
+        self._max_attempts = max_attempts
+        self._allow_late = allow_late
+        self._newest: dict[str, dict[int, int]] = {}
+
+    async def judge(self, items: Sequence[Item]) -> list[Judgement]:
+        """Return a judgement for each, in order."""
+        found: dict[int, Judgement] = {}
+        by_stream: dict[str, list[int]] = {}
+        for index, item in enumerate(items):
+            topic = item.origin[0] if item.origin else ""
+            judgement = self._at_once(item)
+            if judgement is None and topic.startswith(_EVENTS):
+                by_stream.setdefault(topic.removeprefix(_EVENTS), []).append(index)
+            else:
+                found[index] = judgement or _decoded(item, topic)
+        for stream, indices in by_stream.items():
+            judged = await self._events(stream, [items[index] for index in indices])
+            found.update(zip(indices, judged, strict=True))
+        return [found[index] for index in range(len(items))]
+
+    def _at_once(self, item: Item) -> Judgement | None:
+        if item.origin is None:
+            message = "its headers do not say which record it was: discard it"
+            return Judgement(item, Reason.MISSING_FIELD, "", message)
+        if item.attempt >= self._max_attempts:
+            message = f"refused {item.attempt} times already: discard it, or raise --max-attempts"
+            return Judgement(item, Reason.TOO_MANY_ATTEMPTS, "", message)
+        return None
+
+    async def _events(self, stream: str, items: Sequence[Item]) -> list[Judgement]:
+        declared = await asyncio.to_thread(self._stream, stream)
+        events = [ingestion_pb2.Event(data=item.first.value or b"") for item in items]
+        verdicts = await asyncio.to_thread(self._check, stream, events)
+        newest = await self._newest_of(stream, declared)
+        return [
+            Judgement(item, verdict.reason, verdict.field, verdict.message)
+            if verdict.outcome != ingestion_pb2.OUTCOME_ACCEPTED
+            else self._late(item, declared, newest)
+            for item, verdict in zip(items, verdicts, strict=True)
+        ]
+
+    def _late(self, item: Item, stream: definition.Stream, newest: Mapping[int, int]) -> Judgement:
+        assert item.origin is not None
+        event_us, last_us = event_time_us(item.first, stream.time_field), newest.get(item.origin[1])
+        corrects = stream.late_policy == definition.LATE_POLICY_CORRECT
+        if event_us is None or last_us is None or corrects or self._allow_late:
+            return Judgement(item)
+        behind_us = last_us - event_us
+        if behind_us <= stream.lateness_ms * 1000:
+            return Judgement(item)
+        policy = "drop it" if stream.late_policy != definition.LATE_POLICY_DEAD_LETTER else "refuse it again"
+        message = (
+            f"it lies {behind_us / 3_600_000_000:,.1f} h behind its partition's newest event, "
+            f"so that features would {policy}: raise the stream's lateness or declare it "
+            'late="correct" and apply it; --late sends it for those who do not mind'
+        )
+        return Judgement(item, Reason.TOO_LATE, stream.time_field, message)
+
+    async def _newest_of(self, stream: str, declared: definition.Stream) -> dict[int, int]:
+        """Return each partition's newest event time, as far as its last records tell."""
+        if stream not in self._newest:
+            newest: dict[int, int] = {}
+            reading = read_from(self._target, _EVENTS + stream, lambda _, end: end - TAIL_RECORDS)
+            async with aclosing(reading) as records:
+                async for record in records:
+                    if dict(record.headers).get("ce_type") == WATERMARK_TYPE.encode():
+                        continue
+                    time_us = event_time_us(record, declared.time_field)
+                    if time_us is not None:
+                        newest[record.partition] = max(time_us, newest.get(record.partition, time_us))
+            self._newest[stream] = newest
+        return self._newest[stream]
+
+
+def event_time_us(record: Record | Letter, time_field: str) -> int | None:
+    """Return when an event happened: what its body says; None where it says nothing readable."""
+    try:
+        return parse_us(json.loads(record.value or b"")[time_field])
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+def _decoded(item: Item, topic: str) -> Judgement:
+    """Judge a record of Tidemill's own topics: whether it is such a message."""
+    known, raw = Decoder.of(topic).topic, item.first.value or b""
+    if known is None or known.encoding not in ("protobuf", "json") or known.message == "cloudevents.json":
+        return Judgement(item)
+    descriptor = descriptor_pool.Default().FindMessageTypeByName(known.message)
+    message = message_factory.GetMessageClass(descriptor)()
+    try:
+        if known.encoding == "protobuf":
+            message.ParseFromString(raw)
+        else:
+            from_json(raw, message)
+    except (ValueError, DecodeError) as error:
+        return Judgement(item, Reason.UNDECODABLE, "", f"no {known.message}: {error}")
+    return Judgement(item)
+
+
+class Repeats:
+    """Finds the same event among dead letters: a producer's repeat, refused like the first.
+
+    What was redriven and refused once more is no repeat; it is told apart by the letter that it came from.
+    """
+
+    def __init__(self) -> None:
+        self._redriven: dict[tuple[str, tuple[str, str], str], set[Place]] = {}
+        self._origins: dict[Place, Place] = {}
+        self._parents: dict[Place, Place] = {}
+
+    def know(self, letter: Letter) -> None:
+        """Take in a letter, whatever became of it."""
+        if letter.origin is not None:
+            self._origins[letter.place] = letter.origin
+            if (parent := letter_place(letter)) is not None:
+                self._parents[letter.origin] = parent
+
+    def sent(self, item: Item) -> None:
+        """Take in what was redriven, or is about to be."""
+        for key in self._keys(item):
+            assert item.origin is not None
+            self._redriven.setdefault(key, set()).add(item.origin)
+
+    def holds(self, item: Item) -> bool:
+        """Say whether the same event was redriven from other letters, for all the groups of this one."""
+        own: set[Place] = set()
+        place = item.origin
+        while place is not None and place not in own:
+            own.add(place)
+            parent = self._parents.get(place)
+            place = self._origins.get(parent) if parent else None
+        keys = self._keys(item)
+        return bool(keys) and all(self._redriven.get(key, set()) - own for key in keys)
+
+    @staticmethod
+    def _keys(item: Item) -> Collection[tuple[str, tuple[str, str], str]]:
+        return [] if item.origin is None else [(item.origin[0], item.identity, group) for group in item.groups]

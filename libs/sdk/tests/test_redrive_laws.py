@@ -1,0 +1,256 @@
+"""Laws of sending dead letters again, on the real Kafka: once, whole, and no more than what would be accepted."""
+
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from aiokafka import AIOKafkaProducer
+from aiokafka.structs import RecordMetadata
+from tidemill.clients.dead_letters import ActionLog, Deed, letter_topics, producing, read_fates, read_letters
+from tidemill.clients.judging import Judge
+from tidemill.clients.letters import DISCARDED, LEASE_US, OPEN, REDRIVEN, REDRIVING, Selection
+from tidemill.clients.redrive import Redrive, Report, discard
+from tidemill.clients.topics import KafkaTarget, read_topic
+from tidemill_contracts import dead_letters as wire
+from tidemill_contracts.canonical import to_json
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.ingestion.v1 import dead_letters_pb2 as messages
+from tidemill_contracts.ingestion.v1 import ingestion_pb2 as ingestion
+from tidemill_contracts.instants import format_us
+from tidemill_contracts.kafka_admin import create_topics
+from tidemill_contracts.progress.v1 import progress_pb2
+from tidemill_contracts.topics import fixed_topics, stream_topics
+from tidemill_testkit.plugin import Servers
+
+pytestmark = pytest.mark.servers
+
+TOPIC, LETTERS = "events.readings", "events.readings.dlq"
+STREAM = definition.Stream(name="readings", key_field="id", time_field="at", lateness_ms=3_600_000)
+FILE = "ingestion.dead-letters.v1"
+
+
+def check(stream: str, events: Sequence[ingestion.Event]) -> list[ingestion.Verdict]:
+    """Judge as ingestion would after a fix that makes good of everything that says so."""
+    assert stream == "readings"
+    accepted = ingestion.Verdict(outcome=ingestion.OUTCOME_ACCEPTED)
+    refused = ingestion.Verdict(outcome=ingestion.OUTCOME_REFUSED, reason="wrong_type", field="x", message="mend it")
+    return [refused if b"hopeless" in event.data else accepted for event in events]
+
+
+def body(text: str = "mended", *, hours_ago: float = 0) -> bytes:
+    at_us = time.time_ns() // 1000 - int(hours_ago * 3_600_000_000)
+    return json.dumps({"id": "k", "x": text, "at": format_us(at_us)}).encode()
+
+
+class Corner:
+    """Two partitions of a stream, its dead letters, and what a service would have written there."""
+
+    def __init__(self, target: KafkaTarget, producer: AIOKafkaProducer) -> None:
+        self.target = target
+        self.producer = producer
+
+    async def refuse(
+        self,
+        value: bytes,
+        *,
+        headers: Sequence[tuple[str, bytes]] = (),
+        partition: int = 1,
+        groups: Sequence[str] = ("online",),
+        attempt: int = 1,
+    ) -> RecordMetadata:
+        """Write a record and its letters; return where the record lies."""
+        original = await self.producer.send_and_wait(
+            self.target.prefix + TOPIC, value, key=b"\xfek", partition=partition, headers=list(headers)
+        )
+        for group in groups:
+            await self.letter(value, headers, (TOPIC, partition, original.offset), group, attempt)
+        return original
+
+    async def letter(
+        self, value: bytes, headers: Sequence[tuple[str, bytes]], place: Any, group: str, attempt: int
+    ) -> None:
+        topic, partition, offset = place
+        ours = {
+            wire.TOPIC: topic,
+            wire.PARTITION: str(partition),
+            wire.OFFSET: str(offset),
+            wire.REASON: "wrong_type",
+            wire.GROUP: group,
+            wire.ATTEMPT: str(attempt),
+            wire.FIRST_FAILED_AT: "2026-11-21T10:00:00Z",
+        }
+        said = [*headers, *((name, text.encode()) for name, text in ours.items())]
+        await self.producer.send_and_wait(self.target.prefix + LETTERS, value, key=b"\xfek", headers=said)
+
+    async def redrive(self, *, dry_run: bool = False, limit: int = 100, late: bool = False, **chosen: Any) -> Report:
+        judge = Judge(self.target, check, lambda _: STREAM, max_attempts=3, allow_late=late)
+        run = Redrive(self.target, judge, deed("mended"), dry_run=dry_run, limit=limit)
+        selection = Selection(tuple(await letter_topics(self.target, "readings")), **chosen)
+        if dry_run:
+            return await run.run(selection, None, lambda _done, _total: None)
+        async with producing(self.target) as producer:
+            return await run.run(selection, producer, lambda _done, _total: None)
+
+    async def sent(self) -> list[Any]:
+        """Return the records that were sent again."""
+        async with aclosing(read_topic(self.target, TOPIC, last=None, follow=False)) as records:
+            return [one async for one in records if wire.REDRIVEN_FOR in dict(one.headers)]
+
+    async def states(self) -> list[str]:
+        fates = await read_fates(self.target)
+        found = await read_letters(self.target, [LETTERS], lambda _: True)
+        return [fates.of(letter.place).state for letter in found.letters]
+
+    async def act(self, action: messages.DeadLetterAction, at_us: int) -> None:
+        name = self.target.prefix + "ingestion.dead-letter-actions.v1"
+        await self.producer.send_and_wait(name, to_json(action), timestamp_ms=at_us // 1000)
+
+
+def deed(why: str) -> Deed:
+    return Deed("ada", why, f"run-{time.time_ns()}")
+
+
+@pytest_asyncio.fixture
+async def corner(servers: Servers, topic_prefix: str) -> AsyncIterator[Corner]:
+    client = {"bootstrap_servers": servers.kafka}
+    actions = [topic for topic in fixed_topics() if topic.name == "ingestion.dead-letter-actions.v1"]
+    await create_topics(client, [*stream_topics([("readings", 2)]), *actions], topic_prefix)
+    async with AIOKafkaProducer(**client, linger_ms=0) as producer:
+        yield Corner(KafkaTarget(servers.kafka, topic_prefix), producer)
+
+
+async def test_a_letter_is_sent_again_whole_to_its_partition_for_those_who_refused_it_and_once(corner: Corner) -> None:
+    headers = [("ce_source", b"s"), ("ce_id", b"1"), ("h", b"\xff")]
+    value = body()
+    await corner.refuse(value, headers=headers, groups=["online", "join"])
+    first = await corner.redrive()
+    assert (first.chosen, first.accepted, first.refused.total()) == (1, 1, 0)
+    (again,) = await corner.sent()
+    assert (again.key, again.value, again.partition) == (b"\xfek", value, 1)
+    assert list(again.headers[:3]) == headers
+    assert again.headers[-1] == (wire.REDRIVEN_FOR, b"join,online")
+    assert await corner.states() == [REDRIVEN, REDRIVEN]
+    second = await corner.redrive()
+    assert (second.chosen, len(await corner.sent())) == (0, 1)
+    fates = await read_fates(corner.target)
+    fate = fates.of((LETTERS, 0, 0))
+    assert (fate.actor, fate.reason, fate.sent) == ("ada", "mended", (1, again.offset))
+
+
+async def test_a_record_without_identity_gets_the_one_of_its_place(corner: Corner) -> None:
+    original = await corner.refuse(body())
+    await corner.redrive()
+    (again,) = await corner.sent()
+    said = dict(again.headers)
+    assert (said["ce_source"], said["ce_id"]) == (f"kafka/{TOPIC}".encode(), f"{TOPIC}/1/{original.offset}".encode())
+
+
+async def test_a_dry_run_says_why_not_and_does_nothing(corner: Corner) -> None:
+    await corner.refuse(body())
+    await corner.refuse(body("hopeless"))
+    await corner.refuse(body(hours_ago=5))
+    await corner.refuse(body(), attempt=3)
+    # The stream's clock, which the late one lies behind.
+    await corner.producer.send_and_wait(corner.target.prefix + TOPIC, body(), partition=1)
+    report = await corner.redrive(dry_run=True)
+    assert (report.chosen, report.accepted) == (4, 1)
+    assert dict(report.refused) == {"wrong_type": 1, "too_late": 1, "too_many_attempts": 1}
+    assert [one["message"] for one in report.examples if one["reason"] == "wrong_type"] == ["mend it"]
+    assert (await corner.states(), await corner.sent()) == ([OPEN] * 4, [])
+    assert (await corner.redrive(dry_run=True, late=True)).accepted == 2
+
+
+async def test_filters_and_the_limit_leave_the_rest_open(corner: Corner) -> None:
+    for number in range(5):
+        await corner.refuse(body(str(number)), groups=["online" if number else "join"])
+    assert (await corner.redrive(reason="bad_utf8")).chosen == 0
+    assert (await corner.redrive(since_us=time.time_ns() // 1000 + 60_000_000)).chosen == 0
+    report = await corner.redrive(group="online", limit=3)
+    assert (report.accepted, report.more) == (3, True)
+    assert await corner.states() == [OPEN, REDRIVEN, REDRIVEN, REDRIVEN, OPEN]
+    assert (await corner.redrive()).accepted == 2
+
+
+async def test_a_repeat_is_sent_once_but_what_was_refused_again_is_no_repeat(corner: Corner) -> None:
+    headers = [("ce_source", b"s"), ("ce_id", b"1")]
+    for _ in range(2):
+        await corner.refuse(body(), headers=headers, groups=["online", "join"])
+    report = await corner.redrive()
+    assert (report.accepted, report.duplicates) == (1, 1)
+    (again,) = await corner.sent()
+    # Refused once more by one group, as its consumer writes it.
+    await corner.letter(again.value, again.headers, (TOPIC, again.partition, again.offset), "join", 2)
+    report = await corner.redrive()
+    assert (report.accepted, report.duplicates) == (1, 0)
+    *_, last = await corner.sent()
+    said = dict(last.headers)
+    assert (said[wire.REDRIVEN_FOR], said[wire.ATTEMPT], said["ce_id"]) == (b"join", b"2", b"1")
+
+
+def claim(corner: Corner, run_id: str, end: int) -> messages.DeadLetterAction:
+    before = progress_pb2.TopicPartitionOffset(topic=TOPIC, partition=1, next_offset=end)
+    letters = [messages.LetterFate(partition=0, offset=offset) for offset in (0, 1)]
+    return messages.DeadLetterAction(
+        action=REDRIVING, topic=LETTERS, letters=letters, actor="eve", run_id=run_id, before=[before]
+    )
+
+
+async def test_what_a_run_sent_before_it_was_killed_is_found_and_the_rest_is_sent(corner: Corner) -> None:
+    await corner.refuse(body("sent"))
+    last = await corner.refuse(body("not sent"))
+    await corner.act(claim(corner, "killed", last.offset + 1), time.time_ns() // 1000 - LEASE_US - 1_000_000)
+    headers = wire.redriven_headers(
+        [], place=(TOPIC, 1, 0), letter=f"{LETTERS}/0/0", groups=["online"], attempt=1
+    )
+    name = corner.target.prefix + TOPIC
+    await corner.producer.send_and_wait(name, body("sent"), partition=1, headers=headers)
+    report = await corner.redrive()
+    assert (report.recovered, report.accepted) == (1, 1)
+    assert [json.loads(one.value)["x"] for one in await corner.sent()] == ["sent", "not sent"]
+    assert await corner.states() == [REDRIVEN, REDRIVEN]
+
+
+async def test_letters_that_another_run_claims_are_left_to_it(corner: Corner) -> None:
+    await corner.refuse(body())
+    last = await corner.refuse(body())
+    now_us = time.time_ns() // 1000
+    await corner.act(claim(corner, "other", last.offset + 1), now_us)
+    await corner.act(claim(corner, "mine", last.offset + 1), now_us + 1_000_000)
+    fates = await read_fates(corner.target)
+    assert fates.of((LETTERS, 0, 0)).run_id == "other"
+    assert (await corner.redrive()).chosen == 0
+
+
+async def test_discarded_letters_keep_who_and_why_and_are_never_sent(corner: Corner) -> None:
+    await corner.refuse(body())
+    found = await read_letters(corner.target, [LETTERS], lambda _: True)
+    async with producing(corner.target) as producer:
+        await discard(ActionLog(corner.target, producer), deed("a test"), found.letters, lambda _done, _total: None)
+    fate = (await read_fates(corner.target)).of((LETTERS, 0, 0))
+    assert (fate.state, fate.actor, fate.reason) == (DISCARDED, "ada", "a test")
+    assert (await corner.redrive()).chosen == 0
+
+
+async def test_a_record_of_tidemills_own_topics_goes_back_where_it_decodes_now(corner: Corner) -> None:
+    client = {"bootstrap_servers": corner.target.bootstrap}
+    names = {FILE, "registry.models.v1"}
+    await create_topics(client, [topic for topic in fixed_topics() if topic.name in names], corner.target.prefix)
+    for value in (b"{}", b"no JSON"):
+        headers = [
+            (wire.TOPIC, b"registry.models.v1"),
+            (wire.PARTITION, b"0"),
+            (wire.OFFSET, b"7" if value == b"{}" else b"8"),
+            (wire.GROUP, b"monitoring"),
+        ]
+        await corner.producer.send_and_wait(corner.target.prefix + FILE, value, key=b"m", headers=headers)
+    judge = Judge(corner.target, check, lambda _: STREAM, max_attempts=3, allow_late=False)
+    run = Redrive(corner.target, judge, deed("mended"), dry_run=False, limit=9)
+    async with producing(corner.target) as producer:
+        report = await run.run(Selection((FILE,)), producer, lambda _done, _total: None)
+    assert (report.accepted, dict(report.refused)) == (1, {"undecodable": 1})
+    async with aclosing(read_topic(corner.target, "registry.models.v1", last=None, follow=False)) as records:
+        assert [(one.key, one.value) async for one in records] == [(b"m", b"{}")]
