@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import generate_asyncapi
+import generate_features
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from tidemill_runtime.settings import ServiceSettings
@@ -172,6 +173,7 @@ def pages() -> dict[Path, str]:
         REFERENCE / "settings.md": settings_page(),
         REFERENCE / "metrics.md": metrics_page(),
         ROOT / "docs/asyncapi.yaml": generate_asyncapi.page(),
+        ROOT / "docs/features.md": generate_features.page(),
     }
 
 
