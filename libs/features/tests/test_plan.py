@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_features.hops import hop_ms, slots_of
 from tidemill_features.layout import (
     Checkpoint,
     LayoutError,
@@ -13,7 +14,7 @@ from tidemill_features.layout import (
     shard_suffix,
     to_words,
 )
-from tidemill_features.plan import PlanError, compile_view, hop_ms, slots_of
+from tidemill_features.plan import PlanError, compile_view
 
 STREAM = definition.Stream(
     name="paid",

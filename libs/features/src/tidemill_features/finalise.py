@@ -1,9 +1,10 @@
 """From merged partials to a value with its status; one piece of code for reads and for training sets.
 
-- COUNT of nothing is 0; SUM, MEAN, MIN, MAX and LAST of nothing are null, as in SQL.
+- COUNT, RATE, APPROX_DISTINCT and each bin of a HISTOGRAM are 0 of nothing; everything else is null, as in SQL. So are
+  a variance of one value, a skew of equal ones, and what is beyond the range of floats.
 - NOT_FOUND: no event of this entity was ever folded, or a part of its key is null. The value is null.
 - OUTSIDE_MAX_AGE: the entity's newest event is older than the view's max_age. The value is that of an entity without
-  events: count 0, all else null. A last without a window looks at the age of its own value besides.
+  events: counts 0, all else null. A last without a window looks at the age of its own value besides.
 - NULL: found, but nothing to aggregate. PRESENT otherwise.
 """
 
@@ -15,9 +16,12 @@ from numpy.typing import NDArray
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.feature.v1 import feature_pb2
 
+from tidemill_features import moments
+from tidemill_features import partials as p
 from tidemill_features.expressions_tree import Type
 from tidemill_features.layout import EMPTY
-from tidemill_features.plan import COUNT, LAST, MEAN, Feature
+from tidemill_features.partials import Feature
+from tidemill_features.sketches import quantile_of
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -36,12 +40,14 @@ HEAD_EXCLUDED_BIT = 0x80
 class Merged:
     """One feature's partials merged over its window, one per row.
 
-    `count`: int64, None for last; `value` None for count; `event_us` EMPTY where nothing was merged.
+    `count`: int64, None for first and last; `value`: None for count, of moments their state, of a sketch what it says;
+    `event_us`: EMPTY where nothing was merged; `weight`: of an EWMA.
     """
 
     count: Any
     value: Any
     event_us: Ints
+    weight: Any = None
 
 
 class Known:
@@ -87,24 +93,78 @@ class FeatureValues:
 
 def finalise(feature: Feature, merged: Merged, entity: Known, as_of_us: Any) -> FeatureValues:
     """Return a feature's values. `as_of_us`: one instant, or int64[rows]."""
+    if feature.function == p.TIME_SINCE_LAST and merged.value is not None:
+        merged = Merged(None, None, merged.value)
     event_us = np.where(merged.event_us == EMPTY, 0, merged.event_us)
-    if feature.function == COUNT:
-        values: Any = np.where(entity.withheld, 0, merged.count)
+    if feature.function in _COUNTING:
+        values = _counted(feature, merged, entity)
         return FeatureValues(feature.name, feature.type, True, values, entity.status, event_us)
     status = entity.status
     if feature.max_age_us:
         stale = (merged.event_us < as_of_us - feature.max_age_us) & (merged.event_us != EMPTY) & ~entity.missing
         status = np.where(stale, np.uint8(OUTSIDE_MAX_AGE), status)
-    empty = merged.event_us == EMPTY if feature.function == LAST else merged.count == 0
+    value, empty = _value(feature, merged, as_of_us)
     status = np.where(empty & (status == PRESENT), np.uint8(NULL), status)
-    values = _values(feature, merged, status != PRESENT)
-    return FeatureValues(feature.name, feature.type, False, values, status, event_us)
+    return FeatureValues(feature.name, feature.type, False, _typed(feature, value, status != PRESENT), status, event_us)
 
 
-def _values(feature: Feature, merged: Merged, null: Any) -> Any:
+# Of nothing these are 0.
+_COUNTING = frozenset({p.COUNT, p.RATE, p.HISTOGRAM, p.APPROX_DISTINCT})
+# What an absent event time says of these.
+_OF_EVENTS = frozenset({p.FIRST, p.LAST, p.LAST_K, p.TIME_SINCE_LAST})
+_FLOATING = frozenset({p.VARIANCE, p.STD, p.SKEW, p.DECAYED_SUM, p.EWMA})
+
+
+def _counted(feature: Feature, merged: Merged, entity: Known) -> Any:
+    if feature.function == p.RATE:
+        per_second = merged.count / (feature.window_us / 1_000_000)
+        return np.where(entity.missing, np.nan, np.where(entity.withheld, 0.0, per_second))
+    counts = merged.value.astype(np.int64) if feature.function == p.APPROX_DISTINCT else merged.count
+    return np.where(entity.withheld, 0, counts)
+
+
+def _value(feature: Feature, merged: Merged, as_of_us: Any) -> tuple[Any, Any]:
+    """Return the values, and where there is none."""
+    if feature.function in _OF_EVENTS:
+        empty = merged.event_us == EMPTY
+        if feature.function != p.TIME_SINCE_LAST:
+            return merged.value, empty
+        return (as_of_us - np.where(empty, 0, merged.event_us)) / 1_000_000, empty
+    empty = merged.count == 0
+    if feature.function == p.QUANTILE:
+        return np.array([quantile_of(one, feature.quantile) for one in merged.value], np.float64), empty
+    if feature.function == p.TOP_K:
+        return _element(feature, merged.value)
+    value = _calculated(feature, merged)
+    return value, empty | ~np.isfinite(value) if feature.function in _FLOATING else empty
+
+
+def _calculated(feature: Feature, merged: Merged) -> Any:
     value = merged.value
-    if feature.function == MEAN:
-        value = value / np.maximum(merged.count, 1)
+    if feature.function == p.MEAN:
+        return value / np.maximum(merged.count, 1)
+    if feature.function == p.EWMA:
+        return value / np.where(merged.weight > 0, merged.weight, 1.0)
+    if feature.function == p.SKEW:
+        return moments.skew(value)
+    if feature.function == p.VARIANCE:
+        return moments.variance(value)
+    return np.sqrt(moments.variance(value)) if feature.function == p.STD else value
+
+
+def _element(feature: Feature, ranked: Any) -> tuple[Any, Any]:
+    """Return one place of each row's most frequent values."""
+    place = feature.element
+    found = [one[place] if place < len(one) else None for one in ranked]
+    empty = np.array([one is None for one in found], np.bool_)
+    if feature.type == definition.FIELD_TYPE_STRING:
+        values = np.empty(len(found), object)
+        values[:] = found
+        return values, empty
+    return np.array([0 if one is None else one for one in found], np.int64), empty
+
+
+def _typed(feature: Feature, value: Any, null: Any) -> Any:
     if value.dtype == object:
         kept = value.copy()
         kept[null] = None

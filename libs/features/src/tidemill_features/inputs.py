@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 
 from tidemill_features.expressions import Column, Expression
-from tidemill_features.plan import Input, ViewPlan
+from tidemill_features.partials import Input
+from tidemill_features.plan import ViewPlan
 
 Bools = NDArray[np.bool_]
 
@@ -27,19 +28,33 @@ class Values(NamedTuple):
 
 def evaluate_inputs(plan: ViewPlan, columns: Mapping[str, Column], rows: int) -> list[Values]:
     """Return every input of a view, in the plan's order, over `rows` events."""
-    return [_evaluate(part, columns, rows) for part in plan.inputs]
+    known: dict[str, Column] = {}
+    return [_evaluate(part, columns, rows, known) for part in plan.inputs]
 
 
-def _evaluate(part: Input, columns: Mapping[str, Column], rows: int) -> Values:
-    values, absent = None, None
+def _evaluate(part: Input, columns: Mapping[str, Column], rows: int, known: dict[str, Column]) -> Values:
+    values: Any = None
+    absent: Any = None
     if part.expression is not None:
-        column = part.expression.evaluate(columns, rows)
+        column = _once(part.expression, columns, rows, known)
         values, absent = _accumulable(column, part.expression), column.nulls
     if part.where is not None:
-        chosen = part.where.evaluate(columns, rows)
+        chosen = _once(part.where, columns, rows, known)
         refused = ~chosen.values | chosen.nulls
         absent = refused if absent is None else absent | refused
+    for bound, outside in ((part.low, np.less), (part.high, np.greater_equal)):
+        if bound is not None:
+            beyond = outside(values, bound)
+            absent = beyond if absent is None else absent | beyond
     return Values(values, None if absent is None or not absent.any() else ~absent)
+
+
+def _once(expression: Expression, columns: Mapping[str, Column], rows: int, known: dict[str, Column]) -> Column:
+    """Return an expression's values, evaluated once for all inputs that share it."""
+    text = expression.canonical
+    if text not in known:
+        known[text] = expression.evaluate(columns, rows)
+    return known[text]
 
 
 def _accumulable(column: Column, expression: Expression) -> Any:

@@ -11,7 +11,11 @@ Shard (one per project, view, entity, hop class and source partition), little-en
     word 7      bytes of the variable-length area u32, words of a slot u32
     then        the slots; slot i holds a bucket whose number mod slots is i (EMPTY: none): bucket number, newest
                 event time, then the partials
-    then        the variable-length area: UTF-8 strings that `last` points to, as offset u32, length u32
+    then        the variable-length area: UTF-8 strings and sketches, to which words of the slots point as offset u32,
+                length u32; of an absent sketch the word is 0, an absent string has no event time before it
+
+What a slot holds is written in `partials`. The fingerprint covers it: aggregates that came later leave the bytes of
+older views as they were, and a shard of another layout is refused, never misread.
 
 Checkpoint (one per project, worker group, topic and partition), format version 2: magic "TMCP", version u16, number of
 views u16, topic id, next offset, lowest offset that deduplication needs, newest event time, partitions of the topic
@@ -27,7 +31,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemill_features.plan import HEADER_WORDS, SLOT_PREFIX_WORDS, Dtype, Kind, RingPlan
+from tidemill_features.partials import Dtype, Kind
+from tidemill_features.plan import HEADER_WORDS, SLOT_PREFIX_WORDS, RingPlan
 
 FORMAT_VERSION = 1
 SHARD_MAGIC = b"TMRG"
@@ -197,6 +202,12 @@ def empty_slot(ring: RingPlan) -> Words:
         if partial.kind is Kind.LAST:
             slot[partial.word] = EMPTY
             slot[partial.word + 1] = -1
+        elif partial.kind is Kind.FIRST:
+            slot[partial.word] = INT64_MAX
+        elif partial.kind is Kind.NEWEST:
+            slot[partial.word] = EMPTY
+        elif partial.kind is Kind.LAST_K:
+            slot[partial.word : partial.word + partial.words : 2] = EMPTY
         elif partial.kind in (Kind.MIN, Kind.MAX):
             sign = 1 if partial.kind is Kind.MIN else -1
             if partial.dtype is Dtype.FLOAT:
@@ -232,7 +243,7 @@ def to_words(raws: Sequence[bytes | None], ring: RingPlan, blank: bytes) -> Word
     Raises `LayoutError` where bytes do not fit the plan.
     """
     size = ring.words * 8
-    if ring.has_strings:
+    if ring.pointers:
         block = b"".join([blank if raw is None else raw[:size] for raw in raws])
     else:
         block = b"".join([raw or blank for raw in raws])

@@ -11,21 +11,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tidemill_features.accumulators import Accumulator, Decayed, MomentsHeld, NewestK, Simple, SketchesHeld, Slot
+from tidemill_features.decay import decays
 from tidemill_features.entities import Entities
 from tidemill_features.expressions import Column
 from tidemill_features.finalise import FeatureValues, Known, Merged, finalise
 from tidemill_features.fold import Events
 from tidemill_features.inputs import Values, evaluate_inputs
-from tidemill_features.layout import EMPTY
-from tidemill_features.plan import LAST, Dtype, Feature, Kind, Partial, RingPlan, ViewPlan
-from tidemill_features.segments import first_newer, identity_of, segments_of
+from tidemill_features.layout import EMPTY, INT64_MAX
+from tidemill_features.moments import Moments
+from tidemill_features.newest import Newest
+from tidemill_features.partials import SKETCHES, Feature, Kind, Partial
+from tidemill_features.plan import RingPlan, ViewPlan
+from tidemill_features.segments import UFUNCS, first_newer, identity_of, segments_of
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-_UFUNCS = {Kind.COUNT: np.add, Kind.SUM: np.add, Kind.MIN: np.minimum, Kind.MAX: np.maximum, Kind.LAST: np.maximum}
 # Rows computed at a time, which bounds memory.
 _ROWS = 200_000
+# The same where a view keeps sketches, which are objects.
+_SKETCH_ROWS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +60,8 @@ def features_at(plan: ViewPlan, events: Events, rows: Rows) -> OfflineValues:
     `events`: those of the stream that count (no duplicates, late ones by the stream's policy), in any order.
     """
     twin = OfflineView(plan, events)
-    parts = [twin.values(_slice(rows, first, first + _ROWS)) for first in range(0, max(1, len(rows)), _ROWS)]
+    step = _SKETCH_ROWS if any(one.kind in SKETCHES for ring in plan.rings for one in ring.partials) else _ROWS
+    parts = [twin.values(_slice(rows, first, first + step)) for first in range(0, max(1, len(rows)), step)]
     if len(parts) == 1:
         return parts[0]
     features = [_joined([part.features[index] for part in parts]) for index in range(len(plan.features))]
@@ -170,21 +177,39 @@ class _OfflineRing:
         self._newer = first_newer(group, self._bucket, first, len(bucket)) if len(first) else first
         self._newest = self._segments.scan(np.maximum, view._event_us)
         self._age_order = np.lexsort((np.arange(len(bucket)), view._event_us))
+        self._ranks = np.empty(len(bucket), np.int64)
+        self._ranks[self._age_order] = np.arange(len(bucket))
         self._running = [self._scan(partial, view._inputs[partial.input]) for partial in plan.partials]
 
     def _scan(self, partial: Partial, part: Values) -> Any:
-        """Return the running partial; of last, the event's rank by (event time, offset)."""
-        events = len(self._segments.order)
-        if partial.kind is Kind.COUNT:
-            values: Any = np.ones(events, np.int64)
-        elif partial.kind is Kind.LAST:
-            values = np.empty(events, np.int64)
-            values[self._age_order] = np.arange(events)
-        else:
-            values = part.values
+        """Return the running partial: of first, last and last-k ranks of events by (event time, offset)."""
+        if partial.kind in SKETCHES:
+            return None
+        if partial.kind is Kind.MOMENTS:
+            # The count is part of the state while it runs; what is kept of it lies in the partial beside.
+            numbers = np.asarray(part.values, np.float64)
+            blank = [np.float64(0.0)] * (1 + partial.size)
+            return self._segments.step(Moments(), blank, [numbers], part.present)[1:]
+        ranks = self._ranks
+        if partial.kind is Kind.LAST_K:
+            nothing = np.full(partial.size, -1)
+            return self._segments.step(Newest(partial.size), [nothing] * 2, [ranks] * 2, part.present)[0]
+        values = self._values(partial, part)
         if part.present is not None:
             values = np.where(part.present, values, identity_of(partial.kind, partial.dtype))
-        return self._segments.scan(_UFUNCS[partial.kind], values)
+        return self._segments.scan(UFUNCS[partial.kind], values)
+
+    def _values(self, partial: Partial, part: Values) -> Any:
+        if partial.kind is Kind.COUNT:
+            return np.ones(len(self._ranks), np.int64)
+        if partial.kind is Kind.NEWEST:
+            return self._view._event_us
+        if partial.kind in (Kind.FIRST, Kind.LAST):
+            return self._ranks
+        if partial.kind in (Kind.DECAYED, Kind.DECAYED_COUNT):
+            weight = decays(self._view._event_us, self._plan.hop_us, partial.half_life_us)
+            return weight if partial.kind is Kind.DECAYED_COUNT else part.values * weight + 0.0
+        return part.values
 
     def merge(self, features: list[Feature], window_us: int, asked: _Asked) -> list[Merged]:
         """Return the merged partials of features that share a window."""
@@ -193,7 +218,8 @@ class _OfflineRing:
         begin = np.searchsorted(segments.key, self._key(asked.code, first))
         end = np.searchsorted(segments.key, self._key(asked.code, head + 1))
         end[asked.code < 0] = begin[asked.code < 0]
-        sums = _Accumulators(plan, features, len(begin))
+        sums = self._accumulators(features, len(begin))
+        newest = np.full(len(begin), EMPTY)
         rows = np.flatnonzero(begin < end)
         step = 0
         while len(rows):
@@ -203,54 +229,64 @@ class _OfflineRing:
             place = segments.last_before(segment, cut)
             live = (place >= 0) & (self._newer[segment] >= cut)
             live &= ~(asked.beyond[rows, partition] & (self._bucket[segment] == head[rows]))
-            sums.add(rows[live], place[live], self._running, self._newest)
+            chosen, place = rows[live], place[live]
+            anchor_us = (self._bucket[segment[live]] + 1) * plan.hop_us
+            slot = Slot(chosen, place, asked.as_of_us[chosen] - anchor_us)
+            for accumulator in sums.values():
+                accumulator.add(slot)
+            newest[chosen] = np.maximum(newest[chosen], self._newest[place])
             step += 1
             rows = rows[begin[rows] + step < end[rows]]
-        return [self._merged(feature, sums) for feature in features]
+        results = {index: accumulator.result() for index, accumulator in sums.items()}
+        return [self._merged(feature, results, newest) for feature in features]
+
+    def _accumulators(self, features: list[Feature], rows: int) -> dict[int, Accumulator]:
+        """Return an accumulator per partial that the features read; counts come last, since others stand beside."""
+        read = {index for one in features for index in (one.count, one.value, one.weight) if index is not None}
+        partials = self._plan.partials
+        counts = {
+            index: Simple(partials[index], self._running[index], rows)
+            for index in read
+            if partials[index].kind is Kind.COUNT
+        }
+        found: dict[int, Accumulator] = {}
+        for index in sorted(read - counts.keys()):
+            partial, running = partials[index], self._running[index]
+            if partial.kind in SKETCHES:
+                found[index] = SketchesHeld(partial, self._view._inputs[partial.input], self._segments, rows)
+            elif partial.kind is Kind.MOMENTS:
+                found[index] = MomentsHeld(running, counts[partial.beside], rows)
+            elif partial.kind is Kind.LAST_K:
+                found[index] = NewestK(partial, running, rows)
+            elif partial.kind in (Kind.DECAYED, Kind.DECAYED_COUNT):
+                found[index] = Decayed(partial, running, rows)
+            else:
+                found[index] = Simple(partial, running, rows)
+        return {**found, **counts}
 
     def _key(self, code: Ints, bucket: Ints) -> Ints:
         inside = np.clip(bucket - self._low, 0, self._span)
         return (code * self._span + inside) * self._view.plan.partitions
 
-    def _merged(self, feature: Feature, sums: "_Accumulators") -> Merged:
-        count = None if feature.count is None else sums.values[feature.count]
+    def _merged(self, feature: Feature, results: dict[int, Any], newest: Ints) -> Merged:
+        count = None if feature.count is None else results[feature.count]
         if feature.value is None:
-            return Merged(count, None, sums.newest)
-        value = sums.values[feature.value]
-        if feature.function != LAST:
-            return Merged(count, value, sums.newest)
-        return self._last(self._plan.partials[feature.value], value)
+            return Merged(count, None, newest)
+        partial, value = self._plan.partials[feature.value], results[feature.value]
+        if partial.kind in (Kind.FIRST, Kind.LAST):
+            return self._ranked(partial, np.where(value == INT64_MAX, -1, value))
+        if partial.kind is Kind.LAST_K:
+            return self._ranked(partial, value[:, feature.element])
+        return Merged(count, value, newest, None if feature.weight is None else results[feature.weight])
 
-    def _last(self, partial: Partial, rank: Ints) -> Merged:
-        """Turn ranks into values."""
+    def _ranked(self, partial: Partial, rank: Ints) -> Merged:
+        """Turn ranks into values; −1 is no event."""
         values = self._view._inputs[partial.input].values
         if not len(values):
             blank = np.zeros(len(rank), values.dtype) if values.dtype != object else np.full(len(rank), None, object)
             return Merged(None, blank, np.full(len(rank), EMPTY))
         event = self._age_order[np.maximum(rank, 0)]
         return Merged(None, values[event], np.where(rank < 0, EMPTY, self._view._event_us[event]))
-
-
-class _Accumulators:
-    """One value per row and partial, merged slot by slot in order."""
-
-    def __init__(self, plan: RingPlan, features: list[Feature], rows: int) -> None:
-        used = {index for feature in features for index in (feature.count, feature.value) if index is not None}
-        self._partials = [(index, plan.partials[index].kind) for index in sorted(used)]
-        self.newest = np.full(rows, EMPTY)
-        self.values: dict[int, Any] = {}
-        for index in used:
-            partial = plan.partials[index]
-            floating = partial.dtype is Dtype.FLOAT and partial.kind is not Kind.LAST
-            dtype = np.float64 if floating else np.int64
-            self.values[index] = np.full(rows, identity_of(partial.kind, partial.dtype), dtype)
-
-    def add(self, rows: Ints, place: Ints, running: list[Any], newest: Ints) -> None:
-        """Merge one slot into each of `rows`, which are distinct: what the partials had come to at `place`."""
-        for index, kind in self._partials:
-            target = self.values[index]
-            target[rows] = _UFUNCS[kind](target[rows], running[index][place])
-        self.newest[rows] = np.maximum(self.newest[rows], newest[place])
 
 
 def _slice(rows: Rows, first: int, end: int) -> Rows:

@@ -14,28 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 from tidemill_contracts.topics import events_topic
 
-from tidemill_features.finalise import NOT_FOUND, FeatureValues, Known, Merged, finalise
+from tidemill_features.finalise import NOT_FOUND, FeatureValues, Known, finalise
 from tidemill_features.layout import (
     DEFAULT_GROUP,
     DEFAULT_PROJECT,
-    EMPTY,
-    NEWEST_WORD,
-    NEXT_OFFSET_WORD,
-    NO_TOPIC_ID,
     Checkpoint,
     EntityValue,
     build_id,
     builds_in,
     checkpoint_key,
-    empty_shard,
-    empty_slot,
     entity_key,
     shard_prefix,
     shard_suffix,
-    to_words,
 )
-from tidemill_features.plan import HEADER_WORDS, LAST, Dtype, Feature, Kind, RingPlan, ViewPlan
-from tidemill_features.ring import pointed
+from tidemill_features.merging import RingReader
+from tidemill_features.plan import ViewPlan
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -98,110 +91,6 @@ class Result:
     positions: dict[Place, int]
     unready: list[str]
     moved: bool = False
-
-
-class RingReader:
-    """Merges the shards of one ring."""
-
-    def __init__(self, plan: RingPlan, features: Sequence[Feature], partitions: int) -> None:
-        self.plan = plan
-        self.features = features
-        self._partitions = partitions
-        self._longest_us = max(feature.window_us for feature in features)
-        self._blank = empty_shard(plan, NO_TOPIC_ID, 0).tobytes()
-        self._slot = empty_slot(plan)
-        # Where each word of each slot lies within the shards of an entity: [slot, partition, word].
-        shard = np.arange(partitions)[:, None] * plan.words + HEADER_WORDS
-        slot = np.arange(plan.slots)[:, None, None] * plan.slot_words
-        self._at = slot + shard + np.arange(plan.slot_words)
-
-    def shards(self, raws: Sequence[bytes | None]) -> "Shards":
-        """Return stored shards, entity by entity and within it partition by partition, as words."""
-        words = to_words(raws, self.plan, self._blank)
-        return Shards(words.reshape(len(raws) // self._partitions, self._partitions, self.plan.words), raws)
-
-    def merge(self, shards: "Shards", as_of_us: int) -> list[Merged]:
-        """Return each feature's merged partials."""
-        plan, partitions = self.plan, self._partitions
-        first, last = plan.window_buckets(as_of_us, self._longest_us)
-        buckets = np.arange(first, last + 1)
-        entities = len(shards.words)
-        at = self._at[buckets % plan.slots].reshape(-1, plan.slot_words)
-        # [entity, (bucket, partition), word]: the order in which partials merge.
-        slots = shards.words.reshape(entities, partitions * plan.words).take(at, axis=1)
-        dead = slots[:, :, 0] != buckets.repeat(partitions)
-        beyond = shards.words[:, :, NEWEST_WORD] > as_of_us
-        if beyond.any():
-            dead[:, -partitions:] |= beyond
-        np.copyto(slots, self._slot, where=dead[:, :, None])
-        merged, newest = [], {}
-        for feature in self.features:
-            start = (plan.window_buckets(as_of_us, feature.window_us)[0] - first) * partitions
-            window = slots[:, start:]
-            if feature.function == LAST:
-                merged.append(self._last(feature, window, start, shards))
-                continue
-            if start not in newest:
-                newest[start] = np.maximum.reduce(window[:, :, 1], axis=1)
-            merged.append(self._merge(feature, window, newest[start]))
-        return merged
-
-    def _merge(self, feature: Feature, window: Ints, event_us: Ints) -> Merged:
-        partials = self.plan.partials
-        count = None
-        if feature.count is not None:
-            count = np.add.reduce(window[:, :, partials[feature.count].word], axis=1)
-        if feature.value is None:
-            return Merged(count, None, event_us)
-        partial = partials[feature.value]
-        lane = _typed(window, partial.dtype)[:, :, partial.word]
-        if partial.kind is Kind.SUM:
-            # accumulate adds one after the other; reduce adds in pairs, so that bits would hang on the shape.
-            return Merged(count, np.add.accumulate(lane, axis=1)[:, -1], event_us)
-        ufunc = np.minimum if partial.kind is Kind.MIN else np.maximum
-        return Merged(count, ufunc.reduce(lane, axis=1), event_us)
-
-    def _last(self, feature: Feature, window: Ints, start: int, shards: "Shards") -> Merged:
-        assert feature.value is not None
-        partial = self.plan.partials[feature.value]
-        times = window[:, :, partial.word]
-        # Equal times lie in one bucket, so that of equal times the highest partition comes last.
-        chosen = times.shape[1] - 1 - times[:, ::-1].argmax(axis=1)
-        rows = np.arange(len(times))
-        event_us = times[rows, chosen]
-        if partial.dtype is not Dtype.STRING:
-            return Merged(None, _typed(window, partial.dtype)[rows, chosen, partial.word + 2], event_us)
-        pointers = window[rows, chosen, partial.word + 2]
-        return Merged(None, self._strings(pointers, event_us, (chosen + start) % self._partitions, shards), event_us)
-
-    def _strings(self, pointers: Ints, event_us: Ints, partition: Ints, shards: "Shards") -> Any:
-        area = self.plan.words * 8
-        strings = np.full(len(pointers), None, object)
-        for row in np.flatnonzero(event_us != EMPTY).tolist():
-            raw = shards.raws[row * self._partitions + int(partition[row])]
-            assert raw is not None
-            strings[row] = pointed(raw, area, int(pointers[row])).decode("utf-8", "surrogatepass")
-        return strings
-
-
-def _typed(words: Ints, dtype: Dtype) -> Any:
-    return words.view(np.float64) if dtype is Dtype.FLOAT else words
-
-
-@dataclass(frozen=True, slots=True)
-class Shards:
-    """Stored shards: `words` int64[entities, partitions, words], and the bytes that they were."""
-
-    words: Ints
-    raws: Sequence[bytes | None]
-
-    def newest_us(self) -> Ints:
-        """Return the newest event time of each entity, EMPTY where there is none."""
-        return np.asarray(self.words[:, :, NEWEST_WORD].max(axis=1), np.int64)
-
-    def found(self) -> Bools:
-        """Return which entities have a shard: a stored one always includes at least one record."""
-        return np.asarray((self.words[:, :, NEXT_OFFSET_WORD] > 0).any(axis=1), np.bool_)
 
 
 class ViewReader:

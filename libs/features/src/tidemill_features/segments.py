@@ -4,6 +4,7 @@ Events are sorted into segments (entity, bucket, partition), in offset order wit
 i is the slot's state after event i, computed in the same order as the live fold, so that it has the same bits.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill_features.layout import INT64_MAX, INT64_MIN
-from tidemill_features.plan import Dtype, Kind
+from tidemill_features.partials import Dtype, Kind
+from tidemill_features.sequential import Step, states
 
 Ints = NDArray[np.int64]
 
 # With fewer long segments than this left, each is scanned on its own.
 _FEW = 8
+# How partials merge that are one number.
+UFUNCS = {
+    Kind.COUNT: np.add,
+    Kind.SUM: np.add,
+    Kind.DECAYED: np.add,
+    Kind.DECAYED_COUNT: np.add,
+    Kind.MIN: np.minimum,
+    Kind.FIRST: np.minimum,
+    Kind.MAX: np.maximum,
+    Kind.LAST: np.maximum,
+    Kind.NEWEST: np.maximum,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +75,24 @@ class Segments:
             out[first + rank - 1 : end] = ufunc.accumulate(out[first + rank - 1 : end])
         return out
 
+    def step(self, step: Step, blank: Sequence[Any], values: Sequence[Any], present: Any) -> list[Any]:
+        """Return, per place, the state after the segment's events up to there.
+
+        `blank`: the parts of the state before the first event; `values`: the parts of each event, in arrival order;
+        `present`: which events count, None for all.
+        """
+        order = self.order
+        kept = np.ones(len(order), np.bool_) if present is None else present[order]
+        seen = np.cumsum(kept)
+        before, after = seen[self.start] - kept[self.start], seen[self.end - 1]
+        filled = after > before
+        initial = [np.repeat(part[None], int(filled.sum()), axis=0) for part in map(np.asarray, blank)]
+        events = order[kept]
+        found = states(before[filled], after[filled], initial, [part[events] for part in values], step)
+        # A place before the segment's first value has the blank state, which is put behind all others.
+        at = np.where(seen > np.repeat(before, self.end - self.start), seen - 1, len(events))
+        return [np.concatenate((part, np.asarray(one)[None]))[at] for part, one in zip(found, blank, strict=True)]
+
 
 def segments_of(key: Ints) -> Segments:
     """Return the segments of events, given each event's sort key in arrival order."""
@@ -74,10 +106,14 @@ def segments_of(key: Ints) -> Segments:
 
 def identity_of(kind: Kind, dtype: Dtype) -> Any:
     """Return what an absent value is scanned as."""
-    if kind in (Kind.COUNT, Kind.SUM):
+    if kind in (Kind.COUNT, Kind.SUM, Kind.DECAYED, Kind.DECAYED_COUNT):
         return 0.0 if dtype is Dtype.FLOAT else 0
     if kind is Kind.LAST:
         return -1
+    if kind is Kind.FIRST:
+        return INT64_MAX
+    if kind is Kind.NEWEST:
+        return INT64_MIN
     low = kind is Kind.MAX
     if dtype is Dtype.FLOAT:
         return -np.inf if low else np.inf

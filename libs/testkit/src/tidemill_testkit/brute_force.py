@@ -1,11 +1,13 @@
 """What a windowed feature is, in plain Python over all events: the specification that engines are compared with.
 
-It knows nothing of Tidemill's code. Integers, extremes, counts and last values are exact; a float sum is given twice:
-as a fraction, and with the rounding of the order that the stored format lays down.
+It knows nothing of Tidemill's code. Integers, extremes, counts, first and last values are exact; a float sum is given
+twice: as a fraction, and with the rounding of the order that the stored format lays down. Variance, skew and decayed
+sums are fractions or decimals of fifty digits; distinct counts, quantiles and top-k are those of all values.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from decimal import Context, Decimal, localcontext
 from fractions import Fraction
 from typing import Any
 
@@ -36,15 +38,23 @@ class Wanted:
     value: Callable[[dict[str, Any]], Any] | None = None
     where: Callable[[dict[str, Any]], Any] | None = None
     exact_age: bool = False
+    element: int = 0
+    edges: tuple[float, ...] = ()
+    quantile: float = 0.0
+    half_life_us: int = 0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A status and a value; `exact` is the value without rounding, where they may differ."""
+    """A status and a value; `exact` is the value without rounding, where they may differ.
+
+    `scale`: the largest magnitude that went into it.
+    """
 
     status: str
     value: Any = None
     exact: Fraction | None = None
+    scale: float = 0.0
 
 
 def counted(log: Iterable[Logged], dedup_us: int, lateness_us: int, *, late_counts: bool) -> list[Logged]:
@@ -71,23 +81,103 @@ def brute_force(wanted: Wanted, events: Iterable[Logged], as_of_us: int, max_age
         return Answer("NOT_FOUND")
     values = _inside(wanted, events, as_of_us)
     if max(event.event_us for event in events) < as_of_us - max_age_us:
-        return Answer("OUTSIDE_MAX_AGE", 0 if wanted.function == "count" else None)
-    if wanted.function == "count":
-        return Answer("PRESENT", len(values))
+        return Answer("OUTSIDE_MAX_AGE", 0 if wanted.function in _COUNTING else None)
+    if wanted.function in _COUNTING:
+        return Answer("PRESENT", _COUNTING[wanted.function](wanted, [value for _, value in values]))
     if not values:
         return Answer("NULL")
-    if wanted.function == "last":
-        newest, value = max(values, key=lambda pair: (pair[0].event_us, pair[0].partition, pair[0].offset))
-        if wanted.exact_age and newest.event_us < as_of_us - wanted.window_us:
-            return Answer("OUTSIDE_MAX_AGE")
-        return Answer("PRESENT", value)
-    if wanted.function in ("min", "max"):
-        chosen = min if wanted.function == "min" else max
-        return Answer("PRESENT", chosen(value for _, value in values))
-    total, exact = _ordered_sum(values, wanted.hop_us), sum((Fraction(value) for _, value in values), Fraction(0))
+    if wanted.function in _OF_EVENTS:
+        return _of_events(wanted, values, as_of_us)
+    if wanted.function in _OF_VALUES:
+        found = _OF_VALUES[wanted.function](wanted, [value for _, value in values])
+        return Answer("NULL") if found is None else Answer("PRESENT", found)
+    return _calculated(wanted, values, as_of_us)
+
+
+def _rate(wanted: Wanted, values: list[Any]) -> float:
+    return len(values) / (wanted.window_us / 1_000_000)
+
+
+def _bin(wanted: Wanted, values: list[Any]) -> int:
+    bounds = [float("-inf"), *wanted.edges, float("inf")]
+    return sum(bounds[wanted.element] <= value < bounds[wanted.element + 1] for value in values)
+
+
+_COUNTING: dict[str, Callable[[Wanted, list[Any]], Any]] = {
+    "count": lambda _, values: len(values),
+    "rate": _rate,
+    "histogram": _bin,
+    "approx_distinct": lambda _, values: len(set(values)),
+}
+
+
+def _quantile(wanted: Wanted, values: list[Any]) -> Any:
+    return sorted(values)[int(Fraction(wanted.quantile) * (len(values) - 1))]
+
+
+def _top(wanted: Wanted, values: list[Any]) -> Any:
+    counts = {value: values.count(value) for value in values}
+    ranked = sorted(counts, key=lambda value: (-counts[value], value))
+    return ranked[wanted.element] if wanted.element < len(ranked) else None
+
+
+_OF_VALUES: dict[str, Callable[[Wanted, list[Any]], Any]] = {
+    "min": lambda _, values: min(values),
+    "max": lambda _, values: max(values),
+    "quantile": _quantile,
+    "top_k": _top,
+}
+_OF_EVENTS = ("first", "last", "last_k", "time_since_last")
+
+
+def _of_events(wanted: Wanted, values: list[tuple[Logged, Any]], as_of_us: int) -> Answer:
+    ordered = sorted(values, key=lambda pair: (pair[0].event_us, pair[0].partition, pair[0].offset))
+    newest, value = ordered[-1]
+    if wanted.function == "first":
+        return Answer("PRESENT", ordered[0][1])
+    if wanted.function == "time_since_last":
+        return Answer("PRESENT", (as_of_us - newest.event_us) / 1_000_000)
+    if wanted.function == "last_k":
+        return Answer("PRESENT", ordered[-1 - wanted.element][1]) if wanted.element < len(ordered) else Answer("NULL")
+    if wanted.exact_age and newest.event_us < as_of_us - wanted.window_us:
+        return Answer("OUTSIDE_MAX_AGE")
+    return Answer("PRESENT", value)
+
+
+def _calculated(wanted: Wanted, values: list[tuple[Logged, Any]], as_of_us: int) -> Answer:
+    numbers = [Fraction(value) for _, value in values]
+    total, exact, count = _ordered_sum(values, wanted.hop_us), sum(numbers, Fraction(0)), len(numbers)
+    scale = max(abs(float(value)) for _, value in values)
     if wanted.function == "sum":
-        return Answer("PRESENT", total, exact)
-    return Answer("PRESENT", total / len(values), exact / len(values))
+        return Answer("PRESENT", total, exact, scale)
+    if wanted.function == "mean":
+        return Answer("PRESENT", total / count, exact / count, scale)
+    if wanted.function in ("decayed_sum", "ewma"):
+        found = _decayed(wanted, values, as_of_us)
+        return Answer("PRESENT", float(found), found, scale)
+    second, third = (sum(((number - exact / count) ** power for number in numbers), Fraction(0)) for power in (2, 3))
+    if wanted.function == "skew":
+        return Answer("PRESENT", _skew(count, second, third), None, scale) if second else Answer("NULL")
+    if count < 2:
+        return Answer("NULL")
+    variance = second / (count - 1)
+    return Answer("PRESENT", float(variance) ** 0.5 if wanted.function == "std" else float(variance), variance, scale)
+
+
+def _decayed(wanted: Wanted, values: list[tuple[Logged, Any]], as_of_us: int) -> Fraction:
+    """Return the decayed sum or, of an EWMA, the mean with the same weights."""
+    with localcontext(Context(prec=50)):
+        ages = [Decimal(as_of_us - event.event_us) / Decimal(wanted.half_life_us) for event, _ in values]
+        weights = [Fraction(Decimal(2) ** -age) for age in ages]
+    total = sum((weight * Fraction(value) for weight, (_, value) in zip(weights, values, strict=True)), Fraction(0))
+    return total / sum(weights, Fraction(0)) if wanted.function == "ewma" else total
+
+
+def _skew(count: int, second: Fraction, third: Fraction) -> float:
+    with localcontext(Context(prec=50)):
+        spread = Decimal(second.numerator) / Decimal(second.denominator)
+        lean = Decimal(third.numerator) / Decimal(third.denominator)
+        return float(Decimal(count).sqrt() * lean / (spread * spread.sqrt()))
 
 
 def _inside(wanted: Wanted, events: list[Logged], as_of_us: int) -> list[tuple[Logged, Any]]:

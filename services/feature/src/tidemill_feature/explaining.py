@@ -6,14 +6,18 @@ from typing import Any
 import numpy as np
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.feature.v1 import feature_pb2 as messages
+from tidemill_features.area import pointed
 from tidemill_features.layout import EMPTY, NEWEST_WORD, NEXT_OFFSET_WORD, empty_slot
-from tidemill_features.plan import HEADER_WORDS, Dtype, Feature, Kind, Partial, RingPlan, ViewPlan
+from tidemill_features.partials import SKETCHES, Dtype, Feature, Kind, Partial
+from tidemill_features.plan import HEADER_WORDS, RingPlan, ViewPlan
 from tidemill_features.reader import Result
-from tidemill_features.ring import pointed
 
 from tidemill_feature.answers import answer
 
 _BUCKET_WORD, _NEWEST_EVENT_WORD = 0, 1
+_FROM_IDENTITY = (Kind.MIN, Kind.MAX, Kind.NEWEST)
+# These keep values as the events had them.
+_KEEPING = (Kind.MIN, Kind.MAX, Kind.FIRST, Kind.LAST, Kind.LAST_K)
 
 
 class _Shard:
@@ -91,7 +95,8 @@ def _slots(
     plan: ViewPlan, feature: Feature, shards: Sequence[_Shard], buckets: range, as_of_us: int
 ) -> Iterator[messages.RingSlot]:
     ring = plan.rings[feature.ring]
-    wanted = [ring.partials[index] for index in (feature.count, feature.value) if index is not None]
+    indices = (feature.count, feature.value, feature.weight)
+    wanted = [ring.partials[index] for index in indices if index is not None]
     blank = empty_slot(ring)
     for bucket in buckets:
         for shard in shards:
@@ -117,8 +122,15 @@ def _partial(
             return messages.Partial(name=name)
         value = _scalar(feature, partial, words, word + 2, shard)
         return messages.Partial(name=name, value=value, event_time_us=int(words[word]), offset=int(words[word + 1]))
-    if partial.kind in (Kind.MIN, Kind.MAX) and words[word] == blank[word]:
-        # The identity: nothing was compared yet.
+    if partial.kind in (Kind.FIRST, Kind.LAST_K):
+        # Of the newest k the place that the feature stands for within the slot.
+        word += 2 * feature.element
+        if words[word] == blank[word]:
+            return messages.Partial(name=name)
+        value = _scalar(feature, partial, words, word + 1, shard)
+        return messages.Partial(name=name, value=value, event_time_us=int(words[word]))
+    if partial.kind in SKETCHES or (partial.kind in _FROM_IDENTITY and words[word] == blank[word]):
+        # A sketch says nothing in one number; at the identity nothing was compared yet.
         return messages.Partial(name=name)
     return messages.Partial(name=name, value=_scalar(feature, partial, words, word, shard))
 
@@ -126,6 +138,9 @@ def _partial(
 def _name(plan: ViewPlan, partial: Partial) -> str:
     part = plan.inputs[partial.input]
     name = f"{partial.kind.name.lower()}({part.expression.canonical if part.expression else '*'})"
+    if part.low is not None or part.high is not None:
+        low, high = (bound if bound is not None else "" for bound in (part.low, part.high))
+        name += f" from {low} to {high}"
     return f"{name} where {part.where.canonical}" if part.where else name
 
 
@@ -136,6 +151,7 @@ def _scalar(feature: Feature, partial: Partial, words: Any, word: int, shard: _S
     if partial.dtype is Dtype.FLOAT:
         return messages.Scalar(float64_value=float(words.view(np.float64)[word]))
     number = int(words[word])
-    if partial.kind in (Kind.MIN, Kind.MAX, Kind.LAST) and feature.type == definition.FIELD_TYPE_TIMESTAMP:
+    of_instants = partial.kind in _KEEPING and feature.type == definition.FIELD_TYPE_TIMESTAMP
+    if of_instants or partial.kind is Kind.NEWEST:
         return messages.Scalar(timestamp_us=number)
     return messages.Scalar(int64_value=number)

@@ -1,0 +1,111 @@
+"""The variable-length areas of the shards in memory: strings as bytes, sketches as bytes until they are taken up."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tidemill_features.layout import EMPTY, INT64_MAX, SIZES_WORD, LayoutError
+from tidemill_features.partials import SKETCHES, Partial
+from tidemill_features.plan import HEADER_WORDS, RingPlan
+from tidemill_features.sketches import Sketch, blank, unpack
+
+Ints = NDArray[np.int64]
+
+
+class Area:
+    """What the words of a ring's shards point to, by row and by word within the shard."""
+
+    def __init__(self, plan: RingPlan) -> None:
+        self._plan = plan
+        self._held: dict[int, dict[int, Any]] = {}
+        partials = [(partial, pointer) for partial in plan.partials for pointer in partial.pointers]
+        # Every pointing word of a shard, in order, and whether it is a sketch's.
+        self._pointers = [
+            (HEADER_WORDS + slot * plan.slot_words + pointer, partial.kind in SKETCHES, partial.words)
+            for slot in range(plan.slots)
+            for partial, pointer in partials
+        ]
+
+    def put(self, place: int, raw: bytes) -> None:
+        """Point a word (counted from the first shard's first) to a string."""
+        row, word = divmod(place, self._plan.words)
+        self._held.setdefault(row, {})[word] = raw
+
+    def get(self, place: int) -> bytes:
+        """Return the string that a word points to."""
+        row, word = divmod(place, self._plan.words)
+        raw: bytes = self._held[row][word]
+        return raw
+
+    def sketch(self, place: int, partial: Partial) -> Sketch:
+        """Return the sketch that a word points to, ready to be added to."""
+        row, word = divmod(place, self._plan.words)
+        held = self._held.setdefault(row, {})
+        found = held.get(word)
+        if found is None:
+            found = held[word] = blank(partial)
+        elif isinstance(found, bytes):
+            found = held[word] = stored_sketch(partial, found)
+        sketch: Sketch = found
+        return sketch
+
+    def forget_row(self, row: int) -> None:
+        """Forget a shard's."""
+        self._held.pop(row, None)
+
+    def forget_slots(self, at: Ints) -> None:
+        """Forget those of slots, given by their first words."""
+        if not self._plan.pointers:
+            return
+        for place in at.tolist():
+            row, word = divmod(place, self._plan.words)
+            held = self._held.get(row)
+            if held:
+                for pointer in self._plan.pointers:
+                    held.pop(word + pointer, None)
+
+    def load(self, row: int, words: Ints, raw: bytes) -> None:
+        """Take in the variable-length area of a stored shard."""
+        if not self._plan.pointers:
+            return
+        area = self._plan.words * 8
+        held: dict[int, Any] = {}
+        for word, is_sketch, width in self._pointers:
+            pointer = int(words[word])
+            # The event time stands before a string: two words of `last`, whose offset lies between, else one.
+            present = pointer != 0 if is_sketch else int(words[word - (2 if width == 3 else 1)]) not in _NO_TIME
+            if present:
+                held[word] = pointed(raw, area, pointer)
+        self._held[row] = held
+
+    def dump(self, row: int, words: Ints) -> bytes:
+        """Return a shard's bytes with its area behind the slots, by word: equal states, equal bytes."""
+        area = bytearray()
+        held = self._held.get(row, {})
+        for word in sorted(held):
+            raw = held[word]
+            if not isinstance(raw, bytes):
+                # Kept as bytes until the next value comes: most slots of a shard are never written again.
+                raw = held[word] = raw.pack()
+            words[word] = len(area) | len(raw) << 32
+            area += raw
+        words[SIZES_WORD] = len(area) | self._plan.slot_words << 32
+        return words.tobytes() + bytes(area)
+
+
+_NO_TIME = (EMPTY, INT64_MAX)
+
+
+def stored_sketch(partial: Partial, raw: bytes) -> Sketch:
+    """Return a stored sketch. Raises `LayoutError` where the bytes are none."""
+    try:
+        return unpack(partial, raw)
+    except ValueError as error:
+        raise LayoutError(str(error)) from error
+
+
+def pointed(raw: bytes, area: int, pointer: int) -> bytes:
+    """Return what a pointer of a shard names; `area` is where the variable-length area begins."""
+    first = area + (pointer & 0xFFFFFFFF)
+    return raw[first : first + (pointer >> 32)]
