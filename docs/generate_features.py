@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tidemill
+from tidemill.declarations.unsupported import Unsupported
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
-from tidemill_features import plan as plans
+from tidemill_features.hops import HOPS_MS, HOPS_PER_WINDOW, MAX_SLOTS
+from tidemill_features.plan import PlanError, ViewPlan, compile_view
 
 PAGE = Path(__file__).resolve().parent / "features.md"
 HOUR_MS = 3_600_000
 WORD_BYTES = 8
 _PREFIX = "AGGREGATION_FUNCTION_"
-_OF_EVENTS = {"count", "rate", "time_since_last"}
+_EXPRESSIONS = {"count": "", "rate": "", "time_since_last": "", "top_k": "key"}
 _NOTHING = "null"
 _EXACT = "none"
 _ROUNDING = "rounding of a float sum"
@@ -66,12 +68,12 @@ ABOUT = {
 }
 
 
-def compiled(name: str, window_ms: int = HOUR_MS) -> plans.ViewPlan | None:
+def compiled(name: str, window_ms: int = HOUR_MS) -> ViewPlan | None:
     """Return the plan of a view with one such aggregate of a float; None where the engine does not compute it."""
     aggregation = definition.Aggregation(
         name=name,
         function=definition.AggregationFunction.Value(_PREFIX + name.upper()),
-        expression="" if name in _OF_EVENTS else "x",
+        expression=_EXPRESSIONS.get(name, "x"),
         window_ms=window_ms,
         type=definition.FIELD_TYPE_FLOAT64,
         **_PARAMETERS,
@@ -80,15 +82,20 @@ def compiled(name: str, window_ms: int = HOUR_MS) -> plans.ViewPlan | None:
         name="v", stream="s", entity=["key"], accuracy=definition.ACCURACY_HOP, features=[aggregation]
     )
     try:
-        return plans.compile_view(view, STREAM)
-    except plans.PlanError:
+        return compile_view(view, STREAM)
+    except PlanError:
         return None
 
 
 def aggregates() -> list[str]:
-    """Return the names of all aggregates that the engine computes, in the contract's order."""
+    """Return the names of all aggregates that may be declared and are computed, in the contract's order."""
     names = [name.removeprefix(_PREFIX).lower() for name in definition.AggregationFunction.keys()]  # noqa: SIM118
-    return [name for name in names[1:] if compiled(name) is not None]
+    return [name for name in names[1:] if _declarable(name) and compiled(name) is not None]
+
+
+def _declarable(name: str) -> bool:
+    function = getattr(tidemill, name, None)
+    return function is not None and inspect.signature(function).return_annotation is not Unsupported
 
 
 def declaration(name: str) -> str:
@@ -108,18 +115,21 @@ def aggregates_table() -> str:
     if unknown := sorted(set(offered) - set(ABOUT)):
         raise SystemExit(f"docs/generate_features.py does not describe {', '.join(unknown)}: add it to ABOUT")
     lines = [
-        "| declared | keeps in a slot | bytes per slot | of nothing | error |",
+        "| declared | keeps in a slot | bytes of it | of nothing | error |",
         "|---|---|---|---|---|",
     ]
     for name in offered:
         plan = compiled(name)
         assert plan is not None
-        partials = plan.rings[0].partials
-        kept = ", ".join(partial.kind.name.lower() for partial in partials)
-        size = sum(partial.words for partial in partials) * WORD_BYTES
+        ring = plan.rings[0]
+        kept = ", ".join(partial.kind.name.lower() for partial in ring.partials)
+        size = str(sum(partial.words for partial in ring.partials) * WORD_BYTES)
+        if ring.variable_bytes:
+            size += f", and up to {ring.variable_bytes // ring.slots:,}"
         about = ABOUT[name]
         error = f"{about.error}; {about.note}" if about.note else about.error
         lines.append(f"| {declaration(name)} | {kept} | {size} | {about.nothing} | {error} |")
+    lines += ["", f"For last_k and top_k the bytes are those of k = {_PARAMETERS['k']}, for a histogram those of two edges."]
     return "\n".join(lines)
 
 
@@ -133,9 +143,9 @@ def hops_table() -> str:
         assert plan is not None
         ring = plan.rings[0]
         lines.append(f"| {text} | {_span(ring.hop_us // 1_000_000)} | {ring.slots} | {plan.bytes_per_key:,} |")
-    hops = ", ".join(_span(hop // 1000) for hop in plans.HOPS_MS)
-    rule = f"The hop is the largest of {hops} that divides the window in at least {plans.HOPS_PER_WINDOW}."
-    return f"{rule} A ring has ⌈window / hop⌉ + 2 slots, at most {plans.MAX_SLOTS}.\n\n" + "\n".join(lines)
+    hops = ", ".join(_span(hop // 1000) for hop in HOPS_MS)
+    rule = f"The hop is the largest of {hops} that divides the window in at least {HOPS_PER_WINDOW}."
+    return f"{rule} A ring has ⌈window / hop⌉ + 2 slots, at most {MAX_SLOTS}.\n\n" + "\n".join(lines)
 
 
 def _span(seconds: int) -> str:
