@@ -63,6 +63,8 @@ COMMANDS = [
     ("push", "flight-scheduled", "ROWS"),
     ("tail", "serving.predictions.v1"),
     ("features", "read", "origin", "JFK"),
+    ("features", "rebuild", "origin"),
+    ("features", "backfill"),
     ("predict", "flight-delays", "ROWS"),
     ("runs",),
     ("models", "list"),
@@ -100,6 +102,7 @@ def test_a_command_says_whom_it_cannot_reach(command: tuple[object, ...], rows: 
         (("predict", "p", "-", "--log", "maybe"), "unknown log mode 'maybe'; there are async, durable"),
         (("predict", "p", "-", "--as-of", "noon"), "no instant"),
         (("features", "read", "origin"), "Missing argument"),
+        (("features", "rebuild"), "name a view, or a stream with --stream"),
         (("incidents", "list", "--status", "new"), "unknown status 'new'; there are open, acknowledged, resolved"),
         (("models", "promote", "p", "1"), "Missing option '--why'"),
         (("retrain", "p", "--why", "x", "--at", "2013-06-04"), "has no UTC offset"),
@@ -124,7 +127,7 @@ def test_every_command_explains_itself_and_speaks_json(name: str) -> None:
     top = run(name, "--help")
     assert top.exit_code == 0
     groups = {
-        "features": ["read"],
+        "features": ["read", "rebuild", "backfill"],
         "models": ["list", "show", "promote", "rollback"],
         "incidents": ["list", "ack", "resolve"],
         "dead-letters": ["list"],

@@ -10,6 +10,7 @@ from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.instants import format_us
 
 from tidemill.cli.answers import USAGE, RefusedError, answering
+from tidemill.cli.build_commands import backfill, rebuild
 from tidemill.cli.explanations import explained, show, shown_duration
 from tidemill.cli.rows import cell
 from tidemill.cli.scalars import instant_us
@@ -19,6 +20,8 @@ from tidemill.clients.features import FeatureClient
 from tidemill.clients.registry import RegistryClient
 
 features_app = typer.Typer(no_args_is_help=True, add_completion=False)
+features_app.command()(rebuild)
+features_app.command()(backfill)
 _COLUMNS = ("entity", "feature", "value", "status", "age", "window", "note")
 _SHOWN_CHARACTERS = 60
 
