@@ -129,7 +129,7 @@ def aggregates_table() -> str:
         about = ABOUT[name]
         error = f"{about.error}; {about.note}" if about.note else about.error
         lines.append(f"| {declaration(name)} | {kept} | {size} | {about.nothing} | {error} |")
-    lines += ["", f"For last_k and top_k the bytes are those of k = {_PARAMETERS['k']}, for a histogram those of two edges."]
+    lines += ["", f"The bytes of last_k and top_k are for k = {_PARAMETERS['k']}, those of a histogram for two edges."]
     return "\n".join(lines)
 
 
