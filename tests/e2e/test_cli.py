@@ -13,6 +13,7 @@ from time import time_ns
 from typing import Any
 
 import pytest
+from tidemill_contracts.instants import format_us
 from tidemill_testkit.eventually import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.servers, pytest.mark.timeout(300)]
@@ -127,10 +128,16 @@ def test_apply_is_idempotent_and_diff_says_what_would_change_and_what_would_brea
     breaking = park.file.with_name("breaking.py")
     # The probe's stream alone, with another type: the pipeline that uses it stays behind.
     breaking.write_text(PROBE.read_text().split("class Verdict")[0].replace("tries: int", "tries: str"))
-    for command in ("diff", "apply"):
+    for command in ("check", "diff", "apply"):
         refused = tidemill(command, breaking, "--json")
-        assert (refused.code, refused.json["reason"]) == (NO, "conflict")
-        assert "'probing'" in refused.json["error"]
+        assert (refused.code, refused.json["reason"]) == (NO, "breaking_change"), refused
+        assert "view 'probes'" in refused.out
+    broken, used = tidemill("diff", breaking, "--json").json["breaks"]
+    assert (broken["rule"], broken["subject"]) == ("type_changed", "streams.probe.fields.tries")
+    assert (used["rule"], used["breaks"]) == ("redefined_in_use", ["pipeline 'probing'"])
+    assert "fix: add a field of another name" in tidemill("check", breaking).err
+    assert tidemill("check", park.file, "--json").json["registry"] == "compatible"
+    assert "only says that it compiles" in tidemill("check", park.file, "--offline").out
 
 
 def test_push_counts_every_refusal_and_a_second_push_adds_nothing(tidemill: Run, park: Park, tmp_path: Path) -> None:
@@ -229,7 +236,17 @@ def test_predict_answers_each_row_and_says_no_where_one_got_none(trained: Any, t
     assert tidemill("predict", PIPELINE, file, "--log", "never").code == USAGE
 
 
-def test_retrain_asks_once_per_key_and_runs_and_models_show_what_came_of_it(trained: Any, tidemill: Run) -> None:
+@dataclass(frozen=True)
+class Retrained:
+    """What one request for a run led to: the champion before it, and the version that it registered."""
+
+    champion: int
+    fresh: int
+
+
+@pytest.fixture(scope="module")
+def retrained(trained: Any, tidemill: Run) -> Retrained:
+    champion = tidemill("models", "list", PIPELINE, "--json").json["deployments"][0]["champion"]["version"]
     before = {one["version"] for one in tidemill("models", "list", PIPELINE, "--json").json["versions"]}
     asked = ("retrain", PIPELINE, "--why", "the test wants it", "--key", f"cli-{time_ns()}", "--json")
     first, second = tidemill(*asked), tidemill(*asked)
@@ -252,6 +269,44 @@ def test_retrain_asks_once_per_key_and_runs_and_models_show_what_came_of_it(trai
     missing = tidemill("models", "show", PIPELINE, 99, "--json")
     assert (missing.code, missing.json["reason"]) == (NO, "unknown_version")
     assert "succeeded" in tidemill("runs", PIPELINE).out
+    return Retrained(champion, fresh)
+
+
+def test_retrain_asks_once_per_key_and_runs_and_models_show_what_came_of_it(retrained: Retrained) -> None:
+    assert retrained.fresh > retrained.champion
+
+
+def test_a_promoted_version_answers_until_it_is_rolled_back(
+    retrained: Retrained, tidemill: Run, tmp_path: Path
+) -> None:
+    file = tmp_path / "asked.ndjson"
+    file.write_text(json.dumps(REQUEST) + "\n")
+
+    def answering(version: int) -> bool:
+        asked = tidemill("predict", PIPELINE, file, "--as-of", "2013-01-05T12:00:00Z", "--log", "async", "--json")
+        assert asked.code == DONE, asked
+        return bool(asked.json["version"] == version)
+
+    for unknown, reason in ((99, "unknown_version"), (retrained.champion, "")):
+        refused = tidemill("models", "promote", PIPELINE, unknown, "--why", "a test", "--json")
+        assert (refused.code, refused.json.get("reason", "")) == (NO if reason else DONE, reason)
+    promoted = tidemill("models", "promote", PIPELINE, retrained.fresh, "--why", "a test wants it", "--json")
+    assert (promoted.code, promoted.json["champion"]["version"]) == (DONE, retrained.fresh), promoted
+    try:
+        eventually(lambda: answering(retrained.fresh), 30, claim="the promoted version answers")
+    finally:
+        back = tidemill("models", "rollback", PIPELINE, "--why", "a test is over", "--json")
+    assert (back.code, back.json["champion"]["version"]) == (DONE, retrained.champion), back
+    eventually(lambda: answering(retrained.champion), 30, claim="the champion before answers again")
+    (stage,) = [
+        one["stage"]
+        for one in tidemill("models", "list", PIPELINE, "--json").json["versions"]
+        if one["version"] == retrained.fresh
+    ]
+    assert stage == "rolled_back"
+    acts = [one["value"] for one in tidemill("tail", "registry.audit.v1", "--last", 20, "--json").lines]
+    assert [one["actor"] for one in acts if one["reason"] in ("a test wants it", "a test is over")][-2:] == ["ada"] * 2
+    assert tidemill("models", "rollback", "nothing", "--why", "x", "--json").json["reason"] == "unknown_pipeline"
 
 
 def test_incidents_are_listed_and_an_unknown_one_is_named(tidemill: Run) -> None:
@@ -274,6 +329,55 @@ def test_dead_letters_are_listed_by_reason_with_their_bytes(shared: Any, tidemil
     assert letter["from_topic"] == f"events.{park.stream}"
     assert tidemill("dead-letters", "list", park.stream, "--reason", "too_late", "--json").json["dead_letters"] == []
     assert tidemill("dead-letters", "list", "no-such-stream").code == USAGE
+
+
+def test_a_dead_letter_comes_back_once_its_stream_takes_it(
+    shared: Any, tidemill: Run, tmp_path: Path
+) -> None:
+    name = f"mended-{time_ns()}"
+    park = Park(name, f"{name}-gates", tmp_path / "park.py")
+    assert tidemill("apply", park.write()).code == DONE
+    now = format_us(time_ns() // 1000)
+    ride = {"ride_id": "m-1", "gate": "north", "minutes": None, "ended_at": now}
+    broken = {**ride, "ride_id": "m-2", "minutes": "long"}
+    for record in (ride, broken, {**ride, "ride_id": "m-3", "minutes": 3.0}):
+        shared.write(f"events.{name}", json.dumps(record).encode())
+
+    def listed(state: str) -> Any:
+        return tidemill("dead-letters", "list", name, "--state", state, "--json").json["dead_letters"]
+
+    def rides() -> Any:
+        return tidemill("features", "read", park.view, "north", "--json").out
+
+    def redrive(*arguments: object) -> Done:
+        return tidemill("dead-letters", "redrive", name, *arguments, "--json")
+
+    letters: Any = eventually(lambda: found if len(found := listed("open")) == 2 else [], 20, claim="two are refused")
+    shown = tidemill("dead-letters", "show", letters[1]["id"], "--json").json
+    assert (shown["reason"], shown["from_offset"], json.loads(shown["value"])) == ("wrong_type", "1", broken)
+    assert tidemill("dead-letters", "show", letters[1]["id"], "--raw").out == json.dumps(broken)
+    before = redrive("--dry-run")
+    assert (before.code, before.json["refused"]) == (NO, {"missing_field": 1, "wrong_type": 1})
+    assert redrive("--reason", "bad_utf8").json["records"] == 0
+
+    # The fix: minutes may be missing.
+    park.file.write_text(park.file.read_text().replace("minutes: float", "minutes: float | None"))
+    assert tidemill("apply", park.file).code == DONE
+    eventually(lambda: redrive("--dry-run").json["would_be_redriven"] == 1, 20, claim="ingestion knows of the fix")
+    sent = redrive("--why", "minutes may be missing")
+    assert (sent.code, sent.json["redriven"], sent.json["refused"]) == (NO, 1, {"wrong_type": 1})
+    assert redrive().json["redriven"] == 0
+    (again,) = listed("redriven")
+    assert again["id"] == letters[0]["id"]
+    eventually(lambda: '"value": 2' in rides(), 60, claim="the good one and the mended one count, each once")
+
+    assert tidemill("dead-letters", "discard", name, "--why", " ").code == USAGE
+    assert tidemill("dead-letters", "discard", "--why", "a test").code == USAGE
+    gone = tidemill("dead-letters", "discard", name, "--why", "nobody can say how long", "--json")
+    assert (gone.code, gone.json["discarded"], redrive().json["records"]) == (DONE, 1, 0)
+    (action,) = tidemill("tail", "ingestion.dead-letter-actions.v1", "--last", 1, "--json").lines
+    said = action["value"]
+    assert (said["action"], said["actor"], said["reason"]) == ("discarded", "ada", "nobody can say how long")
 
 
 def test_what_is_not_there_is_code_three(tidemill: Run, park: Park, tmp_path: Path) -> None:
