@@ -17,14 +17,15 @@ from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
 from tidemill_contracts.registry.v1 import records_pb2 as records
 from tidemill_features.archive import PREDICTIONS_TOPIC, columns_of
 from tidemill_features.iceberg import Archive, arrow_schema
+from tidemill_features.training_set import TrainingSet
 from tidemill_models.bundle import open_bundle
 from tidemill_models.keys import generate_key_pair, load_private_key
 from tidemill_models.scorer import load_scorer
 from tidemill_models.store import open_store
-from tidemill_training.adapters.archive import read_inputs
+from tidemill_training.adapters.archive import read_run
 from tidemill_training.adapters.attempt import attempt
 from tidemill_training.adapters.processes import Bounds, Launch, RunCrashedError, open_process
-from tidemill_training.dataset import build_table
+from tidemill_training.dataset import table_of
 from tidemill_training.spec import Done, Failed, Places, Progress, RunSpec
 
 pytestmark = [pytest.mark.servers]
@@ -157,9 +158,7 @@ async def in_a_process(whole: RunSpec) -> Done | Failed:
     async def on_progress(line: Progress) -> None:
         seen.append(line)
 
-    async with open_process(
-        Launch(whole.run_id, whole.pipeline.learner.library, BOUNDS)
-    ) as process:
+    async with open_process(Launch(whole.run_id, whole.pipeline.learner.library, BOUNDS)) as process:
         answer = await process.ask(whole, on_progress)
     if isinstance(answer, Done):
         assert [line.phase for line in seen] == ["dataset", "fit", "evaluate", "register"]
@@ -226,11 +225,11 @@ def test_the_same_request_makes_the_same_bundle_byte_for_byte(places: Places, lo
 
 
 def test_records_behind_the_positions_do_not_count(places: Places, log: Log) -> None:
-    before = read_inputs(spec(places, closure()))
+    before = read_run(spec(places, closure()))
     requests, landings = events()
     log.append("events.landed", [{**row, "delay": 999.0} for row in landings[-40:]], closure().streams)
     log.append("events.asked", [{**row, "id": "new"} for row in requests[-40:]], closure().streams)
-    after = read_inputs(spec(places, closure()))
+    after = read_run(spec(places, closure()))
     assert before.snapshots != after.snapshots
     for inputs in (before, after):
         assert {name: len(log.offset) for name, log in inputs.logs.items()} == {"asked": ROWS, "landed": ROWS}
@@ -316,9 +315,9 @@ def test_logged_predictions_are_rows_with_the_offsets_that_they_saw(places: Plac
     whole = spec(places, closure())
     for partition in range(2):
         whole.request.positions.add(topic=PREDICTIONS_TOPIC, partition=partition, next_offset=9)
-    inputs = read_inputs(whole)
+    inputs = read_run(whole)
     assert inputs.predicted.join_key.tolist() == ["f100", "f102"]
-    table = build_table(whole.record.definition, inputs.logs, inputs.predicted, whole.window)
+    table = table_of(TrainingSet(whole.record.definition, inputs.logs, inputs.predicted, whole.window))
     assert len(table) == ROWS
     # Three landings a partition lie far before these rows' windows: they see nothing, their neighbour does.
     assert np.isnan(table.numbers["o.mean"][[100, 102]]).all()

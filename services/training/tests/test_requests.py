@@ -13,12 +13,13 @@ from tidemill_contracts.reasons import Reason
 from tidemill_contracts.registry.v1 import records_pb2 as records
 from tidemill_contracts.registry.v1 import registry_pb2 as registry
 from tidemill_contracts.training.v1 import training_pb2 as training
+from tidemill_features.training_set import Window
 from tidemill_runtime.errors import Poison
 from tidemill_training import run_records
 from tidemill_training.adapters.processes import environment
 from tidemill_training.inputs import topics_of
 from tidemill_training.requests import decode_request, operator_request, timed
-from tidemill_training.spec import Done, Failed, Places, Progress, RunSpec, Window, from_line, to_line
+from tidemill_training.spec import Done, Failed, Places, Progress, RunSpec, from_line, to_line
 
 AT = to_timestamp(parse_us("2013-06-06T14:00:00Z"))
 NOW_US = parse_us("2026-11-21T00:00:00Z")

@@ -6,7 +6,7 @@ event. The offsets that a table holds stand in the summary of its newest snapsho
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,19 @@ class TableColumn:
     name: str
     kind: str
     required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which rows of a table are wanted; whole files and row groups are passed over by what they say of themselves.
+
+    `at_least`: smallest wanted value by column; `equal`: the one wanted value by column; `spans`: by partition the
+    offsets from which and up to which (exclusive, None without end); a partition that is not named is not wanted.
+    """
+
+    at_least: Mapping[str, int] = field(default_factory=dict)
+    equal: Mapping[str, str] = field(default_factory=dict)
+    spans: Mapping[int, tuple[int, int | None]] | None = None
 
 
 # Where a row comes from. `_identity` names the event: equal for two records of the same one.
@@ -98,7 +111,10 @@ def event_columns(stream: definition.Stream) -> tuple[TableColumn, ...]:
 
 def columns_of(topic: str, streams: Mapping[str, definition.Stream]) -> tuple[TableColumn, ...]:
     """Return the columns of a topic's table. Raises `KeyError` for a topic that is not archived."""
-    by_topic = {PREDICTIONS_TOPIC: ORIGIN + PREDICTION_COLUMNS, OUTCOMES_TOPIC: ORIGIN + OUTCOME_COLUMNS}
+    by_topic: dict[str, tuple[TableColumn, ...]] = {
+        PREDICTIONS_TOPIC: ORIGIN + PREDICTION_COLUMNS,
+        OUTCOMES_TOPIC: ORIGIN + OUTCOME_COLUMNS,
+    }
     by_topic.update((events_topic(name), event_columns(stream)) for name, stream in streams.items())
     return by_topic[topic]
 
@@ -131,10 +147,10 @@ def counting(partition: Ints, identity: Ints, event_us: Ints, rules: Rules) -> B
         mine = np.flatnonzero(partition == number)
         times = event_us[mine]
         newest = newest_so_far(times)
-        refused = duplicate_mask(identity[mine], times, newest, rules.dedup_window_us)
-        if not rules.late_counts:
-            refused |= late_mask(times, newest, rules.lateness_us)
-        counts[mine] = ~refused
+        late = late_mask(times, newest, rules.lateness_us)
+        letters = late if rules.late_refused else None
+        duplicate = duplicate_mask(identity[mine], times, newest, rules.dedup_window_us, letters)
+        counts[mine] = ~duplicate if rules.late_counts else ~(duplicate | late)
     return counts
 
 

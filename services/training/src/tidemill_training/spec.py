@@ -14,6 +14,7 @@ from tidemill_contracts.instants import from_timestamp
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
 from tidemill_contracts.registry.v1 import records_pb2 as records
 from tidemill_contracts.registry.v1 import registry_pb2 as registry
+from tidemill_features.training_set import Window
 
 PROGRESS = "progress"
 DONE = "done"
@@ -29,14 +30,6 @@ class Places:
     warehouse: str
     artifacts: str
     signing_key_file: str
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Rows with `from_us <= as_of < until_us`, and labels that came up to `until_us`."""
-
-    from_us: int
-    until_us: int
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from tidemill_contracts.instants import format_us, from_timestamp, to_timestamp
 from tidemill_contracts.registry.v1 import records_pb2 as records
 from tidemill_contracts.registry.v1 import registry_pb2 as registry
 from tidemill_features.expressions import ExpressionError
+from tidemill_features.log_reader import Inputs
 from tidemill_features.plan import PlanError
+from tidemill_features.training_set import TrainingSet, TrainingSetError
 from tidemill_models.bundle import MANIFEST, open_bundle, seal
 from tidemill_models.errors import ModelError
 from tidemill_models.keys import load_private_key
@@ -26,8 +28,8 @@ from tidemill_models.scorer import load_scorer
 from tidemill_models.store import bundle_path, open_store
 
 import tidemill_training
-from tidemill_training.adapters.archive import Inputs, read_inputs
-from tidemill_training.dataset import build_table
+from tidemill_training.adapters.archive import read_run
+from tidemill_training.dataset import table_of
 from tidemill_training.experiment import Champion, Plan, Result, run_experiment
 from tidemill_training.lineage import code_hash, environment
 from tidemill_training.spec import Done, Failed, Line, Progress, RunSpec
@@ -50,15 +52,16 @@ def attempt(spec: RunSpec, emit: Emit) -> Done | Failed:
     began = perf_counter()
     try:
         emit(Progress("dataset", 0.0))
-        inputs = read_inputs(spec)
+        inputs = read_run(spec)
         read_s = perf_counter() - began
-        table = build_table(spec.record.definition, inputs.logs, inputs.predicted, spec.window)
+        rows = TrainingSet(spec.record.definition, inputs.logs, inputs.predicted, spec.window)
+        table = table_of(rows)
         built_s = perf_counter() - began
         champion = _champion(spec)
         result = run_experiment(table, _plan(spec), champion, lambda phase, share: emit(Progress(phase, share)))
         emit(Progress("register", 0.95))
         version = _publish(spec, result, inputs)
-    except (ModelError, PlanError, ExpressionError) as error:
+    except (ModelError, PlanError, ExpressionError, TrainingSetError) as error:
         return Failed(str(error))
     seconds = {"read": read_s, "dataset": built_s - read_s, "all": perf_counter() - began}
     return Done(version, _details(spec, result, seconds))

@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_features.expressions import Column
-from tidemill_models.errors import ModelError
-from tidemill_training.dataset import Asked, StreamLog, build_table, cut_by_time
-from tidemill_training.experiment import Table
-from tidemill_training.spec import Window
+from tidemill_features.training_set import Asked, StreamLog, TrainingSet, TrainingSetError, Window, cut_by_time
 
 MINUTE_US = 60_000_000
 EVER = Window(0, 10**15)
@@ -121,8 +118,33 @@ def predicted(key: str, minute: int, cut: tuple[int, int]) -> Asked:
     return Asked(np.array([key], dtype=np.object_), at, columns, cuts)
 
 
+@dataclass(frozen=True)
+class Table:
+    """A training set, all parts together."""
+
+    rows: TrainingSet
+    numbers: dict[str, np.ndarray]
+    categories: dict[str, list[str | None]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.rows.labels
+
+    @property
+    def as_of_us(self) -> np.ndarray:
+        return self.rows.as_of_us
+
+
 def table(requests: list[Request], landings: list[Landing], asked: Asked | None = None, window: Window = EVER) -> Table:
-    return build_table(closure(), logs(requests, landings), asked or nobody_predicted(), window)
+    rows = TrainingSet(closure(), logs(requests, landings), asked or nobody_predicted(), window)
+    # Parts of two rows: what a row is does not depend on those beside it.
+    parts = list(rows.parts(2))
+    numbers = {name: np.concatenate([part.numbers[name] for part in parts]) for name in parts[0].numbers}
+    categories = {name: [v for part in parts for v in part.categories[name]] for name in parts[0].categories}
+    return Table(rows, numbers, categories)
 
 
 def test_a_row_without_a_prediction_sees_the_events_before_the_first_one_after_it() -> None:
@@ -138,7 +160,7 @@ def test_a_row_without_a_prediction_sees_the_events_before_the_first_one_after_i
     assert found.numbers["o.worst"].tolist() == [20.0]
     assert found.numbers["hour"].tolist() == [0.0]
     assert found.categories["from"] == ["JFK"]
-    assert [(column.name, column.category) for column in found.columns] == [
+    assert list(zip(found.rows.names, found.rows.category, strict=True)) == [
         ("o.seen", False),
         ("o.worst", False),
         ("from", True),
@@ -216,8 +238,8 @@ def test_rows_come_in_time_order_with_ties_by_key_whatever_the_order_of_the_log(
 
 
 def test_a_label_that_is_no_predicate_is_refused_by_name() -> None:
-    with pytest.raises(ModelError, match="no predicate"):
-        build_table(closure(label="delay"), logs([Request("a", 1)], [Landing("a", 2, 1.0)]), nobody_predicted(), EVER)
+    with pytest.raises(TrainingSetError, match="no predicate"):
+        TrainingSet(closure(label="delay"), logs([Request("a", 1)], [Landing("a", 2, 1.0)]), nobody_predicted(), EVER)
 
 
 def test_cuts_by_time_do_not_touch_what_a_prediction_named() -> None:

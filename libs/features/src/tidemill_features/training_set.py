@@ -1,0 +1,312 @@
+"""The point-in-time training set: what could have been asked, what was known then, and what came of it; pure.
+
+A row is one request: a logged prediction, with the offsets that its rings held, or a request event that nobody
+predicted, cut by time. Its features are those of the offline twin at its `as_of` and cut; its label is the newest one
+that had come when the set was asked for, neither before the request nor later than the label's wait. A row whose label
+has not come, or is null, is left out. Features are computed a part at a time, which bounds memory.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import count, repeat
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+
+from tidemill_features.cuts import cuts_by_time
+from tidemill_features.expressions import Column, compile_expression, schema_of
+from tidemill_features.fold import Events
+from tidemill_features.offline import OfflineValues, OfflineView, Rows
+from tidemill_features.partials import LAST, MAX, MEAN, MIN, SUM
+from tidemill_features.plan import ViewPlan
+from tidemill_features.vector import PipelineVector, VectorRows, compile_vector
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Objects = NDArray[np.object_]
+
+# Reading and folding leave the interpreter's lock often enough for two to gain a quarter.
+THREADS = 2
+PART_ROWS = 100_000
+
+# The cut of a row that no prediction named, before it is found by time.
+UNNAMED = -1
+
+# Null for an entity without events in the window, whether it was ever seen or not; only status tells the two apart.
+_ALIKE = frozenset((SUM, MEAN, MIN, MAX, LAST))
+
+
+class TrainingSetError(ValueError):
+    """The definition allows no training set; the message is a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Rows with `from_us <= as_of < until_us`, and labels that came up to `until_us`."""
+
+    from_us: int
+    until_us: int
+
+
+class Earlier(Protocol):
+    """The events of a stream that are older than those of its `StreamLog`, in so many partitions."""
+
+    partitions: int
+
+    def seen(self, entity: Sequence[str], keys: Sequence[Column], cuts: Ints) -> Bools:
+        """Return the rows of whose entity a counted event lies before the row's cuts, int64[rows, partitions]."""
+
+
+@dataclass(frozen=True)
+class StreamLog:
+    """The archived records of one stream that the rows' values can depend on, in offset order within each partition.
+
+    `counts`: neither a duplicate nor dropped as late; only these are features, labels and requests. `earlier`: what was
+    left out, None where nothing was.
+    """
+
+    partition: Ints
+    offset: Ints
+    event_us: Ints
+    counts: Bools
+    columns: Mapping[str, Column]
+    earlier: Earlier | None = None
+
+    @property
+    def partitions(self) -> int:
+        """How many partitions have records."""
+        here = int(self.partition.max(initial=-1)) + 1
+        return max(here, self.earlier.partitions) if self.earlier is not None else here
+
+    def counted(self) -> Events:
+        """Return the events that count."""
+        return Events(
+            self.partition[self.counts],
+            self.offset[self.counts],
+            self.event_us[self.counts],
+            {name: take(column, self.counts) for name, column in self.columns.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Requests: `join_key` object[n], their fields, and per stream the cuts int64[n, partitions] (UNNAMED: by time)."""
+
+    join_key: Objects
+    as_of_us: Ints
+    columns: Mapping[str, Column]
+    cuts: Mapping[str, Ints]
+
+    def __len__(self) -> int:
+        return len(self.as_of_us)
+
+    def take(self, rows: Any) -> "Asked":
+        """Return some rows."""
+        return Asked(
+            self.join_key[rows],
+            self.as_of_us[rows],
+            {name: take(column, rows) for name, column in self.columns.items()},
+            {stream: cuts[rows] for stream, cuts in self.cuts.items()},
+        )
+
+
+def take(column: Column, rows: Any) -> Column:
+    """Return some rows of a column."""
+    return Column(column.values[rows], column.nulls[rows])
+
+
+class TrainingSet:
+    """The labelled rows of a window, in time order, ties by key; their features come part by part.
+
+    `closure`: one pipeline with all that it refers to; `logs`: by stream; `predicted`: the logged predictions, each
+    once. Raises `TrainingSetError` where the definition allows no set.
+    """
+
+    def __init__(
+        self, closure: definition.Definition, logs: Mapping[str, StreamLog], predicted: Asked, window: Window
+    ) -> None:
+        pipeline = closure.pipelines[0]
+        streams = {stream.name: stream for stream in closure.streams}
+        self._logs = logs
+        self._vector: PipelineVector = compile_vector(pipeline, {view.name: view for view in closure.views}, streams)
+        # Partitions may have been added since the definition was written.
+        self._partitions = {
+            plan.stream: max(
+                plan.partitions,
+                logs[plan.stream].partitions,
+                predicted.cuts[plan.stream].shape[1] if plan.stream in predicted.cuts else 0,
+            )
+            for plan in self._vector.plans
+        }
+        requests = requested(logs[pipeline.request], pipeline.label.by)
+        asked = joined(_inside(predicted, window), _inside(requests, window), predicted.join_key, self._partitions)
+        labels = labels_of(asked, pipeline.label, logs[pipeline.label.stream], streams, window.until_us)
+        keep = np.flatnonzero(~np.isnan(labels))
+        # Time order, ties by key: the same rows come in the same order whatever the order of the log.
+        keep = keep[_in_order(asked.as_of_us[keep], asked.join_key[keep])]
+        self._asked = cut_by_time(asked.take(keep), logs)
+        self._twins: dict[str, OfflineView] | None = None
+        self.labels: Floats = labels[keep]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def as_of_us(self) -> Ints:
+        return self._asked.as_of_us
+
+    @property
+    def join_key(self) -> Objects:
+        return self._asked.join_key
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The features, in order."""
+        return self._vector.names
+
+    @property
+    def category(self) -> tuple[bool, ...]:
+        """Whether each feature is a category."""
+        return self._vector.category
+
+    def parts(self, rows: int = PART_ROWS) -> Iterator[VectorRows]:
+        """Yield the features of `rows` rows at a time, in order; at least one part.
+
+        The status of an entity that was last seen long ago may read NOT_FOUND; its values are right all the same.
+        """
+        with ThreadPoolExecutor(THREADS) as pool:
+            if self._twins is None:
+                self._twins = {twin.plan.name: twin for twin in pool.map(self._twin, self._vector.plans)}
+            for first in range(0, max(1, len(self)), rows):
+                asked = self._asked.take(slice(first, first + rows))
+                sources = [source for source in self._vector.sources if source.plan is not None]
+                views = [self._twins[source.plan.name] for source in sources if source.plan is not None]
+                on = [source.on for source in sources]
+                looked_up = list(pool.map(self._values, views, on, repeat(asked)))
+                yield self._vector.rows(looked_up, asked.columns, len(asked))
+
+    def _twin(self, plan: ViewPlan) -> OfflineView:
+        wide = replace(plan, partitions=self._partitions[plan.stream])
+        return OfflineView(wide, self._logs[plan.stream].counted())
+
+    def _values(self, view: OfflineView, on: Sequence[str], asked: Asked) -> OfflineValues:
+        stream = view.plan.stream
+        rows = Rows([asked.columns[name] for name in on], asked.as_of_us, asked.cuts[stream])
+        earlier = self._logs[stream].earlier
+        if earlier is None or not asks_whether_seen(view.plan):
+            return view.values(rows)
+        seen = view.unseen(rows)
+        places = np.flatnonzero(seen)
+        if len(places):
+            seen[places] = earlier.seen(view.plan.entity, [take(key, places) for key in rows.keys], rows.cuts[places])
+        return view.values(rows, seen)
+
+
+def asks_whether_seen(plan: ViewPlan) -> bool:
+    """Return whether a value of the view depends on whether its entity was ever seen: a count, of nothing, is 0."""
+    return any(feature.function not in _ALIKE for feature in plan.features)
+
+
+def requested(log: StreamLog, by: str) -> Asked:
+    """Return every request event as a row that asks at its event time."""
+    events = log.counted()
+    return Asked(join_keys(events.columns[by]), events.event_us, events.columns, {})
+
+
+def join_keys(column: Column) -> Objects:
+    """Return the join key's values as text, None for null: as predictions carry them (JSON for what is no string)."""
+    if column.values.dtype == np.object_:
+        keys = column.values.copy()
+    else:
+        keys = np.array([json.dumps(value) for value in column.values.tolist()], dtype=np.object_)
+    keys[column.nulls] = None
+    return keys
+
+
+def joined(predicted: Asked, requests: Asked, predicted_keys: Objects, partitions: Mapping[str, int]) -> Asked:
+    """Return the predictions, and the requests whose join key nobody predicted.
+
+    `partitions`: of each viewed stream. One that a prediction's positions do not name was not seen.
+    """
+    known = {*predicted_keys.tolist(), None}
+    again = np.fromiter(map(known.__contains__, requests.join_key.tolist()), np.bool_, len(requests))
+    rest = requests.take(~again)
+    cuts = {}
+    for name, width in partitions.items():
+        named = predicted.cuts.get(name, np.full((len(predicted), width), UNNAMED))
+        cuts[name] = np.full((len(predicted) + len(rest), width), UNNAMED)
+        cuts[name][: len(predicted)] = 0
+        cuts[name][: len(predicted), : named.shape[1]] = named
+    columns = {
+        name: Column(
+            np.concatenate((predicted.columns[name].values, column.values)),
+            np.concatenate((predicted.columns[name].nulls, column.nulls)),
+        )
+        for name, column in rest.columns.items()
+    }
+    keys = np.concatenate((predicted.join_key, rest.join_key))
+    return Asked(keys, np.concatenate((predicted.as_of_us, rest.as_of_us)), columns, cuts)
+
+
+def labels_of(
+    asked: Asked,
+    label: definition.Label,
+    log: StreamLog,
+    streams: Mapping[str, definition.Stream],
+    until_us: int,
+) -> Floats:
+    """Return float64[n]: 1 or 0 by the newest label event up to `until_us` and within the wait; NaN where none came."""
+    expression = compile_expression(label.expression, schema_of(streams[label.stream].fields))
+    if expression.type != definition.FIELD_TYPE_BOOL:
+        raise TrainingSetError(f"the label {label.expression!r} is no predicate; this release learns binary labels")
+    numbers: dict[Any, int] = dict(zip(dict.fromkeys(asked.join_key.tolist()), count(), strict=False))
+    numbers.pop(None, None)
+    keys = _numbered(join_keys(log.columns[label.by]), numbers)
+    mine = np.flatnonzero(log.counts & (log.event_us <= until_us) & (keys >= 0))
+    values = expression.evaluate({name: take(column, mine) for name, column in log.columns.items()}, len(mine))
+    mine, outcome = mine[~values.nulls], values.values[~values.nulls]
+    event_us, key = log.event_us[mine], keys[mine]
+    order = np.lexsort((log.offset[mine], log.partition[mine], event_us, key))
+    event_us, key, outcome = event_us[order], key[order], outcome[order]
+    # The last label of a key up to an instant, by one search: instants as their ranks, so that key and rank fit a word.
+    instants = np.unique(event_us)
+    ladder = key * (len(instants) + 1) + np.searchsorted(instants, event_us) + 1
+    wanted = _numbered(asked.join_key, numbers)
+    latest = np.searchsorted(instants, asked.as_of_us + label.wait_ms * 1000, side="right")
+    place = np.searchsorted(ladder, wanted * (len(instants) + 1) + latest, side="right") - 1
+    found = np.full(len(asked), np.nan)
+    rows = np.flatnonzero((place >= 0) & (wanted >= 0))
+    rows = rows[(key[place[rows]] == wanted[rows]) & (event_us[place[rows]] >= asked.as_of_us[rows])]
+    found[rows] = outcome[place[rows]].astype(np.float64)
+    return found
+
+
+def cut_by_time(asked: Asked, logs: Mapping[str, StreamLog]) -> Asked:
+    """Return the rows with the cuts that no prediction named: before the first record after the row's `as_of`."""
+    cuts = dict(asked.cuts)
+    for stream, named in asked.cuts.items():
+        rows = np.flatnonzero((named == UNNAMED).any(axis=1))
+        log = logs.get(stream)
+        if not len(rows) or log is None:
+            continue
+        found = cuts_by_time(log.partition, log.offset, log.event_us, asked.as_of_us[rows], named.shape[1])
+        cuts[stream] = named.copy()
+        cuts[stream][rows] = np.where(named[rows] == UNNAMED, found, named[rows])
+    return Asked(asked.join_key, asked.as_of_us, asked.columns, cuts)
+
+
+def _inside(asked: Asked, window: Window) -> Asked:
+    return asked.take((asked.as_of_us >= window.from_us) & (asked.as_of_us < window.until_us))
+
+
+def _numbered(keys: Objects, numbers: Mapping[Any, int]) -> Ints:
+    return np.fromiter(map(numbers.get, keys.tolist(), repeat(-1)), np.int64, len(keys))
+
+
+def _in_order(as_of_us: Ints, keys: Objects) -> Ints:
+    return np.lexsort((keys.astype(np.str_), as_of_us))

@@ -1,0 +1,211 @@
+"""What is read of the log gives the rows that the whole log gives, bit for bit."""
+
+import json
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyiceberg.catalog.sql import SqlCatalog
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.topics import events_topic
+from tidemill_features.admission import rules_of
+from tidemill_features.archive import NAMESPACE, PREDICTIONS_TOPIC, columns_of, counting
+from tidemill_features.columns import column_of
+from tidemill_features.iceberg import Archive, arrow_schema
+from tidemill_features.log_reader import read_inputs
+from tidemill_features.logged import Logged, predicted
+from tidemill_features.training_set import StreamLog, TrainingSet, Window
+from tidemill_features.upkeep import Upkeep
+
+SECOND = 1_000_000
+TEXT, FLOAT, TIME = definition.FIELD_TYPE_STRING, definition.FIELD_TYPE_FLOAT64, definition.FIELD_TYPE_TIMESTAMP
+KINDS = {"id": TEXT, "who": TEXT, "amount": FLOAT}
+KEYS = ["a", "b", "c", "d"]
+PEOPLE = ["x", "y", "z", None]
+
+
+def stream(name: str, policy: definition.LatePolicy.ValueType) -> definition.Stream:
+    found = definition.Stream(
+        name=name, key_field="id", time_field="at", partitions=2, lateness_ms=4_000, dedup_window_ms=6_000
+    )
+    found.late_policy = policy
+    for column, kind in (*KINDS.items(), ("at", TIME)):
+        found.fields.add(name=column, type=kind, nullable=column != "id")
+    return found
+
+
+def closure(policy: definition.LatePolicy.ValueType) -> definition.Definition:
+    view = definition.View(name="who", stream="paid", entity=["who"], max_age_ms=20_000)
+    for name, function, window_ms in (
+        ("count", definition.AGGREGATION_FUNCTION_COUNT, 12_000),
+        ("mean", definition.AGGREGATION_FUNCTION_MEAN, 12_000),
+        ("last", definition.AGGREGATION_FUNCTION_LAST, 0),
+    ):
+        counts = function == definition.AGGREGATION_FUNCTION_COUNT
+        view.features.add(
+            name=name,
+            function=function,
+            expression="" if counts else "amount",
+            window_ms=window_ms,
+            type=definition.FIELD_TYPE_INT64 if counts else FLOAT,
+        )
+    pipeline = definition.Pipeline(name="p", request="asked")
+    pipeline.features.add(name="v", view=definition.ViewLookup(view="who", on=["who"]))
+    pipeline.features.add(name="from", expression="who")
+    pipeline.label.CopyFrom(definition.Label(stream="paid", expression="amount > 2", by="id", wait_ms=30_000))
+    return definition.Definition(
+        streams=[stream("asked", policy), stream("paid", policy)], views=[view], pipelines=[pipeline]
+    )
+
+
+@dataclass
+class Log:
+    """The records of one stream in the order of the log; offsets rise by partition, with gaps."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def columns(self) -> dict[str, list[Any]]:
+        names = ("_partition", "_offset", "_identity", "_event_us", "id", "who", "amount")
+        return {name: [row[name] for row in self.rows] for name in names}
+
+    def sorted(self) -> "Log":
+        return Log(sorted(self.rows, key=lambda row: (row["_partition"], row["_offset"])))
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> Log:
+    found = Log()
+    offsets = [0, 0]
+    now = 0
+    for number in range(draw(st.integers(0, 40))):
+        # Mostly forward, with pauses beyond every window, and some events out of order.
+        now += draw(st.sampled_from([0, 0, 1, 2, 3, 9, 40]))
+        partition = draw(st.sampled_from([0, 0, 1]))
+        offsets[partition] += draw(st.sampled_from([1, 1, 3]))
+        found.rows.append(
+            {
+                "_partition": partition,
+                "_offset": offsets[partition],
+                # Names repeat, also with another time.
+                "_identity": draw(st.sampled_from([f"#{number}", "s\x1f1", "s\x1f2"])),
+                "_event_us": (now - draw(st.sampled_from([0, 0, 0, 3, 7, 30]))) * SECOND,
+                "id": draw(st.sampled_from(KEYS)),
+                "who": draw(st.sampled_from(PEOPLE)),
+                "amount": draw(st.sampled_from([0.1, 0.2, 3.3, None])),
+            }
+        )
+    return found
+
+
+@st.composite
+def predictions(draw: st.DrawFn) -> list[dict[str, Any]]:
+    found = []
+    for number in range(draw(st.integers(0, 6))):
+        cut = {"0": draw(st.integers(0, 60)), "1": draw(st.integers(0, 30))}
+        found.append(
+            {
+                "_partition": 0,
+                "_offset": number,
+                "prediction_id": draw(st.sampled_from(["p1", "p2", f"q{number}"])),
+                "pipeline": draw(st.sampled_from(["p", "p", "other"])),
+                "join_key": draw(st.sampled_from(KEYS)),
+                "as_of_us": draw(st.integers(0, 200)) * SECOND,
+                "positions": json.dumps({"events.paid": cut}),
+                "request_json": json.dumps({"id": "a", "who": draw(st.sampled_from(PEOPLE))}),
+            }
+        )
+    return found
+
+
+def written(home: Path, given: definition.Definition, asked: Log, paid: Log, logged: list[dict[str, Any]]) -> Archive:
+    """Write the log in several commits, as the offline role does, and merge its files."""
+    home = home / uuid.uuid4().hex
+    home.mkdir()
+    catalogue = SqlCatalog(NAMESPACE, uri=f"sqlite:///{home}/catalogue.db", warehouse=f"file://{home}")
+    archive = Archive.over(catalogue)
+    streams = {one.name: one for one in given.streams}
+    for topic, rows in ((events_topic("asked"), asked.rows), (events_topic("paid"), paid.rows), (None, logged)):
+        name = topic or PREDICTIONS_TOPIC
+        columns = columns_of(name, streams)
+        for first in range(0, len(rows), 16):
+            part = [{**blank(name), **row} for row in rows[first : first + 16]]
+            table = pa.table({c.name: [row.get(c.name) for row in part] for c in columns}, arrow_schema(columns))
+            archive.append(name, columns, table, {})
+        archive.keep_up(name, 2**42, Upkeep(keep_s=0.0, keep_snapshots=1, orphan_s=0.0))
+    return archive
+
+
+def blank(topic: str) -> dict[str, Any]:
+    row = {"_available_us": 0, "_identity": "", "_event_us": 0}
+    return row if topic != PREDICTIONS_TOPIC else {**row, "model_version": 1, "probability": 0.5}
+
+
+def whole(log: Log, described: definition.Stream, names: list[str], limits: dict[int, int]) -> StreamLog:
+    """Return everything, judged at once."""
+    rows = [row for row in log.sorted().rows if row["_offset"] < limits.get(row["_partition"], 2**62)]
+    columns = Log(rows).columns()
+    partition, offset, event_us = (np.array(columns[n], np.int64) for n in ("_partition", "_offset", "_event_us"))
+    codes = np.array([sorted(set(columns["_identity"])).index(name) for name in columns["_identity"]], np.int64)
+    counts = counting(partition, codes, event_us, rules_of(described))
+    fields = {name: column_of(columns[name], kind) for name, kind in KINDS.items() if name in names}
+    return StreamLog(partition, offset, event_us, counts, fields)
+
+
+def reference(
+    given: definition.Definition, asked: Log, paid: Log, logged: list[dict[str, Any]], limits: dict[int, int]
+) -> tuple[dict[str, StreamLog], Any]:
+    mine = [row for row in logged if row["pipeline"] == "p"]
+    rows = Logged(
+        [row["prediction_id"] for row in mine],
+        [row["join_key"] for row in mine],
+        np.array([row["as_of_us"] for row in mine], np.int64),
+        [row["request_json"] for row in mine],
+        [row["positions"] for row in mine],
+        np.arange(len(mine)),
+    )
+    asked_stream, paid_stream = given.streams
+    found = predicted(rows, asked_stream, [paid_stream], ["id", "who"])
+    return {
+        "asked": whole(asked, asked_stream, ["id", "who"], {}),
+        "paid": whole(paid, paid_stream, [*KINDS], limits),
+    }, found
+
+
+def columns_equal(one: TrainingSet, other: TrainingSet) -> None:
+    assert one.as_of_us.tolist() == other.as_of_us.tolist()
+    assert one.join_key.tolist() == other.join_key.tolist()
+    assert one.labels.tolist() == other.labels.tolist()
+    (left,), (right,) = list(one.parts()), list(other.parts(10**9))
+    for name, values in left.numbers.items():
+        assert values.tobytes() == right.numbers[name].tobytes(), name
+    assert left.categories == right.categories
+    assert left.status.tolist() == right.status.tolist()
+
+
+@pytest.mark.parametrize("policy", [definition.LATE_POLICY_DROP, definition.LATE_POLICY_CORRECT])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(asked=logs(), paid=logs(), logged=predictions(), from_s=st.integers(0, 200), limit=st.sampled_from([10, 2**40]))
+def test_what_is_left_unread_changes_no_value_and_no_status(
+    tmp_path: Path,
+    policy: definition.LatePolicy.ValueType,
+    asked: Log,
+    paid: Log,
+    logged: list[dict[str, Any]],
+    from_s: int,
+    limit: int,
+) -> None:
+    given = closure(policy)
+    window = Window(from_s * SECOND, 400 * SECOND)
+    limits = {0: limit}
+    # A prediction before the window hides no request of it: it is not read.
+    kept = [row for row in logged if row["as_of_us"] >= window.from_us]
+    archive = written(tmp_path, given, asked, paid, logged)
+    inputs = read_inputs(archive, given, window, {("events.paid", 0): limit})
+    logs_, asked_ = reference(given, asked, paid, kept, limits)
+    columns_equal(TrainingSet(given, inputs.logs, inputs.predicted, window), TrainingSet(given, logs_, asked_, window))
