@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 from tidemill_contracts.canonical import to_json
 from tidemill_contracts.cloudevents import Attributes, to_headers, watermark
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
@@ -159,6 +159,14 @@ class World:
 
         await aeventually(gone, 10)
         await self.create(topic, partitions)
+
+    async def drop_before(self, topic: str, offset: int) -> None:
+        """Do what retention does: drop the records before an offset of each partition."""
+        places = {
+            TopicPartition(self.kafka.physical(topic), number): RecordsToDelete(before_offset=offset)
+            for number in range(PARTITIONS)
+        }
+        await self._admin.delete_records(places)
 
     async def add_partitions(self, topic: str, total: int) -> None:
         await self._admin.create_partitions({self.kafka.physical(topic): NewPartitions(total_count=total)})

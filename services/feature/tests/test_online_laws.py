@@ -165,14 +165,21 @@ async def test_a_barrier_waits_for_a_stream_that_is_registered_a_moment_later(wo
 class OwnRedis:
     """A Redis that keeps only what it was told to save, and may be killed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, logged: bool = False) -> None:
         self._folder = folder
+        self._logged = logged
         self.url = f"unix://{folder}/s"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         options = ["--port", "0", "--unixsocket", f"{self._folder}/s", "--dir", str(self._folder), "--save", ""]
+        options += ["--appendonly", "yes" if self._logged else "no"]
         self._process = subprocess.Popen([redis_binary(), *options], stdout=subprocess.DEVNULL)
+
+    @property
+    def log(self) -> Path:
+        """The append-only file: after a crash of the machine its last second is missing, and its end may be torn."""
+        return self._folder / "appendonly.aof"
 
     def kill(self) -> None:
         assert self._process is not None
@@ -209,6 +216,32 @@ async def test_writes_that_redis_lost_are_repaired_from_the_log_by_themselves(
     await world.pay(payments(14, 50, world.noon_us + 300 * SECOND))
     await feature.reached(await world.ends())
     await check(world, feature, world.noon_us + 340 * SECOND)
+
+
+async def test_a_second_that_the_append_only_file_lost_is_repaired_from_the_log(
+    world: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    redis = OwnRedis(tmp_path_factory.mktemp("r"), logged=True)
+    redis.start()
+    try:
+        world.redis_url = redis.url
+        await world.register(world.payer, world.busy)
+        feature = await world.start(BATCH_RECORDS="20")
+        await world.pay(payments(17, 150, world.noon_us))
+        await feature.reached(await world.ends())
+        kept = redis.log.stat().st_size
+        await world.pay(payments(18, 150, world.noon_us + 150 * SECOND))
+        await feature.reached(await world.ends())
+        redis.kill()
+        with redis.log.open("r+b") as log:
+            # In the middle of a transaction: none of it counts.
+            log.truncate(kept + 1_000)
+        redis.start()
+        await folded(world)
+        await check(world, feature, world.noon_us + 290 * SECOND)
+        assert "Redis was restarted and has lost writes" in feature.output.read_text()
+    finally:
+        redis.kill()
 
 
 async def test_a_redis_outage_is_waited_out(world: Any, own_redis: OwnRedis) -> None:

@@ -12,6 +12,7 @@ import pytest
 from redis.asyncio import Redis
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.feature.v1 import feature_pb2 as messages
+from tidemill_contracts.progress.v1 import progress_pb2 as progress
 from tidemill_features.layout import shard_prefix
 from tidemill_features.plan import compile_view
 from tidemill_testkit.eventually import aeventually
@@ -143,6 +144,31 @@ async def test_a_rebuild_repairs_shards_that_were_lost_and_says_how_far_it_is(wo
     await check(world, feature, world.payer, at_us)
     await check(world, feature, world.busy, at_us)
     assert all(0 <= one.next_offset <= one.end_offset for one in partitions)
+
+
+async def test_what_kafka_has_dropped_is_built_from_the_archive(world: Any, database: str) -> None:
+    await world.create("serving.predictions.v1", 1)
+    await world.create("monitoring.outcomes.v1", 1)
+    await world.register(world.payer)
+    archive = {"POSTGRES__DSN": database, "WAREHOUSE": str(world.folder / "warehouse")}
+    feature = await world.start(ROLES="online,offline", JOIN_RECORDS="20", BATCH_RECORDS="20", **archive)
+    await world.pay(payments(81, 400, world.noon_us))
+    await feature.reached(await world.ends())
+    await feature.progress.WaitProgress(
+        progress.WaitProgressRequest(stage="offline", offsets=await world.ends()), timeout=20
+    )
+    await world.drop_before("events.paid", 120)
+    await world.pay(payments(82, 40, world.noon_us + 400 * SECOND))
+    await world.register(world.busy)
+    at_us = world.noon_us + 430 * SECOND
+    await correct(world, feature, world.busy, at_us)
+    await check(world, feature, world.payer, at_us)
+    # And with nothing left in Redis.
+    async with Redis.from_url(world.redis_url) as redis:
+        await redis.delete(*await keys(world, f"tm1:*{world.project}*"))
+    await world.pay(payments(83, 10, world.noon_us + 440 * SECOND))
+    for view in (world.payer, world.busy):
+        await correct(world, feature, view, at_us + 15 * SECOND)
 
 
 async def test_what_is_not_registered_is_not_rebuilt(world: Any) -> None:

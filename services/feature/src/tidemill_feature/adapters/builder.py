@@ -175,6 +175,7 @@ class Builder:
         replay.skip_to(found.begin)
 
     async def _from_log(self, consumer: Any, sieve: Sieve, sites: Mapping[TopicPartition, _Site]) -> None:
+        by_partition = {site.job.partition: site for site in sites.values()}
         consumer.assign(list(sites))
         for place, site in sites.items():
             consumer.seek(place, max(site.replay.read, site.job.found.begin))
@@ -183,16 +184,23 @@ class Builder:
                 fetched = await consumer.getmany(timeout_ms=_READ_MS, max_records=self.sizes.batch_records)
             except KafkaError as error:
                 raise Retryable(f"Kafka: {error!r}") from error
-            batch = sieve.sift(Batch({sites[place].job.partition: records for place, records in fetched.items()}))
-            parts = []
-            for place in fetched:
+            read = {}
+            for place, records in fetched.items():
                 site = sites[place]
-                records = batch.partitions.get(site.job.partition, ())
-                parts.append((site, site.replay.decode(records, batch.next_offsets[site.job.partition])))
+                # Never ahead of the live ones, whose checkpoint is to be the later one when both are read together.
+                if known := [record for record in records if record.offset < site.job.live()]:
+                    read[site.job.partition] = known
+                if len(known) < len(records):
+                    consumer.seek(place, records[len(known)].offset)
+            batch, ends = sieve.sift(Batch(read)), Batch(read).next_offsets
+            parts = []
+            for partition, end in ends.items():
+                site = by_partition[partition]
+                parts.append((site, site.replay.decode(batch.partitions.get(partition, ()), end)))
             await self._fold(parts)
             await self._report(list(sites.values()))
             # Live events come first.
-            await asyncio.sleep(0)
+            await asyncio.sleep(0 if parts else _READ_MS / 1000)
 
     async def _fold(self, parts: Sequence[tuple[_Site, Chunk]]) -> None:
         """Fold chunks and write the rings and how far they have come."""
