@@ -27,9 +27,11 @@ from tidemill.declarations.pipelines import (
     Train,
 )
 from tidemill.declarations.views import (
+    Session,
     View,
     approx_distinct,
     count,
+    decayed_sum,
     ewma,
     first,
     histogram,
@@ -40,8 +42,11 @@ from tidemill.declarations.views import (
     min,  # noqa: A004 - the field's word, written tm.min
     quantile,
     rate,
+    share,
+    skew,
     std,
     sum,  # noqa: A004 - the field's word, written tm.sum
+    time_since_last,
     top_k,
     variance,
 )
@@ -70,6 +75,7 @@ __all__ = [
     "Predictions",
     "Retrain",
     "River",
+    "Session",
     "Shadow",
     "Sklearn",
     "Slices",
@@ -78,6 +84,7 @@ __all__ = [
     "XGBoost",
     "approx_distinct",
     "count",
+    "decayed_sum",
     "ewma",
     "first",
     "histogram",
@@ -88,8 +95,11 @@ __all__ = [
     "min",
     "quantile",
     "rate",
+    "share",
+    "skew",
     "std",
     "sum",
+    "time_since_last",
     "top_k",
     "variance",
 ]

@@ -1,6 +1,7 @@
 """check, apply, diff: a definition file from the desk to the registry."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from tidemill.cli.targets import DEFAULT_STACK, Home, Json, Registry, StackName,
 from tidemill.clients.calls import CallError, actor
 from tidemill.clients.registry import RegistryClient
 from tidemill.definition import DefinitionError, Problem, compile_file
+from tidemill.definition.memory import ViewMemory, memory_of
 
 File = Annotated[Path, typer.Argument(help="The definition file.", show_default=False)]
 _COLUMNS = ("kind", "name", "change", "revision")
@@ -48,14 +50,23 @@ def check(
             raise _breaking(found)
         said = "not asked" if found is None else "compatible"
         if as_json:
-            answer.json({"ok": True, "hash": message_hash(compiled), **names, "registry": said})
+            memory = [asdict(one) for one in memory_of(compiled)]
+            answer.json({"ok": True, "hash": message_hash(compiled), **names, "registry": said, "memory": memory})
             return
         counts = ", ".join(f"{len(found)} {kind if len(found) != 1 else kind[:-1]}" for kind, found in names.items())
         answer.say(f"{file}: {counts}, sound ({message_hash(compiled)})")
+        if compiled.views:
+            answer.say("bytes per entity with events in one partition (at most: sketches full, strings of 32 bytes):")
+            rows = [(one.view, one.rings, *_sizes(one)) for one in memory_of(compiled)]
+            answer.table(("view", "slots × hop", "bytes", "at most", "budget"), rows, "")
         if found is None:
             answer.say("no registry was asked whether it breaks anything: this only says that it compiles")
         else:
             answer.say("it breaks nothing that is registered")
+
+
+def _sizes(one: ViewMemory) -> tuple[str, ...]:
+    return tuple(f"{size:,}" for size in (one.bytes_per_key, one.most_bytes, one.budget_bytes))
 
 
 def apply(

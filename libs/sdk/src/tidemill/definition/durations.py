@@ -1,10 +1,12 @@
-"""Durations and budgets as people write them."""
+"""Durations, budgets and sizes as people write them."""
 
 import re
 
 UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 MAX_MS = 3_660 * UNITS_MS["d"]
 _DURATION = re.compile(r"(\d{1,9})([smhd])")
+UNITS_BYTES = {"B": 1, "kB": 1_000, "MB": 1_000_000, "KiB": 1_024, "MiB": 1_048_576}
+_SIZE = re.compile(r"(\d{1,9}) ?(B|kB|MB|KiB|MiB)")
 _BUDGET = re.compile(r"(\d{1,6}) per (\S+)")
 
 
@@ -37,3 +39,17 @@ def budget(text: object) -> tuple[int, int]:
     if found is None:
         raise ValueError(f'{text!r} is not a budget; write "6 per 90d"')
     return int(found[1]), duration_ms(found[2])
+
+
+def size_bytes(text: object) -> int:
+    """Return the bytes of a size.
+
+    >>> size_bytes("64KiB")
+    65536
+
+    Raises `ValueError`, which says how one is written.
+    """
+    found = _SIZE.fullmatch(text) if isinstance(text, str) else None
+    if found is None:
+        raise ValueError(f'{text!r} is not a size; write "64KiB" or "1MiB"')
+    return int(found[1]) * UNITS_BYTES[found[2]]

@@ -79,8 +79,8 @@ class Pipelines:
                 view = self._views.get(item.view)
                 source = self._lookup(name, item, view, request, feature)
                 if view is not None:
-                    columns += len(view.message.features)
-                    categories.update(f"{name}.{one.name}" for one in view.message.features if one.type == _STRING)
+                    columns += len(view.plan.features)
+                    categories.update(f"{name}.{one.name}" for one in view.plan.features if one.type == _STRING)
             elif isinstance(item, str):
                 columns += 1
                 source = self._transform(pipeline, name, item, request, categories)

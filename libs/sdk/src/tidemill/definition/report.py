@@ -9,7 +9,7 @@ from tidemill_features.expressions import Expression, ExpressionError, Schema, c
 
 from tidemill.declarations.origin import Origin
 from tidemill.declarations.unsupported import Unsupported
-from tidemill.definition.durations import budget, duration_ms
+from tidemill.definition.durations import budget, duration_ms, size_bytes
 from tidemill.definition.problems import Problem
 from tidemill.definition.source import line_of_text
 
@@ -56,6 +56,14 @@ class Report:
             self.add(origin, subject, "a duration above zero is needed", line=line_of_text(origin, text))
             return None
         return length
+
+    def size(self, origin: Origin, subject: str, text: object) -> int | None:
+        """Return a size in bytes, above zero."""
+        found = self._read(size_bytes, origin, subject, text)
+        if found == 0:
+            self.add(origin, subject, "a size above zero is needed", line=line_of_text(origin, text))
+            return None
+        return found
 
     def budget(self, origin: Origin, subject: str, text: object) -> tuple[int, int] | None:
         """Return a budget as a count and a period in milliseconds."""
