@@ -290,20 +290,15 @@ class StreamRunner(Generic[S, E]):
         epoch, self._excused = self._epoch, True
         await self._claim.check()
         places = sorted(self._consumer.assignment())
+        # Asked for first: whoever held a partition until now may still commit records that were not there a moment ago.
+        committed = {place: await self._consumer.committed(place) for place in places}
         begin = await self._consumer.beginning_offsets(places)
         end = await self._consumer.end_offsets(places)
-        start = {}
-        for place in places:
-            wanted = await self._consumer.committed(place)
-            if wanted is not None and self._pipeline.keeps_offsets:
-                wanted = min(max(wanted, begin[place]), end[place])
-            start[self._partition(place)] = self._start(place, wanted, begin, end)
+        start = {self._partition(p): self._start(p, wanted, begin, end) for p, wanted in committed.items()}
         begins, ends = ({self._partition(p): offset for p, offset in found.items()} for found in (begin, end))
         assignment = Assignment(dict(start), begins, ends)
         restored = await self._retried(lambda: self._pipeline.restore(assignment))
-        for partition, offset in restored.offsets.items():
-            if partition in start:
-                start[partition] = self._start(self._physical(partition), offset, begin, end)
+        start |= {p: self._start(self._physical(p), o, begin, end) for p, o in restored.offsets.items() if p in start}
         await self._retried(lambda: self._sieve.recall(start, assignment.end))
         if epoch != self._epoch:
             raise _Abandoned
@@ -325,10 +320,11 @@ class StreamRunner(Generic[S, E]):
     def _start(
         self, place: TopicPartition, wanted: int | None, begin: Mapping[Any, int], end: Mapping[Any, int]
     ) -> int:
-        partition = self._partition(place)
-        offset, lost = start_offset(partition, wanted, begin[place], end[place])
+        if wanted is not None and self._pipeline.keeps_offsets:
+            wanted = min(max(wanted, begin[place]), end[place])
+        offset, lost = start_offset(self._partition(place), wanted, begin[place], end[place])
         if lost:
-            note_lost(self._options.group, partition, lost)
+            note_lost(self._options.group, self._partition(place), lost)
         return offset
 
     async def _count_gaps(self, batch: Batch) -> None:

@@ -69,6 +69,8 @@ class OnlinePipeline(Pipeline[OnlineState, Work]):
         self._looked_s = 0.0
         # Partitions that took over what was built; its checkpoint goes once the partition's own says so.
         self._joined: set[Partition] = set()
+        # Checkpoints beyond the log's end, when it was last asked for.
+        self._beyond: dict[Partition, int] = {}
 
     async def restore(self, assignment: Assignment) -> Restored[OnlineState]:
         """Begin where the checkpoints say; what Redis has lost is read again from the log."""
@@ -114,7 +116,20 @@ class OnlinePipeline(Pipeline[OnlineState, Work]):
         for partition in partitions:
             topic, begin, end = self._topics[partition.topic], assignment.begin[partition], assignment.end[partition]
             found[partition] = Found(stored[partition], built[partition], topic.id, topic.partitions, begin, end)
+        self._believe_ends(found)
         return found
+
+    def _believe_ends(self, found: Mapping[Partition, Found]) -> None:
+        """Believe that a log lost its end only where the end was asked for after a checkpoint beyond it was seen.
+
+        At first it was asked for before: whoever held the partition until now may have moved both on meanwhile.
+        """
+        seen, self._beyond = self._beyond, {}
+        for partition, one in found.items():
+            if one.fault is Fault.LOST_END and one.stored is not None:
+                self._beyond[partition] = one.stored.next_offset
+        if unsure := {partition for partition in self._beyond if seen.get(partition, 0) <= found[partition].end}:
+            raise StateLost(f"{', '.join(f'{p.topic}[{p.number}]' for p in sorted(unsure))}: moved on, or lost its end")
 
     async def _note_versions(self, found: Mapping[Partition, Found]) -> None:
         """Write into the book what is folded from now on, and take in what others wrote."""
