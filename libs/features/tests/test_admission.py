@@ -69,7 +69,8 @@ def test_verdicts_do_not_depend_on_batches_or_restarts(
             # What lies in the dead letters is kept from whoever reads again.
             gone = [rules.late_refused and late[at] and not duplicate[at] for at in range(low, first)]
             admission = Admission(rules, admission.newest_us)
-            remember(admission, [one for one, refused in zip(records[low:first], gone, strict=True) if not refused], low)
+            again = [one for one, refused in zip(records[low:first], gone, strict=True) if not refused]
+            remember(admission, again, low)
         part = records[first:end]
         times = np.array([time for time, _ in part], np.int64)
         verdict = admission.admit(range(first, end), times, [identity for _, identity in part])
