@@ -1,0 +1,121 @@
+"""Batches that touch many slots, some of them often, give what one event at a time gives, live and offline."""
+
+import random
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_features.moments import Moments
+from tidemill_features.newest import Newest
+from tidemill_features.sequential import Step, states
+from tidemill_testkit.brute_force import Logged
+from tidemill_testkit.ring_world import RingWorld, answers
+
+SECOND = 1_000_000
+TYPES = {
+    "who": definition.FIELD_TYPE_STRING,
+    "at": definition.FIELD_TYPE_TIMESTAMP,
+    "amount": definition.FIELD_TYPE_FLOAT64,
+    "label": definition.FIELD_TYPE_STRING,
+}
+STREAM = definition.Stream(
+    name="paid",
+    fields=[definition.Field(name=n, type=t, nullable=n in ("amount", "label")) for n, t in TYPES.items()],
+    key_field="who",
+    time_field="at",
+    partitions=2,
+    lateness_ms=600_000,
+    late_policy=definition.LATE_POLICY_DROP,
+)
+DECLARED: list[tuple[str, str, dict[str, Any]]] = [
+    ("SUM", "amount", {}),
+    ("FIRST", "label", {}),
+    ("LAST", "amount", {}),
+    ("LAST_K", "amount", {"k": 4}),
+    ("LAST_K", "label", {"k": 2}),
+    ("STD", "amount", {}),
+    ("SKEW", "amount", {"where": "amount > 0"}),
+    ("EWMA", "amount", {"half_life_ms": 9_000}),
+    ("APPROX_DISTINCT", "amount", {}),
+    ("QUANTILE", "amount", {"quantile": 0.75}),
+    ("TOP_K", "label", {"k": 1}),
+]
+VIEW = definition.View(
+    name="v",
+    stream="paid",
+    entity=["who"],
+    accuracy=definition.ACCURACY_HOP,
+    budget_bytes=1_000_000,
+    features=[
+        definition.Aggregation(
+            name=f"f{number}",
+            function=definition.AggregationFunction.Value(f"AGGREGATION_FUNCTION_{function}"),
+            expression=expression,
+            window_ms=60_000,
+            type=TYPES[expression] if function != "APPROX_DISTINCT" else definition.FIELD_TYPE_INT64,
+            **options,
+        )
+        for number, (function, expression, options) in enumerate(DECLARED)
+    ],
+)
+KEYS = [(f"user-{number}",) for number in range(40)]
+WORLD = RingWorld(VIEW, STREAM, KEYS, [], capacity=200)
+
+
+def log(seed: int, records: int = 3_000) -> list[Logged]:
+    """Return records of many entities, of which the first has a third; labels are many more than counters."""
+    chance = random.Random(seed)
+    found = []
+    for number in range(records):
+        who = KEYS[0] if chance.random() < 0.3 else chance.choice(KEYS)
+        fields = {
+            "who": who[0],
+            "amount": None if chance.random() < 0.1 else chance.choice([chance.gauss(0, 1e3), 0.1, 1e9]),
+            "label": None if chance.random() < 0.1 else f"shop-{int(chance.expovariate(0.02))}",
+        }
+        event_us = number * SECOND // 40 - int(chance.expovariate(0.5) * SECOND)
+        found.append(Logged(chance.randrange(2), number, event_us, f"{number}", fields))
+    return found
+
+
+def bits(value: Any) -> Any:
+    return struct.pack("<d", value) if isinstance(value, float) else value
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_one_large_batch_small_batches_and_the_offline_twin_agree_bit_for_bit(seed: int) -> None:
+    records = log(seed)
+    stores = [WORLD.live(records, sizes) for sizes in ([3_000], [700, 31, 400], [97])]
+    for as_of_us in (30 * SECOND, 61 * SECOND + 7, 80 * SECOND):
+        cut = (3_000, 3_000)
+        wanted = [[bits(a.value) for a in row] for row in answers(WORLD.offline(records, as_of_us, cut))]
+        assert any(value is not None for row in wanted for value in row)
+        for store in stores:
+            assert [[bits(a.value) for a in row] for row in answers(WORLD.read(store, as_of_us))] == wanted
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=40), seed=st.integers(0, 99), kind=st.integers(0, 2)
+)
+def test_rounds_over_many_slots_are_one_event_at_a_time(lengths: list[int], seed: int, kind: int) -> None:
+    chance = np.random.default_rng(seed)
+    end = np.cumsum(lengths)
+    start, slots, events = end - lengths, len(lengths), int(end[-1])
+    if kind == 2:
+        step: Step = Newest(3)
+        initial: list[Any] = [np.sort(chance.integers(-9, 9, (slots, 3)))[:, ::-1], np.full((slots, 3), -1)]
+        values: list[Any] = [chance.integers(-9, 9, events), np.arange(events)]
+    else:
+        step = Moments()
+        initial = [np.full(slots, 4.0), *(chance.normal(0, 1e5, slots) for _ in range(2 + kind))]
+        values = [chance.normal(0, 1e5, events)]
+    found = states(start, end, initial, values, step)
+    for number, (first, last) in enumerate(zip(start.tolist(), end.tolist(), strict=True)):
+        one = step.run([part[number] for part in initial], [part[first:last] for part in values])
+        for whole, alone in zip(found, one, strict=True):
+            assert whole[first:last].tobytes() == np.ascontiguousarray(alone).tobytes()
