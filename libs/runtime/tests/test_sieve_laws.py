@@ -23,7 +23,7 @@ PLACE = Partition("events.s", 0)
 
 
 class Rereading(Pipeline[None, list[bytes]]):
-    """Collects values from the log's beginning at every start; refuses those that begin with `bad` while strict."""
+    """Collects values from the log's beginning at every start; refuses `bad…` and `late…` while strict."""
 
     def __init__(self, *, strict: bool) -> None:
         self.strict = strict
@@ -39,6 +39,8 @@ class Rereading(Pipeline[None, list[bytes]]):
         def decoder(record: Any) -> bytes:
             if self.strict and record.value.startswith(b"bad"):
                 raise Poison(Reason.UNDECODABLE, "it is bad")
+            if self.strict and record.value.startswith(b"late"):
+                raise Poison(Reason.TOO_LATE, "it is late")
             return bytes(record.value)
 
         decoded, refused = batch.decode(decoder)
@@ -79,6 +81,14 @@ async def test_what_was_refused_once_stays_refused_when_the_log_is_read_again(
     assert (await consume(kafka, "other", 4, strict=False)).applied == [b"a", b"bad", b"b", b"bad too"]
     assert (await consume(kafka, "twin", 4, strict=False, letters_of="g")).applied == [b"a", b"b"]
     assert len(await read_topic("events.s.dlq")) == 2
+
+
+@pytest.mark.usefixtures("topics")
+async def test_what_was_late_counts_where_it_lies_once_the_rules_allow_it(kafka: KafkaSettings) -> None:
+    async with Producer(kafka) as producer:
+        await producer.send_all([Outgoing("events.s", value, key=b"k") for value in (b"a", b"late", b"bad")])
+    assert (await consume(kafka, "g", 3, strict=True)).applied == [b"a"]
+    assert (await consume(kafka, "g", 3, strict=False)).applied == [b"a", b"late"]
 
 
 @pytest.mark.usefixtures("topics")

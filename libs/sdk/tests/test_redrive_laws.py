@@ -61,24 +61,25 @@ class Corner:
         partition: int = 1,
         groups: Sequence[str] = ("online",),
         attempt: int = 1,
+        reason: str = "wrong_type",
     ) -> RecordMetadata:
         """Write a record and its letters; return where the record lies."""
         original = await self.producer.send_and_wait(
             self.target.prefix + TOPIC, value, key=b"\xfek", partition=partition, headers=list(headers)
         )
         for group in groups:
-            await self.letter(value, headers, (TOPIC, partition, original.offset), group, attempt)
+            await self.letter(value, headers, (TOPIC, partition, original.offset), group, attempt, reason)
         return original
 
     async def letter(
-        self, value: bytes, headers: Sequence[tuple[str, bytes]], place: Any, group: str, attempt: int
+        self, value: bytes, headers: Any, place: Any, group: str, attempt: int, reason: str = "wrong_type"
     ) -> None:
         topic, partition, offset = place
         ours = {
             wire.TOPIC: topic,
             wire.PARTITION: str(partition),
             wire.OFFSET: str(offset),
-            wire.REASON: "wrong_type",
+            wire.REASON: reason,
             wire.GROUP: group,
             wire.ATTEMPT: str(attempt),
             wire.FIRST_FAILED_AT: "2026-11-21T10:00:00Z",
@@ -154,13 +155,14 @@ async def test_a_dry_run_says_why_not_and_does_nothing(corner: Corner) -> None:
     await corner.refuse(body("hopeless"))
     await corner.refuse(body(hours_ago=5))
     await corner.refuse(body(), attempt=3)
+    await corner.refuse(body(), reason="too_late")
     # The stream's clock, which the late one lies behind.
     await corner.producer.send_and_wait(corner.target.prefix + TOPIC, body(), partition=1)
     report = await corner.redrive(dry_run=True)
-    assert (report.chosen, report.accepted) == (4, 1)
-    assert dict(report.refused) == {"wrong_type": 1, "too_late": 1, "too_many_attempts": 1}
+    assert (report.chosen, report.accepted) == (5, 1)
+    assert dict(report.refused) == {"wrong_type": 1, "too_late": 2, "too_many_attempts": 1}
     assert [one["message"] for one in report.examples if one["reason"] == "wrong_type"] == ["mend it"]
-    assert (await corner.states(), await corner.sent()) == ([OPEN] * 4, [])
+    assert (await corner.states(), await corner.sent()) == ([OPEN] * 5, [])
     assert (await corner.redrive(dry_run=True, late=True)).accepted == 2
 
 

@@ -3,6 +3,9 @@
 A dead letter is final: where the log is read again (a lost store, a new view), what the group refused once stays
 refused, whatever the definitions say by then, and comes back through a redrive alone. Otherwise a record would count
 at its own place and again where it was sent to. And what is redriven for others, the group has applied already.
+
+Late events are the exception: what is late is for the stream's rules to say, which each reader of the log, the offline
+one included, applies anew. So they are never redriven, and count where they lie once the rules allow it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +14,8 @@ from typing import Any
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
-from tidemill_contracts.dead_letters import GROUP, OFFSET, PARTITION, REDRIVEN_FOR, TOPIC, addressed_to
+from tidemill_contracts.dead_letters import GROUP, OFFSET, PARTITION, REASON, REDRIVEN_FOR, TOPIC, addressed_to
+from tidemill_contracts.reasons import Reason
 from tidemill_contracts.topics import dead_letter_topic
 
 from tidemill_runtime.batches import Batch, Record
@@ -87,6 +91,8 @@ class Sieve:
         headers = dict(letter.headers)
         number, offset = headers.get(PARTITION) or b"", headers.get(OFFSET) or b""
         if headers.get(GROUP) != self._group.encode() or not (number.isdigit() and offset.isdigit()):
+            return
+        if headers.get(REASON) == Reason.TOO_LATE.encode():
             return
         place = Partition((headers.get(TOPIC) or b"").decode("utf-8", "replace"), int(number))
         if place in start and int(offset) >= start[place]:

@@ -77,6 +77,12 @@ class Judge:
         if item.origin is None:
             message = "its headers do not say which record it was: discard it"
             return Judgement(item, Reason.MISSING_FIELD, "", message)
+        if item.first.reason == Reason.TOO_LATE:
+            message = (
+                "sent again it would be later still: raise the stream's lateness and apply it, "
+                "and views that are built anew count it where it lies"
+            )
+            return Judgement(item, Reason.TOO_LATE, "", message)
         if item.attempt >= self._max_attempts:
             message = f"refused {item.attempt} times already: discard it, or raise --max-attempts"
             return Judgement(item, Reason.TOO_MANY_ATTEMPTS, "", message)
