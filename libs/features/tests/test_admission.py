@@ -12,14 +12,13 @@ from tidemill_features.admission import Admission, Rules, duplicate_mask, late_m
 
 WINDOW_US, LATENESS_US = 10, 4
 RULES = Rules(WINDOW_US, LATENESS_US, definition.LATE_POLICY_DROP)
-LETTERS = Rules(WINDOW_US, LATENESS_US, definition.LATE_POLICY_DEAD_LETTER)
 Record = tuple[int, str]
 
 
-def judge(records: Sequence[Record], rules: Rules = RULES) -> tuple[list[bool], list[bool]]:
+def judge(records: Sequence[Record]) -> tuple[list[bool], list[bool]]:
     """Return (duplicate, late) of a whole log at once."""
     times = np.array([time for time, _ in records], np.int64)
-    admitted = Admission(rules).admit(range(len(records)), times, [identity for _, identity in records])
+    admitted = Admission(RULES).admit(range(len(records)), times, [identity for _, identity in records])
     return admitted.duplicate.tolist(), admitted.late.tolist()
 
 
@@ -54,29 +53,22 @@ def test_what_is_outside_the_window_is_forgotten() -> None:
 RECORDS = st.lists(st.tuples(st.integers(0, 40), st.sampled_from("abc")), max_size=25)
 
 
-@pytest.mark.parametrize("rules", [RULES, LETTERS], ids=["dropped", "dead letters"])
 @given(records=RECORDS, cuts=st.lists(st.integers(0, 25), max_size=4), restart=st.integers(0, 25))
-def test_verdicts_do_not_depend_on_batches_or_restarts(
-    rules: Rules, records: list[Record], cuts: list[int], restart: int
-) -> None:
+def test_verdicts_do_not_depend_on_batches_or_restarts(records: list[Record], cuts: list[int], restart: int) -> None:
     edges = sorted({0, len(records), *(cut for cut in cuts if cut < len(records))})
-    admission = Admission(rules)
-    duplicate: list[bool] = []
-    late: list[bool] = []
+    admission = Admission(RULES)
+    got: tuple[list[bool], list[bool]] = ([], [])
     for first, end in pairwise(edges):
         if first <= restart < end:
-            low = admission.low_offset(first)
-            # What lies in the dead letters is kept from whoever reads again.
-            gone = [rules.late_refused and late[at] and not duplicate[at] for at in range(low, first)]
-            admission = Admission(rules, admission.newest_us)
-            again = [one for one, refused in zip(records[low:first], gone, strict=True) if not refused]
-            remember(admission, again, low)
+            reread = records[admission.low_offset(first) : first]
+            admission = Admission(RULES, admission.newest_us)
+            remember(admission, reread, first - len(reread))
         part = records[first:end]
         times = np.array([time for time, _ in part], np.int64)
         verdict = admission.admit(range(first, end), times, [identity for _, identity in part])
-        duplicate.extend(verdict.duplicate.tolist())
-        late.extend(verdict.late.tolist())
-    assert (duplicate, late) == judge(records, rules)
+        got[0].extend(verdict.duplicate.tolist())
+        got[1].extend(verdict.late.tolist())
+    assert got == judge(records)
 
 
 def remember(admission: Admission, records: Sequence[Record], first: int) -> None:
@@ -84,18 +76,10 @@ def remember(admission: Admission, records: Sequence[Record], first: int) -> Non
     admission.remember(range(first, first + len(records)), times, [identity for _, identity in records])
 
 
-@pytest.mark.parametrize("rules", [RULES, LETTERS], ids=["dropped", "dead letters"])
 @given(records=RECORDS)
-def test_a_whole_log_at_once_gives_the_same_verdicts(rules: Rules, records: list[Record]) -> None:
+def test_a_whole_log_at_once_gives_the_same_verdicts(records: list[Record]) -> None:
     times = np.array([time for time, _ in records], np.int64)
     codes = np.array([ord(identity) for _, identity in records], np.int64)
     before = newest_so_far(times)
-    late = late_mask(times, before, LATENESS_US)
-    duplicate = duplicate_mask(codes, times, before, WINDOW_US, late if rules.late_refused else None)
-    assert (duplicate.tolist(), late.tolist()) == judge(records, rules)
-
-
-def test_a_late_event_in_the_dead_letters_is_no_duplicate_of_itself_when_it_is_sent_again() -> None:
-    records = [(100, "a"), (90, "b"), (90, "b")]
-    assert judge(records, LETTERS) == ([False, False, False], [False, True, True])
-    assert judge(records) == ([False, False, True], [False, True, True])
+    duplicate = duplicate_mask(codes, times, before, WINDOW_US).tolist()
+    assert (duplicate, late_mask(times, before, LATENESS_US).tolist()) == judge(records)

@@ -4,9 +4,7 @@
   than the deduplication window behind the partition's newest event time so far.
 - An event is *late* when it lies more than the stream's lateness behind the newest event time at lower offsets.
 
-Both look at every record that is no poison and no watermark, whether it counted or not. One exception: a late event
-that goes to the dead letters is not remembered. It is final there, as poison is, so that a log that is read again comes
-without it; and sent again, it must be no duplicate of itself.
+Both look at every record that is no poison and no watermark, whether it counted or not.
 """
 
 from collections import deque
@@ -36,11 +34,6 @@ class Rules:
     def late_counts(self) -> bool:
         """Whether a late event is folded all the same, where a ring still holds its bucket."""
         return self.policy == definition.LATE_POLICY_CORRECT
-
-    @property
-    def late_refused(self) -> bool:
-        """Whether a late event goes to the dead letters."""
-        return self.policy == definition.LATE_POLICY_DEAD_LETTER
 
 
 def rules_of(stream: definition.Stream) -> Rules:
@@ -74,13 +67,8 @@ class Admission:
         """Judge the next records of the partition, in offset order, and remember them."""
         newest_before = newest_so_far(event_us, self.newest_us)
         late = late_mask(event_us, newest_before, self.rules.lateness_us)
-        refused = late if self.rules.late_refused else np.zeros(len(late), np.bool_)
-        duplicate = self._duplicates(event_us, newest_before, identities, refused)
-        if gone := np.flatnonzero(refused & ~duplicate).tolist():
-            kept = np.delete(np.arange(len(event_us)), gone).tolist()
-            self.remember([int(offsets[at]) for at in kept], event_us[kept], [identities[at] for at in kept])
-        else:
-            self.remember(offsets, event_us, identities)
+        duplicate = self._duplicates(event_us, newest_before, identities)
+        self.remember(offsets, event_us, identities)
         return Admitted(duplicate, late)
 
     def remember(self, offsets: Sequence[int] | Ints, event_us: Ints, identities: Sequence[Hashable]) -> None:
@@ -106,7 +94,7 @@ class Admission:
         """How many identities are remembered."""
         return len(self._seen)
 
-    def _duplicates(self, event_us: Ints, newest_before: Ints, identities: Sequence[Hashable], refused: Bools) -> Bools:
+    def _duplicates(self, event_us: Ints, newest_before: Ints, identities: Sequence[Hashable]) -> Bools:
         duplicate = np.zeros(len(event_us), np.bool_)
         seen = self._seen
         if len(set(identities)) == len(identities) and seen.keys().isdisjoint(identities):
@@ -117,8 +105,6 @@ class Admission:
             previous = batch.get(identity, seen.get(identity))
             if previous is not None and previous >= int(newest_before[index]) - window_us:
                 duplicate[index] = True
-            elif refused[index]:
-                continue
             batch[identity] = int(event_us[index])
         return duplicate
 
@@ -139,13 +125,10 @@ def late_mask(event_us: Ints, newest_before: Ints, lateness_us: int) -> Bools:
     return event_us < newest_before - lateness_us
 
 
-def duplicate_mask(
-    identity_codes: Ints, event_us: Ints, newest_before: Ints, window_us: int, refused: Bools | None = None
-) -> Bools:
+def duplicate_mask(identity_codes: Ints, event_us: Ints, newest_before: Ints, window_us: int) -> Bools:
     """Return which records of one partition are duplicates, for a whole log at once.
 
-    `identity_codes`: equal numbers for equal identities, in offset order. `refused`: late ones that go to the dead
-    letters unless they are duplicates.
+    `identity_codes`: equal numbers for equal identities, in offset order.
     """
     order = np.argsort(identity_codes, kind="stable")
     codes = identity_codes[order]
@@ -153,12 +136,4 @@ def duplicate_mask(
     duplicate = np.zeros(len(codes), np.bool_)
     current, previous = order[repeats + 1], order[repeats]
     duplicate[current] = event_us[previous] >= newest_before[current] - window_us
-    if refused is not None and refused.any():
-        # Whether one of them is remembered hangs on those before it: they are few, and judged one after another.
-        remembered: dict[int, int] = {}
-        for row in np.flatnonzero(np.isin(identity_codes, identity_codes[refused])).tolist():
-            before = remembered.get(int(identity_codes[row]))
-            duplicate[row] = before is not None and before >= newest_before[row] - window_us
-            if duplicate[row] or not refused[row]:
-                remembered[int(identity_codes[row])] = int(event_us[row])
     return duplicate

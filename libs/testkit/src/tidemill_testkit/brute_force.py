@@ -57,13 +57,8 @@ class Answer:
     scale: float = 0.0
 
 
-def counted(
-    log: Iterable[Logged], dedup_us: int, lateness_us: int, *, late_counts: bool, late_refused: bool = False
-) -> list[Logged]:
-    """Return the records that count: no duplicates, and no late ones unless the policy is to correct.
-
-    `late_refused`: what is late goes to the dead letters, and is as if it had never come.
-    """
+def counted(log: Iterable[Logged], dedup_us: int, lateness_us: int, *, late_counts: bool) -> list[Logged]:
+    """Return the records that count: no duplicates, and no late ones unless the policy is to correct."""
     kept: list[Logged] = []
     newest: dict[int, int] = {}
     times: dict[tuple[int, str], int] = {}
@@ -72,8 +67,7 @@ def counted(
         seen = times.get((record.partition, record.identity))
         duplicate = seen is not None and seen >= before - dedup_us
         late = record.event_us < before - lateness_us
-        if duplicate or not (late and late_refused):
-            times[record.partition, record.identity] = record.event_us
+        times[record.partition, record.identity] = record.event_us
         newest[record.partition] = max(before, record.event_us)
         if not duplicate and (late_counts or not late):
             kept.append(record)

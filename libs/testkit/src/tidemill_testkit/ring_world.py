@@ -81,10 +81,7 @@ class RingWorld:
     def expected(self, log: Sequence[Logged], as_of_us: int) -> list[list[Answer]]:
         """Return [key][feature] by brute force."""
         rules = rules_of(self.stream)
-        refused = rules.late_refused
-        kept = counted(
-            log, rules.dedup_window_us, rules.lateness_us, late_counts=rules.late_counts, late_refused=refused
-        )
+        kept = counted(log, rules.dedup_window_us, rules.lateness_us, late_counts=rules.late_counts)
         max_age_us = compile_view(self.view, self.stream).max_age_us
         found = []
         for key in self.keys:
@@ -113,10 +110,9 @@ class RingWorld:
         before = newest_so_far(event_us)
         numbers = {identity: number for number, identity in enumerate({one.identity for one in mine})}
         identities = np.array([numbers[one.identity] for one in mine], np.int64)
-        late = late_mask(event_us, before, rules.lateness_us)
-        bad = duplicate_mask(identities, event_us, before, rules.dedup_window_us, late if rules.late_refused else None)
+        bad = duplicate_mask(identities, event_us, before, rules.dedup_window_us)
         if not rules.late_counts:
-            bad |= late
+            bad |= late_mask(event_us, before, rules.lateness_us)
         return [one for one, refused in zip(mine, bad.tolist(), strict=True) if not refused]
 
 
