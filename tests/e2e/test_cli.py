@@ -347,8 +347,8 @@ def test_a_dead_letter_comes_back_once_its_stream_takes_it(
     def listed(state: str) -> Any:
         return tidemill("dead-letters", "list", name, "--state", state, "--json").json["dead_letters"]
 
-    def rides() -> Any:
-        return tidemill("features", "read", park.view, "north", "--json").out
+    def rides() -> Done:
+        return tidemill("features", "read", park.view, "north", "--json")
 
     def redrive(*arguments: object) -> Done:
         return tidemill("dead-letters", "redrive", name, *arguments, "--json")
@@ -370,7 +370,13 @@ def test_a_dead_letter_comes_back_once_its_stream_takes_it(
     assert redrive().json["redriven"] == 0
     (again,) = listed("redriven")
     assert again["id"] == letters[0]["id"]
-    eventually(lambda: '"value": 2' in rides(), 60, claim="the good one and the mended one count, each once")
+    eventually(lambda: '"value": 2' in rides().out, 60, claim="the good one and the mended one count, each once")
+    old = rides().json["view_hash"]
+    # Another view, built from the log, where the mended one lies twice.
+    park.file.write_text(park.file.read_text().replace('"minutes", "1h"', '"minutes", "30m"'))
+    assert tidemill("apply", park.file).code == DONE
+    built = eventually(lambda: found if (found := rides().json)["view_hash"] != old else None, 60, claim="it is built")
+    assert '"value": 2' in json.dumps(built)
 
     assert tidemill("dead-letters", "discard", name, "--why", " ").code == USAGE
     assert tidemill("dead-letters", "discard", "--why", "a test").code == USAGE
