@@ -5,7 +5,7 @@ event. The offsets that a table holds stand in the summary of its newest snapsho
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,12 +48,14 @@ class TableColumn:
 class Filter:
     """Which rows of a table are wanted; whole files and row groups are passed over by what they say of themselves.
 
-    `at_least`: smallest wanted value by column; `equal`: the one wanted value by column; `spans`: by partition the
-    offsets from which and up to which (exclusive, None without end); a partition that is not named is not wanted.
+    `at_least`: smallest wanted value by column; `equal`: the one wanted value by column; `among`: the wanted values by
+    column; `spans`: by partition the offsets from which and up to which (exclusive, None without end); a partition that
+    is not named is not wanted.
     """
 
     at_least: Mapping[str, int] = field(default_factory=dict)
     equal: Mapping[str, str] = field(default_factory=dict)
+    among: Mapping[str, Sequence[str]] = field(default_factory=dict)
     spans: Mapping[int, tuple[int, int | None]] | None = None
 
 
@@ -147,10 +149,10 @@ def counting(partition: Ints, identity: Ints, event_us: Ints, rules: Rules) -> B
         mine = np.flatnonzero(partition == number)
         times = event_us[mine]
         newest = newest_so_far(times)
-        late = late_mask(times, newest, rules.lateness_us)
-        letters = late if rules.late_refused else None
-        duplicate = duplicate_mask(identity[mine], times, newest, rules.dedup_window_us, letters)
-        counts[mine] = ~duplicate if rules.late_counts else ~(duplicate | late)
+        refused = duplicate_mask(identity[mine], times, newest, rules.dedup_window_us)
+        if not rules.late_counts:
+            refused |= late_mask(times, newest, rules.lateness_us)
+        counts[mine] = ~refused
     return counts
 
 

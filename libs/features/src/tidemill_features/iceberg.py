@@ -21,6 +21,7 @@ from pyiceberg.expressions import (
     BooleanExpression,
     EqualTo,
     GreaterThanOrEqual,
+    In,
     LessThan,
     Or,
     Reference,
@@ -119,12 +120,24 @@ class LogTable:
         chosen = AlwaysTrue() if wanted is None else _expression(wanted)
         return self._table.scan(chosen, fields, snapshot_id=self.snapshot_id).to_arrow()
 
+    def rows_at_most(self, wanted: Filter) -> int:
+        """Return how many rows the files have of which some may be wanted."""
+        tasks = self._table.scan(_expression(wanted), snapshot_id=self.snapshot_id).plan_files()
+        return sum(task.file.record_count for task in tasks)
+
     def oldest(self, name: str) -> int | None:
         """Return a lower bound of an integer column, from what the files say of themselves; None without rows."""
+        return min(self._bounds(name, "lower_bounds"), default=None)
+
+    def newest(self, name: str) -> int | None:
+        """Return an upper bound of an integer column, from what the files say of themselves; None without rows."""
+        return max(self._bounds(name, "upper_bounds"), default=None)
+
+    def _bounds(self, name: str, which: str) -> list[int]:
         number = self._schema.find_field(name).field_id
         tasks = self._table.scan(snapshot_id=self.snapshot_id).plan_files()
-        raw = [task.file.lower_bounds[number] for task in tasks if task.file.record_count]
-        return min((int(from_bytes(LongType(), bound)) for bound in raw), default=None)
+        raw = [getattr(task.file, which)[number] for task in tasks if task.file.record_count]
+        return [int(from_bytes(LongType(), bound)) for bound in raw]
 
 
 class Archive:
@@ -245,6 +258,7 @@ def _evolve(table: Table, columns: Sequence[TableColumn]) -> None:
 def _expression(wanted: Filter) -> BooleanExpression:
     parts: list[BooleanExpression] = [_at_least(name, value) for name, value in wanted.at_least.items()]
     parts += [EqualTo(term=Reference(name), value=literal(value)) for name, value in wanted.equal.items()]
+    parts += [In(Reference(name), set(map(literal, values))) for name, values in wanted.among.items()]
     if wanted.spans is not None:
         spans = [_span(number, first, end) for number, (first, end) in wanted.spans.items()]
         parts.append(reduce(Or, spans) if spans else AlwaysFalse())

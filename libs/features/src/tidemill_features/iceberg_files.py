@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
-from pyarrow.fs import FileSelector, FileType
+from pyarrow.fs import FileSelector, FileSystem, FileType
 from pyiceberg.expressions import AlwaysTrue
 from pyiceberg.io.pyarrow import ArrowScan, PyArrowFileIO, _dataframe_to_data_files
 from pyiceberg.manifest import DataFile
@@ -74,9 +74,7 @@ def sweep(table: Table, now_ms: int, limits: Upkeep) -> int:
         and info.mtime < before
         and info.path not in named
     ]
-    for path in orphans[: limits.most_deletions]:
-        files.delete_file(path)
-    return min(len(orphans), limits.most_deletions)
+    return sum(_deleted(files, path) for path in orphans[: limits.most_deletions])
 
 
 def keep_up(table: Table, now_ms: int, limits: Upkeep) -> Done:
@@ -126,6 +124,15 @@ def _named(table: Table) -> Iterable[str]:
             yield manifest.manifest_path
             for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=True):
                 yield entry.data_file.file_path
+
+
+def _deleted(files: FileSystem, path: str) -> bool:
+    """Delete a file and return whether it was there; another worker may have been faster."""
+    try:
+        files.delete_file(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _path(location: str) -> str:

@@ -46,7 +46,7 @@ def read_inputs(archive: Archive, closure: definition.Definition, window: Window
 
     `closure`: the pipeline with all that it refers to. Raises what pyiceberg and the catalogue raise.
     """
-    reader = _Reader(archive, limits)
+    reader = LogReader(archive, limits)
     fields = fields_of(closure)
     earliest = earliest_of(closure, window)
     streams = {stream.name: stream for stream in closure.streams}
@@ -94,7 +94,7 @@ def earliest_of(closure: definition.Definition, window: Window) -> dict[str, int
     return found
 
 
-class _Reader:
+class LogReader:
     """Reads tables and remembers their snapshots."""
 
     def __init__(self, archive: Archive, limits: Limits) -> None:

@@ -132,25 +132,16 @@ class TrainingSet:
     ) -> None:
         pipeline = closure.pipelines[0]
         streams = {stream.name: stream for stream in closure.streams}
-        self._logs = logs
-        self._vector: PipelineVector = compile_vector(pipeline, {view.name: view for view in closure.views}, streams)
-        # Partitions may have been added since the definition was written.
-        self._partitions = {
-            plan.stream: max(
-                plan.partitions,
-                logs[plan.stream].partitions,
-                predicted.cuts[plan.stream].shape[1] if plan.stream in predicted.cuts else 0,
-            )
-            for plan in self._vector.plans
-        }
+        self._vector = compile_vector(pipeline, {view.name: view for view in closure.views}, streams)
+        partitions = partitions_of(self._vector, logs, predicted.cuts)
         requests = requested(logs[pipeline.request], pipeline.label.by)
-        asked = joined(_inside(predicted, window), _inside(requests, window), predicted.join_key, self._partitions)
+        asked = joined(_inside(predicted, window), _inside(requests, window), predicted.join_key, partitions)
         labels = labels_of(asked, pipeline.label, logs[pipeline.label.stream], streams, window.until_us)
         keep = np.flatnonzero(~np.isnan(labels))
         # Time order, ties by key: the same rows come in the same order whatever the order of the log.
         keep = keep[_in_order(asked.as_of_us[keep], asked.join_key[keep])]
         self._asked = cut_by_time(asked.take(keep), logs)
-        self._twins: dict[str, OfflineView] | None = None
+        self._twins = Twins(self._vector, logs)
         self.labels: Floats = labels[keep]
 
     def __len__(self) -> int:
@@ -175,36 +166,63 @@ class TrainingSet:
         return self._vector.category
 
     def parts(self, rows: int = PART_ROWS) -> Iterator[VectorRows]:
-        """Yield the features of `rows` rows at a time, in order; at least one part.
+        """Yield the features of `rows` rows at a time, in order; at least one part."""
+        for first in range(0, max(1, len(self)), rows):
+            yield self._twins.vectors(self._asked.take(slice(first, first + rows)))
 
-        The status of an entity that was last seen long ago may read NOT_FOUND; its values are right all the same.
+
+class Twins:
+    """The views of a vector over fixed logs, folded when they are first asked. `partitions`: of each stream."""
+
+    def __init__(self, vector: PipelineVector, logs: Mapping[str, StreamLog]) -> None:
+        self._vector = vector
+        self._logs = logs
+        self._views: dict[str, OfflineView] | None = None
+
+    def vectors(self, asked: Asked, *, statuses: bool = False) -> VectorRows:
+        """Return the features of rows whose cuts are all known.
+
+        The status of an entity that was last seen long ago may read NOT_FOUND, unless `statuses` asks for more: then
+        the log is looked through for it. Values are right either way.
         """
         with ThreadPoolExecutor(THREADS) as pool:
-            if self._twins is None:
-                self._twins = {twin.plan.name: twin for twin in pool.map(self._twin, self._vector.plans)}
-            for first in range(0, max(1, len(self)), rows):
-                asked = self._asked.take(slice(first, first + rows))
-                sources = [source for source in self._vector.sources if source.plan is not None]
-                views = [self._twins[source.plan.name] for source in sources if source.plan is not None]
-                on = [source.on for source in sources]
-                looked_up = list(pool.map(self._values, views, on, repeat(asked)))
-                yield self._vector.rows(looked_up, asked.columns, len(asked))
+            if self._views is None:
+                self._views = {view.plan.name: view for view in pool.map(self._view, self._vector.plans)}
+            sources = [source for source in self._vector.sources if source.plan is not None]
+            views = [self._views[source.plan.name] for source in sources if source.plan is not None]
+            on = [source.on for source in sources]
+            looked_up = list(pool.map(self._values, views, on, repeat(asked), repeat(statuses)))
+        return self._vector.rows(looked_up, asked.columns, len(asked))
 
-    def _twin(self, plan: ViewPlan) -> OfflineView:
-        wide = replace(plan, partitions=self._partitions[plan.stream])
-        return OfflineView(wide, self._logs[plan.stream].counted())
+    def _view(self, plan: ViewPlan) -> OfflineView:
+        log = self._logs[plan.stream]
+        # Partitions may have been added since the view was defined.
+        return OfflineView(replace(plan, partitions=max(plan.partitions, log.partitions)), log.counted())
 
-    def _values(self, view: OfflineView, on: Sequence[str], asked: Asked) -> OfflineValues:
+    def _values(self, view: OfflineView, on: Sequence[str], asked: Asked, statuses: bool) -> OfflineValues:
         stream = view.plan.stream
-        rows = Rows([asked.columns[name] for name in on], asked.as_of_us, asked.cuts[stream])
+        # A partition that the cuts do not name was not seen.
+        unnamed = max(0, view.plan.partitions - asked.cuts[stream].shape[1])
+        cuts = np.pad(asked.cuts[stream], ((0, 0), (0, unnamed)))
+        rows = Rows([asked.columns[name] for name in on], asked.as_of_us, cuts)
         earlier = self._logs[stream].earlier
-        if earlier is None or not asks_whether_seen(view.plan):
+        if earlier is None or not (statuses or asks_whether_seen(view.plan)):
             return view.values(rows)
         seen = view.unseen(rows)
         places = np.flatnonzero(seen)
         if len(places):
             seen[places] = earlier.seen(view.plan.entity, [take(key, places) for key in rows.keys], rows.cuts[places])
         return view.values(rows, seen)
+
+
+def partitions_of(vector: PipelineVector, logs: Mapping[str, StreamLog], cuts: Mapping[str, Ints]) -> dict[str, int]:
+    """Return how many partitions each viewed stream has; some may have been added since the definition was written."""
+    return {
+        plan.stream: max(
+            plan.partitions, logs[plan.stream].partitions, cuts[plan.stream].shape[1] if plan.stream in cuts else 0
+        )
+        for plan in vector.plans
+    }
 
 
 def asks_whether_seen(plan: ViewPlan) -> bool:
