@@ -178,7 +178,7 @@ def redrive(
 
 @dead_letters_app.command("discard")
 def discard_letters(
-    why: Annotated[str, typer.Option("--why", help="The reason, kept for ever.", show_default=False)],
+    why: Annotated[str, typer.Option("--why", help="The reason, kept for five years.", show_default=False)],
     stream: Stream = None,
     reason: Reason = None,
     group: Group = None,
@@ -191,7 +191,7 @@ def discard_letters(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Give open letters up; who did it and why is kept for ever, the bytes for as long as their topic keeps them."""
+    """Give open letters up; who did it and why is kept for five years, the bytes as long as their topic keeps them."""
     with answering(as_json) as answer:
         if not why.strip():
             raise RefusedError("--why is empty: say why they are given up", USAGE)
