@@ -1,9 +1,10 @@
 """From values to the answer of GetFeatures, by row or by column; pure."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
-import numpy as np
+from google.protobuf.descriptor import FieldDescriptor
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.feature.v1 import feature_pb2 as messages
 from tidemill_contracts.progress.v1 import progress_pb2 as progress
@@ -17,10 +18,21 @@ SCALARS: Mapping[int, tuple[str, type]] = {
     definition.FIELD_TYPE_STRING: ("string_value", str),
     definition.FIELD_TYPE_TIMESTAMP: ("timestamp_us", int),
 }
-_FLOATS, _INTEGERS, _EVENT_TIMES = (
-    messages.FeatureColumn.DESCRIPTOR.fields_by_name[name].number
-    for name in ("float64_values", "int64_values", "event_times_us")
+
+
+def _tag(field: FieldDescriptor) -> bytes:
+    """Return what a field begins with on the wire, its type being the one that says its length."""
+    return bytes([field.number << 3 | 2])
+
+
+_FEATURES = _tag(messages.ViewColumns.DESCRIPTOR.fields_by_name["features"])
+_FLOATS, _INTEGERS, _BOOLS, _STATUSES, _EVENT_TIMES, _NULLS = (
+    _tag(messages.FeatureColumn.DESCRIPTOR.fields_by_name[name])
+    for name in ("float64_values", "int64_values", "bool_values", "statuses", "event_times_us", "nulls")
 )
+# From statuses to where there is no value; counts of an entity that is known have one.
+_NULL = bytes(status != messages.STATUS_PRESENT for status in range(256))
+_COUNTS_NULL = bytes(status == messages.STATUS_NOT_FOUND for status in range(256))
 
 
 def answer(result: Result, as_of_us: int, *, columnar: bool) -> messages.GetFeaturesResponse:
@@ -37,52 +49,57 @@ def answer(result: Result, as_of_us: int, *, columnar: bool) -> messages.GetFeat
 
 
 def _columns(view: ViewValues) -> messages.ViewColumns:
+    """Return a view by column.
+
+    The columns are written as they lie on the wire, where a packed field of eight-byte numbers is what the array is in
+    memory: parsing that is one copy, while a message per column and `extend` make an object of every number.
+    """
     excluded = view.head_excluded
-    return messages.ViewColumns(
+    columns = messages.ViewColumns(
         view=view.view,
         view_hash=view.view_hash,
         rows=len(excluded),
-        features=[_column(feature) for feature in view.features],
         head_excluded=excluded.tobytes() if excluded.any() else b"",
     )
+    columns.MergeFromString(b"".join([_delimited(_FEATURES, _column(feature)) for feature in view.features]))
+    return columns
 
 
-def _column(feature: FeatureValues) -> messages.FeatureColumn:
-    nulls, values = feature.nulls, feature.values
-    column = messages.FeatureColumn(
-        feature=feature.name,
-        type=feature.type,
-        statuses=feature.status.tobytes(),
-        nulls=nulls.tobytes() if nulls.any() else b"",
-    )
-    packed = _packed(_EVENT_TIMES, feature.event_us.astype("<i8", copy=False))
-    if feature.type == definition.FIELD_TYPE_FLOAT64:
-        packed += _packed(_FLOATS, values.astype("<f8", copy=False))
-    elif feature.type == definition.FIELD_TYPE_STRING:
-        column.string_values.extend(["" if null else text for text, null in zip(values, nulls.tolist(), strict=True)])
+def _column(feature: FeatureValues) -> bytes:
+    statuses, values = feature.status.tobytes(), feature.values
+    nulls = statuses.translate(_COUNTS_NULL if feature.counts else _NULL)
+    parts = [_head(feature.name, feature.type), _delimited(_STATUSES, statuses)]
+    if 1 in nulls:
+        parts.append(_delimited(_NULLS, nulls))
+    if feature.type == definition.FIELD_TYPE_STRING:
+        texts = ["" if null else text for text, null in zip(values, nulls, strict=True)]
+        parts.append(messages.FeatureColumn(string_values=texts).SerializeToString())
     elif feature.type == definition.FIELD_TYPE_BOOL:
-        column.bool_values.extend(values.tolist())
+        parts.append(_delimited(_BOOLS, values.tobytes()))
+    elif feature.type == definition.FIELD_TYPE_FLOAT64:
+        parts.append(_delimited(_FLOATS, values.astype("<f8", copy=False).tobytes()))
     else:
-        packed += _packed(_INTEGERS, values.astype("<i8", copy=False))
-    column.MergeFromString(packed)
-    return column
+        parts.append(_delimited(_INTEGERS, values.astype("<i8", copy=False).tobytes()))
+    parts.append(_delimited(_EVENT_TIMES, feature.event_us.astype("<i8", copy=False).tobytes()))
+    return b"".join(parts)
 
 
-def _packed(number: int, array: "np.ndarray[Any, np.dtype[Any]]") -> bytes:
-    """Return a packed field of eight-byte numbers as it lies on the wire, which is how the array lies in memory.
-
-    Parsing it is one copy; `extend` would make an object of every number.
-    """
-    return bytes([number << 3 | 2]) + _varint(array.nbytes) + array.tobytes()
+@lru_cache(10_000)
+def _head(name: str, kind: "definition.FieldType.ValueType") -> bytes:
+    return messages.FeatureColumn(feature=name, type=kind).SerializeToString()
 
 
-def _varint(number: int) -> bytes:
-    parts = bytearray()
-    while number > 0x7F:
-        parts.append(number & 0x7F | 0x80)
-        number >>= 7
-    parts.append(number)
-    return bytes(parts)
+def _delimited(tag: bytes, raw: bytes) -> bytes:
+    """Return a field of the wire type that says its length."""
+    size = len(raw)
+    if size < 0x80:
+        return b"%c%c%b" % (tag, size, raw)
+    parts = bytearray(tag)
+    while size > 0x7F:
+        parts.append(size & 0x7F | 0x80)
+        size >>= 7
+    parts.append(size)
+    return bytes(parts) + raw
 
 
 def _rows(view: ViewValues) -> messages.ViewValues:

@@ -84,7 +84,24 @@ def _shown(text: str) -> str:
 def _lookup(asked: messages.ViewKeys, definitions: Definitions) -> Lookup:
     plan = plan_of(asked.view, definitions, asked.view_hash)
     bytes_max = key_bytes_max(plan, definitions)
-    return Lookup(plan.name, [entity_values(key.values, plan, bytes_max) for key in asked.keys])
+    keys: Sequence[tuple[EntityValue, ...]] | None = None
+    if plan.entity_types == (_STRING,):
+        keys = _texts(asked.keys, bytes_max)
+    if keys is None:
+        keys = [entity_values(key.values, plan, bytes_max) for key in asked.keys]
+    return Lookup(plan.name, keys)
+
+
+def _texts(keys: Iterable[messages.EntityKey], bytes_max: int) -> list[tuple[str]] | None:
+    """Return keys of one text each, as most are; None where any needs a closer look."""
+    found = []
+    for key in keys:
+        values = key.values
+        # Empty also where it is null, or of another type.
+        if len(values) != 1 or not (text := values[0].string_value) or len(text) * 4 > bytes_max:
+            return None
+        found.append((text,))
+    return found
 
 
 def key_bytes_max(plan: ViewPlan, definitions: Definitions) -> int:
