@@ -2,13 +2,15 @@
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pytest
+from pyiceberg.catalog.sql import SqlCatalog
 from tidemill_contracts.catalogue import Catalogue
 from tidemill_contracts.cloudevents import Attributes, to_headers, watermark
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
@@ -16,11 +18,13 @@ from tidemill_contracts.instants import format_us
 from tidemill_contracts.progress.v1.progress_pb2 import TopicPartitionOffset
 from tidemill_contracts.serving.v1 import records_pb2 as serving
 from tidemill_contracts.topics import events_topic
-from tidemill_feature.adapters.archive import ArchivePipeline
+from tidemill_feature.adapters.archive import ArchivePipeline, Limits
 from tidemill_feature.archiving import Buffer, event_rows, prediction_rows
 from tidemill_features.admission import Rules
-from tidemill_features.archive import PREDICTIONS_TOPIC, counting, identity_text, offsets_of, summary_of
-from tidemill_features.iceberg import SNAPSHOTS_MAX, Archive
+from tidemill_features.archive import PREDICTIONS_TOPIC, counting, identity_text, offsets_of, summary_of, table_name
+from tidemill_features.iceberg import Archive, LogTable
+from tidemill_features.log_columns import LogRows
+from tidemill_features.upkeep import FAN_IN, Upkeep
 from tidemill_runtime.batches import Assignment, Batch
 from tidemill_runtime.errors import StateLost
 from tidemill_runtime.positions import Partition
@@ -59,11 +63,18 @@ def stream(name: str = "clicks") -> definition.Stream:
     )
 
 
-def event(topic: str, offset: int, *, amount: float | None = 1.0, name: str | None = None, partition: int = 0) -> Row:
+def event(
+    topic: str,
+    offset: int,
+    *,
+    amount: float | None = 1.0,
+    name: str | None = None,
+    fields: Mapping[str, Any] | None = None,
+) -> Row:
     at_us = 1_000_000_000_000_000 + offset * 1_000_000
-    body = json.dumps({"user": "u", "amount": amount, "at": format_us(at_us)}).encode()
+    body = json.dumps({"user": "u", "amount": amount, "at": format_us(at_us), **(fields or {})}).encode()
     attributes = Attributes(id=name or str(offset), source="s", type="tidemill.event.v1", time_us=at_us)
-    return Row(topic, partition, offset, b"u", body, to_headers(attributes))
+    return Row(topic, 0, offset, b"u", body, to_headers(attributes))
 
 
 def test_rows_carry_origin_identity_and_typed_fields_and_leave_out_watermarks() -> None:
@@ -134,22 +145,29 @@ def test_what_counts_is_what_the_online_role_would_fold() -> None:
     assert counting(partition, identity, event_us, corrected).tolist() == [True, True, False, True, True]
 
 
+LIMITS = Limits(10_000_000)
+# Look after the tables at every commit, keep the newest snapshot only, and delete at once what nothing names.
+EAGER = Limits(10_000_000, 1e-9, Upkeep(keep_snapshots=1, keep_s=0.0, orphan_s=-60.0))
+
+
 class Worker:
     """One offline worker over a stream of its own; `Worker` again is the same one after a crash."""
 
-    def __init__(self, dsn: str, warehouse: Path, name: str) -> None:
+    def __init__(self, dsn: str, warehouse: Path, name: str, limits: Limits = LIMITS) -> None:
         self.topic = events_topic(name)
         self.place = Partition(self.topic, 0)
+        self.name = name
         catalogue = Catalogue(streams={name: stream(name)})
-        self.pipeline = ArchivePipeline(dsn, str(warehouse), catalogue, lambda: 0, 10_000_000)
+        self.streams = catalogue.streams
+        self.pipeline = ArchivePipeline(dsn, str(warehouse), catalogue, lambda: 0, limits)
 
     async def restored(self) -> int:
         """Restore, and return from where the log is read."""
         assignment = Assignment({self.place: 0}, {self.place: 0}, {self.place: 0})
         return (await self.pipeline.restore(assignment)).offsets[self.place]
 
-    async def take(self, first: int, end: int) -> None:
-        records = [event(self.topic, offset) for offset in range(first, end)]
+    async def take(self, first: int, end: int, **fields: Any) -> None:
+        records = [event(self.topic, offset, fields=fields) for offset in range(first, end)]
         await self.pipeline.apply(Batch({self.place: records}))
 
 
@@ -199,24 +217,124 @@ async def test_a_zombie_never_doubles_rows(database: str, tmp_path: Path, name: 
     assert held(dsn, tmp_path, heir.topic) == list(range(12))
 
 
+def files(warehouse: Path, topic: str, suffix: str = "*.parquet") -> list[Path]:
+    return sorted((warehouse / "tidemill" / table_name(topic)).rglob(suffix))
+
+
+def table_of(dsn: str, warehouse: Path, topic: str) -> LogTable:
+    found = Archive(dsn, str(warehouse)).table(topic)
+    assert found is not None
+    return found
+
+
 @pytest.mark.servers
-async def test_old_snapshots_expire_and_every_row_stays(database: str, tmp_path: Path, name: str) -> None:
-    dsn = database
-    worker = Worker(dsn, tmp_path, name)
+async def test_small_files_are_merged_old_snapshots_expire_and_every_row_stays(
+    database: str, tmp_path: Path, name: str
+) -> None:
+    worker = Worker(database, tmp_path, name, EAGER)
     await worker.restored()
-    commits = SNAPSHOTS_MAX + 3
+    commits = 2 * FAN_IN + 3
     for offset in range(commits):
         await worker.take(offset, offset + 1)
         await worker.pipeline.flush()
-    archive = Archive(dsn, str(tmp_path))
+    archive = Archive(database, str(tmp_path))
+    # Merging keeps the offsets that the table holds, which is where the next worker begins.
     assert archive.offsets(worker.topic) == {0: commits}
-    assert archive.snapshots(worker.topic) <= SNAPSHOTS_MAX
-    assert held(dsn, tmp_path, worker.topic) == list(range(commits))
+    assert archive.snapshots(worker.topic) == 1
+    assert len(files(tmp_path, worker.topic)) < FAN_IN
+    assert held(database, tmp_path, worker.topic) == list(range(commits))
+    rows = table_of(database, tmp_path, worker.topic).read()
+    assert rows.num_rows == commits
+
+
+@pytest.mark.servers
+async def test_a_file_whose_commit_never_came_is_no_row_and_is_deleted_later(
+    database: str, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = Worker(database, tmp_path, name)
+    await killed.restored()
+    await killed.take(0, 5)
+    await killed.pipeline.flush()
+    await killed.take(5, 9)
+
+    class KilledError(BaseException):
+        """The worker dies with its file written and its commit not sent."""
+
+    def die(*_: object, **__: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SqlCatalog, "commit_table", die)
+        with pytest.raises(KilledError):
+            await killed.pipeline.flush()
+    assert len(files(tmp_path, killed.topic)) == 2
+    assert held(database, tmp_path, killed.topic) == list(range(5))
+    heir = Worker(database, tmp_path, name, EAGER)
+    assert await heir.restored() == 5
+    await heir.take(5, 9)
+    await heir.pipeline.flush()
+    assert held(database, tmp_path, heir.topic) == list(range(9))
+    assert len(files(tmp_path, heir.topic)) == 2
+
+
+@pytest.mark.servers
+async def test_a_read_that_began_before_a_merge_reads_on(database: str, tmp_path: Path, name: str) -> None:
+    worker = Worker(database, tmp_path, name, Limits(10_000_000, 1e-9, Upkeep()))
+    await worker.restored()
+    for offset in range(FAN_IN - 1):
+        await worker.take(offset, offset + 1)
+        await worker.pipeline.flush()
+    before = table_of(database, tmp_path, worker.topic)
+    await worker.take(FAN_IN - 1, FAN_IN)
+    await worker.pipeline.flush()
+    after = table_of(database, tmp_path, worker.topic)
+    assert before.snapshot_id != after.snapshot_id
+    assert sorted(before.read(["_offset"])["_offset"].to_pylist()) == list(range(FAN_IN - 1))
+    assert sorted(after.read(["_offset"])["_offset"].to_pylist()) == list(range(FAN_IN))
+
+
+@pytest.mark.servers
+async def test_an_added_and_a_widened_field_read_as_the_new_schema_says_in_old_rows_too(
+    database: str, tmp_path: Path, name: str
+) -> None:
+    worker = Worker(database, tmp_path, name)
+    described = worker.streams[name]
+    described.fields.add(name="items", type=definition.FIELD_TYPE_INT64, nullable=True)
+    await worker.restored()
+    await worker.take(0, 3, items=2)
+    await worker.pipeline.flush()
+    next(field for field in described.fields if field.name == "items").type = definition.FIELD_TYPE_FLOAT64
+    described.fields.add(name="note", type=definition.FIELD_TYPE_STRING, nullable=True)
+    # Before the first commit under the new schema a reader already asks for it.
+    early = LogRows.before(table_of(database, tmp_path, worker.topic).read(["_partition", "_offset", "items"]), {})
+    assert early.column("items", definition.FIELD_TYPE_FLOAT64).values.tolist() == [2.0] * 3
+    assert early.column("note", definition.FIELD_TYPE_STRING).nulls.all()
+    await worker.take(3, 5, items=2.5, note="new")
+    await worker.pipeline.flush()
+    rows = LogRows.before(table_of(database, tmp_path, worker.topic).read(), {})
+    assert rows.column("items", definition.FIELD_TYPE_FLOAT64).values.tolist() == [2.0] * 3 + [2.5] * 2
+    assert rows.column("note", definition.FIELD_TYPE_STRING).nulls.tolist() == [True] * 3 + [False] * 2
+    again = Worker(database, tmp_path, name)
+    assert await again.restored() == 5
+
+
+@pytest.mark.servers
+async def test_the_tables_read_as_they_are_in_duckdb(database: str, tmp_path: Path, name: str) -> None:
+    worker = Worker(database, tmp_path, name)
+    await worker.restored()
+    await worker.take(0, 7)
+    await worker.pipeline.flush()
+    paths = [str(path) for path in files(tmp_path, worker.topic)]
+    found = duckdb.execute('SELECT count(*), sum(amount), max("at") FROM read_parquet(?)', [paths]).fetchone()
+    assert found is not None
+    count, total, newest = found
+    assert (count, total) == (7, 7.0)
+    assert newest.tzinfo is not None
 
 
 @pytest.mark.servers
 async def test_the_predictions_table_reads_as_it_is(database: str, tmp_path: Path, name: str) -> None:
-    pipeline = ArchivePipeline(database, str(tmp_path), Catalogue(), lambda: 5, 10_000_000)
+    pipeline = ArchivePipeline(database, str(tmp_path), Catalogue(), lambda: 5, LIMITS)
     place = Partition(PREDICTIONS_TOPIC, 0)
     await pipeline.restore(Assignment({place: 0}, {place: 0}, {place: 0}))
     record = serving.PredictionRecord(prediction_id=name, pipeline="x", join_key="k", as_of_us=3)

@@ -258,7 +258,7 @@ def _evolve(table: Table, columns: Sequence[TableColumn]) -> None:
 def _expression(wanted: Filter) -> BooleanExpression:
     parts: list[BooleanExpression] = [_at_least(name, value) for name, value in wanted.at_least.items()]
     parts += [EqualTo(term=Reference(name), value=literal(value)) for name, value in wanted.equal.items()]
-    parts += [In(Reference(name), set(map(literal, values))) for name, values in wanted.among.items()]
+    parts += [In(term=Reference(name), values=set(map(literal, values))) for name, values in wanted.among.items()]
     if wanted.spans is not None:
         spans = [_span(number, first, end) for number, (first, end) in wanted.spans.items()]
         parts.append(reduce(Or, spans) if spans else AlwaysFalse())

@@ -36,4 +36,24 @@ archive_commits = counter("feature_archive_commits", "Snapshots committed to the
 archive_conflicts = counter("feature_archive_conflicts", "Commits refused because another writer was first.")
 archive_refused = counter("feature_archive_refused", "Records left out of the offline log as poison.", ("topic",))
 archive_seconds = histogram("feature_archive_commit_seconds", "One commit of one table of the offline log.")
+archive_merged = counter("feature_archive_merged_files", "Small files of the offline log merged.", ("topic",))
+archive_expired = counter("feature_archive_expired_snapshots", "Snapshots of the offline log let go.", ("topic",))
+archive_deleted = counter(
+    "feature_archive_deleted_files", "Files of the offline log deleted since no snapshot names them.", ("topic",)
+)
+archive_upkeep_seconds = histogram("feature_archive_upkeep_seconds", "One round of upkeep of one table.")
 archive_buffered = gauge("feature_archive_buffered_rows", "Rows taken in and not yet committed to the offline log.")
+skew_compared = counter(
+    "feature_skew_compared", "Served values that were compared with the offline log.", ("pipeline", "view")
+)
+skew_differing = counter(
+    "feature_skew_differing", "Served values that differ from what the offline log gives.", ("pipeline", "view")
+)
+skew_share = gauge(
+    "feature_skew_share", "Share of differing values in the last period that was measured.", ("pipeline", "feature")
+)
+skew_left_out = counter(
+    "feature_skew_left_out", "Sampled predictions that could not be compared.", ("pipeline", "reason")
+)
+skew_seconds = histogram("feature_skew_seconds", "One comparison of a pipeline's sample with the offline log.")
+skew_failed = counter("feature_skew_failed", "Comparisons that ended in an error; the log says which.", ("pipeline",))

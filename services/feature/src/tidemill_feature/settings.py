@@ -54,6 +54,15 @@ class Settings(ServiceSettings):
     archive_buffer_mb: Annotated[int, Field(ge=1, le=65_536)] = Field(
         default=32, description="records taken in at which the offline role commits before its time"
     )
+    upkeep_every_s: Annotated[float, Field(gt=0)] = Field(
+        default=300.0, description="how often the offline role merges small files and lets old snapshots go"
+    )
+    upkeep_merge_mb: Annotated[int, Field(ge=1, le=1_024)] = Field(
+        default=128, description="largest merged file, and most that one round of upkeep rewrites of one table"
+    )
+    snapshot_keep_s: Annotated[float, Field(ge=0)] = Field(
+        default=900.0, description="how long a table's replaced snapshot can still be read; longer than a run reads"
+    )
     read_rows_max: Annotated[int, Field(ge=1)] = Field(
         default=10_000, description="entities of one GetFeatures request"
     )
@@ -86,3 +95,7 @@ class Settings(ServiceSettings):
     @property
     def archive_buffer_bytes(self) -> int:
         return self.archive_buffer_mb * MEBIBYTE
+
+    @property
+    def upkeep_merge_bytes(self) -> int:
+        return self.upkeep_merge_mb * MEBIBYTE

@@ -6,6 +6,8 @@ a worker that was killed before its offsets were committed, is then seen for wha
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from time import monotonic, time_ns
 
 import pyarrow as pa
 from sqlalchemy.exc import OperationalError
@@ -13,6 +15,7 @@ from tidemill_contracts.catalogue import Catalogue
 from tidemill_contracts.topics import events_topic
 from tidemill_features.archive import OUTCOMES_TOPIC, PREDICTIONS_TOPIC, columns_of
 from tidemill_features.iceberg import Archive, ArchiveMovedError, arrow_schema
+from tidemill_features.upkeep import Upkeep
 from tidemill_runtime.batches import Assignment, Batch, Pipeline, Record, Restored, Step
 from tidemill_runtime.errors import Retryable, StateLost
 from tidemill_runtime.positions import Partition
@@ -26,25 +29,38 @@ def archived_topics(catalogue: Catalogue) -> list[str]:
     return [PREDICTIONS_TOPIC, OUTCOMES_TOPIC, *map(events_topic, sorted(catalogue.streams))]
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much is held back before a commit, and how often and how far each table is looked after."""
+
+    buffer_bytes: int
+    upkeep_every_s: float = 300.0
+    upkeep: Upkeep = field(default_factory=Upkeep)
+
+
 class ArchivePipeline(Pipeline[None, Batch]):
-    """Buffers what the runner reads; one commit per table at each flush.
+    """Buffers what the runner reads; one commit per table at each flush, and upkeep after one when it is time.
 
     `clock_us` returns the pipeline clock (microseconds), the availability time of what is appended now.
     """
 
     def __init__(
-        self, dsn: str, warehouse: str, catalogue: Catalogue, clock_us: Callable[[], int], max_buffer_bytes: int
+        self, dsn: str, warehouse: str, catalogue: Catalogue, clock_us: Callable[[], int], limits: Limits
     ) -> None:
         self._dsn = dsn
         self._warehouse = warehouse
         self._catalogue = catalogue
         self._clock_us = clock_us
-        self._buffer = Buffer(max_buffer_bytes)
+        self._limits = limits
+        self._buffer = Buffer(limits.buffer_bytes)
         self._archive: Archive | None = None
+        self._topics: list[str] = []
+        self._looked_after_s = monotonic()
 
     async def restore(self, assignment: Assignment) -> Restored[None]:
         self._buffer.clear()
-        offsets = await asyncio.to_thread(self._offsets, sorted({place.topic for place in assignment.start}))
+        self._topics = sorted({place.topic for place in assignment.start})
+        offsets = await asyncio.to_thread(self._offsets, self._topics)
         return Restored(None, {place: offsets.get(place, 0) for place in assignment.start})
 
     def step(self, state: None, batch: Batch, now_us: int) -> Step[None, Batch]:
@@ -63,6 +79,9 @@ class ArchivePipeline(Pipeline[None, Batch]):
         await asyncio.to_thread(self._commit, available_us)
         self._buffer.clear()
         metrics.archive_buffered.set(0)
+        if monotonic() - self._looked_after_s >= self._limits.upkeep_every_s:
+            await asyncio.to_thread(self._keep_up)
+            self._looked_after_s = monotonic()
 
     def _open(self) -> Archive:
         if self._archive is None:
@@ -92,6 +111,21 @@ class ArchivePipeline(Pipeline[None, Batch]):
             except OperationalError as error:
                 # Whether the commit happened is not known; the tables will tell.
                 raise StateLost(f"PostgreSQL (Iceberg catalogue): {error.orig!r}") from error
+
+    def _keep_up(self) -> None:
+        for topic in self._topics:
+            try:
+                with metrics.archive_upkeep_seconds.time():
+                    done = self._open().keep_up(topic, time_ns() // 1_000_000, self._limits.upkeep)
+            except ArchiveMovedError:
+                # Another writer was first; the table is looked after when it is time again.
+                metrics.archive_conflicts.inc()
+                continue
+            except OperationalError as error:
+                raise StateLost(f"PostgreSQL (Iceberg catalogue): {error.orig!r}") from error
+            metrics.archive_merged.labels(topic).inc(done.merged_files)
+            metrics.archive_expired.labels(topic).inc(done.expired_snapshots)
+            metrics.archive_deleted.labels(topic).inc(done.deleted_files)
 
     def _append(
         self,

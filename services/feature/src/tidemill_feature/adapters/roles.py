@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from tidemill_features.upkeep import Upkeep
 from tidemill_runtime.batches import Record, StreamOptions
 from tidemill_runtime.dead_letters import DeadLetters
 from tidemill_runtime.follow import TopicFollower
@@ -158,7 +159,11 @@ async def open_offline(settings: Settings, health: Health, definitions: Definiti
         str(settings.warehouse),
         definitions.catalogue,
         clocks.now_us,
-        settings.archive_buffer_bytes,
+        archive.Limits(
+            settings.archive_buffer_bytes,
+            settings.upkeep_every_s,
+            Upkeep(merge_bytes=settings.upkeep_merge_bytes, keep_s=settings.snapshot_keep_s),
+        ),
     )
     runner: StreamRunner[Any, Any] = StreamRunner(
         pipeline,
