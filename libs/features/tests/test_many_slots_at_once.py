@@ -104,8 +104,8 @@ def test_one_large_batch_small_batches_and_the_offline_twin_agree_bit_for_bit(se
 )
 def test_rounds_over_many_slots_are_one_event_at_a_time(lengths: list[int], seed: int, kind: int) -> None:
     chance = np.random.default_rng(seed)
-    end = np.cumsum(lengths)
-    start, slots, events = end - lengths, len(lengths), int(end[-1])
+    end = np.cumsum(np.array(lengths, np.int64))
+    start, slots, events = end - np.array(lengths, np.int64), len(lengths), int(end[-1])
     if kind == 2:
         step: Step = Newest(3)
         initial: list[Any] = [np.sort(chance.integers(-9, 9, (slots, 3)))[:, ::-1], np.full((slots, 3), -1)]

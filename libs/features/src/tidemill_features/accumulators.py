@@ -15,7 +15,7 @@ from tidemill_features.decay import weights
 from tidemill_features.inputs import Values
 from tidemill_features.partials import Dtype, Kind, Partial
 from tidemill_features.segments import UFUNCS, Segments, identity_of
-from tidemill_features.sketches import add_values, blank, merge, unpack
+from tidemill_features.sketches import add_values, blank, merge
 
 Ints = NDArray[np.int64]
 
@@ -150,12 +150,12 @@ class SketchesHeld:
             found[row[first]] = merge(self._partial, [sketches[at] for at in place[first:end].tolist()])
         return found
 
-    def _built(self, places: Ints) -> Mapping[int, Any]:
+    def _built(self, places: Ints) -> Mapping[int, bytes]:
         """Return the sketch after each of the places, which rise."""
         partial, order = self._partial, self._segments.order
         values = add_values(partial, self._part.values)
         segment = np.searchsorted(self._segments.start, places, side="right") - 1
-        found: dict[int, Any] = {}
+        found: dict[int, bytes] = {}
         current, at = -1, 0
         sketch = blank(partial)
         for number, place in zip(segment.tolist(), places.tolist(), strict=True):
@@ -166,5 +166,5 @@ class SketchesHeld:
                 events = events[self._part.present[events]]
             sketch.add(values[events].tolist())
             at = place + 1
-            found[place] = unpack(partial, sketch.pack())
+            found[place] = sketch.pack()
         return found

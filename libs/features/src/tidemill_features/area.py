@@ -1,5 +1,6 @@
 """The variable-length areas of the shards in memory: strings as bytes, sketches as bytes until they are taken up."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from tidemill_features.layout import EMPTY, INT64_MAX, SIZES_WORD, LayoutError
 from tidemill_features.partials import SKETCHES, Partial
 from tidemill_features.plan import HEADER_WORDS, RingPlan
-from tidemill_features.sketches import Sketch, blank, unpack
+from tidemill_features.sketches import Merged, Sketch, blank, merge, unpack
 
 Ints = NDArray[np.int64]
 
@@ -101,6 +102,14 @@ def stored_sketch(partial: Partial, raw: bytes) -> Sketch:
     """Return a stored sketch. Raises `LayoutError` where the bytes are none."""
     try:
         return unpack(partial, raw)
+    except ValueError as error:
+        raise LayoutError(str(error)) from error
+
+
+def merged_sketches(partial: Partial, raws: Sequence[bytes]) -> Merged:
+    """Return what stored sketches say together. Raises `LayoutError` where bytes are none."""
+    try:
+        return merge(partial, raws)
     except ValueError as error:
         raise LayoutError(str(error)) from error
 

@@ -21,7 +21,6 @@ from tidemill_features import partials as p
 from tidemill_features.expressions_tree import Type
 from tidemill_features.layout import EMPTY
 from tidemill_features.partials import Feature
-from tidemill_features.sketches import quantile_of
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -59,6 +58,25 @@ class Known:
         # The status of a value that is not null by itself.
         self.status = np.where(self.withheld, OUTSIDE_MAX_AGE, PRESENT).astype(np.uint8)
         self.status[self.missing] = NOT_FOUND
+        # What features share, by the array that they have in common, which is kept so that no other takes its id.
+        self._of_counts: dict[int, tuple[Any, Bytes, Any]] = {}
+        self._of_times: dict[int, tuple[Ints, Ints]] = {}
+
+    def of_count(self, count: Any) -> tuple[Bytes, Any]:
+        """Return the status of what is null without values, and where it is null: None for nowhere."""
+        known = self._of_counts.get(id(count))
+        if known is None:
+            status = np.where((count == 0) & (self.status == PRESENT), np.uint8(NULL), self.status)
+            null = status != PRESENT
+            known = self._of_counts[id(count)] = count, status, null if null.any() else None
+        return known[1:]
+
+    def of_times(self, event_us: Ints) -> Ints:
+        """Return event times with 0 for none."""
+        known = self._of_times.get(id(event_us))
+        if known is None:
+            known = self._of_times[id(event_us)] = event_us, np.where(event_us == EMPTY, 0, event_us)
+        return known[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +113,13 @@ def finalise(feature: Feature, merged: Merged, entity: Known, as_of_us: Any) -> 
     """Return a feature's values. `as_of_us`: one instant, or int64[rows]."""
     if feature.function == p.TIME_SINCE_LAST and merged.value is not None:
         merged = Merged(None, None, merged.value)
-    event_us = np.where(merged.event_us == EMPTY, 0, merged.event_us)
+    event_us = entity.of_times(merged.event_us)
+    if feature.function in _PLAIN:
+        status, null = entity.of_count(merged.count)
+        value = _calculated(feature, merged)
+        if null is not None or value.dtype != np.float64:
+            value = _typed(feature, value, status != PRESENT if null is None else null)
+        return FeatureValues(feature.name, feature.type, False, value, status, event_us)
     if feature.function in _COUNTING:
         values = _counted(feature, merged, entity)
         return FeatureValues(feature.name, feature.type, True, values, entity.status, event_us)
@@ -110,6 +134,8 @@ def finalise(feature: Feature, merged: Merged, entity: Known, as_of_us: Any) -> 
 
 # Of nothing these are 0.
 _COUNTING = frozenset({p.COUNT, p.RATE, p.HISTOGRAM, p.APPROX_DISTINCT})
+# Null where there is nothing to aggregate, and else a number.
+_PLAIN = frozenset({p.SUM, p.MEAN, p.MIN, p.MAX})
 # What an absent event time says of these.
 _OF_EVENTS = frozenset({p.FIRST, p.LAST, p.LAST_K, p.TIME_SINCE_LAST})
 _FLOATING = frozenset({p.VARIANCE, p.STD, p.SKEW, p.DECAYED_SUM, p.EWMA})
@@ -132,7 +158,7 @@ def _value(feature: Feature, merged: Merged, as_of_us: Any) -> tuple[Any, Any]:
         return (as_of_us - np.where(empty, 0, merged.event_us)) / 1_000_000, empty
     empty = merged.count == 0
     if feature.function == p.QUANTILE:
-        return np.array([quantile_of(one, feature.quantile) for one in merged.value], np.float64), empty
+        return np.array([one.quantile(feature.quantile) for one in merged.value], np.float64), empty
     if feature.function == p.TOP_K:
         return _element(feature, merged.value)
     value = _calculated(feature, merged)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill_features import moments
-from tidemill_features.area import pointed, stored_sketch
+from tidemill_features.area import merged_sketches, pointed
 from tidemill_features.decay import weights
 from tidemill_features.finalise import Merged
 from tidemill_features.layout import (
@@ -23,7 +23,6 @@ from tidemill_features.layout import (
 )
 from tidemill_features.partials import SKETCHES, Dtype, Feature, Kind, Partial
 from tidemill_features.plan import HEADER_WORDS, RingPlan
-from tidemill_features.sketches import merge
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -59,6 +58,7 @@ class RingReader:
         shard = np.arange(partitions)[:, None] * plan.words + HEADER_WORDS
         slot = np.arange(plan.slots)[:, None, None] * plan.slot_words
         self._at = slot + shard + np.arange(plan.slot_words)
+        self._last_lanes: tuple[tuple[int, int], Ints, Ints] = ((0, -1), self._at, self._at)
 
     def shards(self, raws: Sequence[bytes | None]) -> Shards:
         """Return stored shards, entity by entity and within it partition by partition, as words."""
@@ -69,12 +69,10 @@ class RingReader:
         """Return each feature's merged partials."""
         plan, partitions = self.plan, self._partitions
         first, last = plan.window_buckets(as_of_us, self._longest_us)
-        buckets = np.arange(first, last + 1)
         entities = len(shards.words)
-        at = self._at[buckets % plan.slots].reshape(-1, plan.slot_words)
+        at, lanes = self._lanes(first, last)
         # [entity, (bucket, partition), word]: the order in which partials merge.
         slots = shards.words.reshape(entities, partitions * plan.words).take(at, axis=1)
-        lanes = buckets.repeat(partitions)
         dead = slots[:, :, 0] != lanes
         beyond = shards.words[:, :, NEWEST_WORD] > as_of_us
         if beyond.any():
@@ -88,6 +86,16 @@ class RingReader:
                 windows[start] = _Window(plan, shards, slots[:, start:], lanes[start:], as_of_us)
             merged.append(windows[start].feature(feature))
         return merged
+
+    def _lanes(self, first: int, last: int) -> tuple[Ints, Ints]:
+        """Return where the slots of some buckets lie, and which bucket each lane is: mostly those of the last read."""
+        known, at, lanes = self._last_lanes
+        if known != (first, last):
+            buckets = np.arange(first, last + 1)
+            at = self._at[buckets % self.plan.slots].reshape(-1, self.plan.slot_words)
+            lanes = buckets.repeat(self._partitions)
+            self._last_lanes = (first, last), at, lanes
+        return at, lanes
 
 
 class _Window:
@@ -198,7 +206,7 @@ class _Window:
         for row, lanes in enumerate(pointers):
             held = np.flatnonzero(lanes).tolist()
             raws = [self._pointed(row, lane, int(lanes[lane])) for lane in held]
-            found[row] = merge(partial, [stored_sketch(partial, raw) for raw in raws])
+            found[row] = merged_sketches(partial, raws)
         return found
 
     def _pointed(self, row: int, lane: int, pointer: int) -> bytes:

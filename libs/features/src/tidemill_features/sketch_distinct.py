@@ -2,8 +2,8 @@
 
 Two properties of that library would make the answer depend on more than the set of values. The estimator of a sketch
 that was never merged (HIP) follows the order of arrival; so every estimate is that of a union which took each sketch
-twice, which leaves the registers alone and switches to the estimator that looks only at them. And empty strings are
-ignored; so strings are hashed here, to integers.
+with registers twice, which leaves them alone and switches to the estimator that looks only at them (without registers
+a sketch is an exact set of hashes). And empty strings are ignored; so strings are hashed here, to integers.
 
 P. Flajolet, É. Fusy, O. Gandouet, F. Meunier, "HyperLogLog: the analysis of a near-optimal cardinality estimation
 algorithm", AofA 2007.
@@ -16,7 +16,9 @@ from typing import Any
 from datasketches import hll_sketch, hll_union, tgt_hll_type
 
 LG_REGISTERS = 11
-# Registers of four bits, a header, and the few that need more.
+# A sketch of at least as many bytes has registers, of four bits; a set of hashes stays below.
+_REGISTER_BYTES = 1 << (LG_REGISTERS - 1)
+# Those, a header, and the few registers that need more.
 MAX_BYTES = 1_152
 
 
@@ -48,7 +50,8 @@ class Distinct:
     def into(self, union: hll_union) -> None:
         """Add the values to a union, by the way that forgets the order of arrival."""
         union.update(self._held)
-        union.update(self._held)
+        if self._held.get_compact_serialization_bytes() >= _REGISTER_BYTES:
+            union.update(self._held)
 
 
 def estimate(sketches: Iterable[Distinct]) -> int:

@@ -86,39 +86,41 @@ class Quantiles:
     @classmethod
     def unpack(cls, raw: bytes) -> "Quantiles":
         """Return a stored sketch. Raises `ValueError`."""
-        if len(raw) < _HEAD.size or len(raw) != _HEAD.size + 8 * _HEAD.unpack_from(raw)[1]:
-            raise ValueError(f"no sketch of quantiles in {len(raw)} bytes")
-        zeros, bins = _HEAD.unpack_from(raw)
-        counts: dict[int, int] = {0: zeros} if zeros else {}
-        counts.update(struct.iter_unpack("<iI", raw[_HEAD.size :]))
-        if len(counts) != bins + bool(zeros):
+        zeros, body = _parts(raw)
+        pairs: dict[int, int] = dict(struct.iter_unpack("<iI", body))
+        if 8 * len(pairs) != len(body):
             raise ValueError("a sketch of quantiles names a bin twice")
-        return cls(counts)
+        return cls({0: zeros, **pairs} if zeros else pairs)
 
-    @classmethod
-    def merged(cls, sketches: Iterable["Quantiles"]) -> "Quantiles":
-        """Return the sketch of all values."""
-        counts: dict[int, int] = {}
-        for sketch in sketches:
-            for number, count in sketch._counts.items():
-                counts[number] = counts.get(number, 0) + count
-        _collapse(counts)
-        return cls(counts)
+
+class MergedQuantiles:
+    """The counts by bin of several stored sketches: `_bins` rise, `_seen` says how many values lie there or below."""
+
+    def __init__(self, raws: Iterable[bytes]) -> None:
+        parts = [_parts(raw) for raw in raws]
+        pairs = np.frombuffer(b"".join([body for _, body in parts]), "<i4").reshape(-1, 2)
+        # The zeros of all sketches as one more bin.
+        bins = np.append(pairs[:, 0], 0)
+        counts = np.append(pairs[:, 1].view("<u4").astype(np.int64), sum(zeros for zeros, _ in parts))
+        order = np.argsort(bins)
+        self._bins = bins[order]
+        self._seen = np.cumsum(counts[order])
 
     def quantile(self, q: float) -> float:
         """Return the value at rank ⌊q (n − 1)⌋ of the sorted values, within one per cent; NaN of nothing."""
-        rank = q * (sum(self._counts.values()) - 1)
-        seen = 0
-        for number, count in sorted(self._counts.items()):
-            seen += count
-            if seen > rank:
-                return _value_of(number)
-        return float("nan")
+        total = int(self._seen[-1])
+        if not total:
+            return float("nan")
+        return _value_of(int(self._bins[np.searchsorted(self._seen, q * (total - 1), side="right")]))
 
 
-def quantile_of(sketch: Any, q: float) -> float:
-    """Return a quantile of a merged sketch."""
-    return float(sketch.quantile(q))
+def _parts(raw: bytes) -> tuple[int, bytes]:
+    """Return the count of zeros of a stored sketch, and its bins with their counts. Raises `ValueError`."""
+    if len(raw) >= _HEAD.size:
+        zeros, bins = _HEAD.unpack_from(raw)
+        if len(raw) == _HEAD.size + 8 * bins:
+            return zeros, raw[_HEAD.size :]
+    raise ValueError(f"no sketch of quantiles in {len(raw)} bytes")
 
 
 def _collapse(counts: dict[int, int]) -> None:

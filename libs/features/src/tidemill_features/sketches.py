@@ -14,9 +14,7 @@ from tidemill_features.sketch_distinct import Distinct, estimate
 from tidemill_features.sketch_heavy import Heavy, most_frequent
 from tidemill_features.sketch_heavy import max_bytes as heavy_bytes
 from tidemill_features.sketch_quantiles import MAX_BYTES as QUANTILES_BYTES
-from tidemill_features.sketch_quantiles import Quantiles, bins_of, quantile_of
-
-__all__ = ["Merged", "Sketch", "add_values", "blank", "max_bytes", "merge", "most_frequent", "quantile_of", "unpack"]
+from tidemill_features.sketch_quantiles import MergedQuantiles, Quantiles, bins_of
 
 
 class Sketch(Protocol):
@@ -30,7 +28,7 @@ class Sketch(Protocol):
 
 
 # A count of distinct values, a sketch of quantiles, or the values by falling frequency.
-Merged = int | Quantiles | list[Any]
+Merged = int | MergedQuantiles | list[Any]
 
 
 def blank(partial: Partial) -> Sketch:
@@ -56,13 +54,17 @@ def add_values(partial: Partial, values: Any) -> Any:
     return bins_of(values) if partial.kind is Kind.QUANTILES else values
 
 
-def merge(partial: Partial, sketches: Iterable[Any]) -> Merged:
-    """Return what the sketches of several slots say together, in the order of (bucket, partition)."""
+def merge(partial: Partial, raws: Iterable[bytes]) -> Merged:
+    """Return what the stored sketches of several slots say together, in the order of (bucket, partition).
+
+    Raises `ValueError` where bytes are no sketch.
+    """
     if partial.kind is Kind.DISTINCT:
-        return estimate(sketches)
+        return estimate(map(Distinct.unpack, raws))
     if partial.kind is Kind.QUANTILES:
-        return Quantiles.merged(sketches)
-    return most_frequent(sketches, partial.size)
+        return MergedQuantiles(raws)
+    strings = partial.dtype is Dtype.STRING
+    return most_frequent([Heavy.unpack(raw, partial.size, strings=strings) for raw in raws], partial.size)
 
 
 def max_bytes(partial: Partial) -> int:
