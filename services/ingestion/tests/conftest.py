@@ -41,6 +41,23 @@ STREAM = definition.Stream(
 )
 
 
+BAD = [
+    ("empty", b"", 400),
+    ("bad_utf8", b"\xff{}", 400),
+    ("undecodable", b'{"ride_id":', 400),
+    ("undecodable", b"[]", 400),
+    ("oversized", b'{"ride_id": "' + b"x" * 5000 + b'"}', 413),
+    ("unknown_field", b'{"ride_id":"r","fare":1,"at":"2013-06-04T10:00:00Z","tip":1}', 400),
+    ("missing_field", b'{"ride_id":"r","at":"2013-06-04T10:00:00Z"}', 400),
+    ("wrong_type", b'{"ride_id":"r","fare":"1","at":"2013-06-04T10:00:00Z"}', 400),
+    ("null_key", b'{"ride_id":null,"fare":1,"at":"2013-06-04T10:00:00Z"}', 400),
+    ("non_finite", b'{"ride_id":"r","fare":NaN,"at":"2013-06-04T10:00:00Z"}', 400),
+    ("out_of_range", b'{"ride_id":"r","fare":1,"seats":9223372036854775808,"at":"2013-06-04T10:00:00Z"}', 400),
+    ("naive_timestamp", b'{"ride_id":"r","fare":1,"at":"2013-06-04T10:00:00"}', 400),
+    ("too_far_in_future", b'{"ride_id":"r","fare":1,"at":"2199-06-04T10:00:00Z"}', 400),
+]
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -71,13 +88,14 @@ class Door:
         )
         return response
 
-    async def log(self, topic: str = "events.rides") -> list[Any]:
+    async def log(self, topic: str = "events.rides", partitions: int | None = None) -> list[Any]:
         """Return every record of a topic, by partition and offset."""
         kafka = self.settings.kafka
         consumer = AIOKafkaConsumer(**kafka.client_kwargs(), auto_offset_reset="earliest", enable_auto_commit=False)
         await consumer.start()
         try:
-            places = [TopicPartition(kafka.physical(topic), number) for number in range(PARTITIONS)]
+            count = partitions or (1 if topic.endswith(".dlq") else PARTITIONS)
+            places = [TopicPartition(kafka.physical(topic), number) for number in range(count)]
             consumer.assign(places)
             ends = await consumer.end_offsets(places)
             found: list[Any] = []
@@ -132,6 +150,18 @@ async def opened(kafka: KafkaSettings, **options: Any) -> AsyncIterator[Door]:
 def open_door() -> Callable[..., AbstractAsyncContextManager[Door]]:
     """Opens ingestion on given Kafka settings, in this process."""
     return opened
+
+
+@pytest.fixture
+def bad_input() -> list[tuple[str, bytes, int]]:
+    """One event of every class of bad input: its reason, its bytes, its HTTP status."""
+    return BAD
+
+
+@pytest.fixture
+def rides_of() -> Callable[..., list[int]]:
+    """Returns the numbers of the rides that a log holds, sorted."""
+    return lambda log: sorted(int(record.key[2:]) for record in log)
 
 
 @pytest.fixture

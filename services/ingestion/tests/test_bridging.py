@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, field
 
 import pytest
+from tidemill_contracts.dead_letters import redriven_headers
 from tidemill_contracts.ingestion.v1 import ingestion_pb2 as messages
 from tidemill_contracts.reasons import Reason
 from tidemill_ingestion.bridging import event_of
@@ -31,7 +32,7 @@ def read(record: Raw) -> messages.Event:
 
 def test_plain_json_is_named_by_its_place() -> None:
     event = read(Raw(b'{"a": 1}'))
-    assert (event.data, event.source, event.id) == (b'{"a": 1}', "kafka/raw.rides", "2/7/1370340000123")
+    assert (event.data, event.source, event.id) == (b'{"a": 1}', "kafka/raw.rides", "raw.rides/2/7/1370340000123")
     assert read(Raw(b'{"a": 1}')) == event
     others = [Raw(b"{}", offset=8), Raw(b"{}", partition=3), Raw(b"{}", timestamp=5), Raw(b"{}", topic="raw.walks")]
     assert len({(one.source, one.id) for one in map(read, others)} - {(event.source, event.id)}) == 4
@@ -60,9 +61,11 @@ def test_half_an_identity_is_completed_so_that_two_topics_never_meet() -> None:
 
 
 def test_a_dead_letter_sent_again_twice_is_one_event() -> None:
-    said = [("x-dlq-attempt", b"1"), ("__connect.errors.partition", b"2"), ("__connect.errors.offset", b"7")]
-    first, second = read(Raw(b"{}", said, offset=90)), read(Raw(b"{}", said, offset=91))
-    assert (first.source, first.id) == (second.source, second.id) == ("kafka/raw.rides", "2/7/again")
+    envelope = b'{"specversion": "1.0", "type": "t", "data": {}}'
+    for value, own in ((b"{}", []), (envelope, [("content-type", b"application/cloudevents+json")])):
+        said = redriven_headers(own, place=("raw.rides", 2, 7), letter="l", groups=["g"], attempt=1)
+        first, second = read(Raw(value, said, offset=90)), read(Raw(value, said, offset=91))
+        assert (first.source, first.id) == (second.source, second.id) == ("kafka/raw.rides", "raw.rides/2/7")
 
 
 @pytest.mark.parametrize(

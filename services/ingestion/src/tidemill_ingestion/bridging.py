@@ -17,7 +17,6 @@ from tidemill_ingestion.http_events import SPEC_VERSION, Parsed, media_type, str
 from tidemill_ingestion.verdicts import Refusal
 
 _ENVELOPE, _BATCH = "application/cloudevents", "application/cloudevents-batch"
-_ATTEMPT, _PARTITION, _OFFSET = "x-dlq-attempt", "__connect.errors.partition", "__connect.errors.offset"
 # What Confluent's serialisers put before a record: this, then the number of a schema.
 _FRAME = b"\x00"
 
@@ -25,7 +24,8 @@ _FRAME = b"\x00"
 def event_of(record: Record) -> Parsed:
     """Return the event that a record holds: binary or structured CloudEvents, or plain JSON without any attributes."""
     try:
-        headers = {name.lower(): value.decode() for name, value in record.headers if value is not None}
+        # What else a producer puts there is its own affair, and need not be text.
+        headers = {name.lower(): (value or b"").decode() for name, value in record.headers if _is_ours(name.lower())}
     except UnicodeDecodeError as error:
         return Refusal(Reason.BAD_UTF8, "", f"a header of the record is not UTF-8: {error}")
     if record.value is None:
@@ -42,21 +42,19 @@ def event_of(record: Record) -> Parsed:
         if isinstance(found, Refusal):
             return found
         event = found
-    if not event.id:
-        # Under a source that the producer chose, the topic tells apart what several topics bring.
-        event.id = place_of(record, headers) if not event.source else f"{record.topic}/{place_of(record, headers)}"
-    event.source = event.source or f"kafka/{record.topic}"
+    # A dead letter that was sent again has both as headers, whatever its form.
+    event.source = event.source or headers.get("ce_source") or f"kafka/{record.topic}"
+    event.id = event.id or headers.get("ce_id") or place_of(record)
     return event
 
 
-def place_of(record: Record, headers: Mapping[str, str]) -> str:
-    """Return the place of a record, and its time, so that a topic made anew brings new events.
+def place_of(record: Record) -> str:
+    """Return the place of a record, and its time, so that a topic made anew brings new events."""
+    return f"{record.topic}/{record.partition}/{record.offset}/{record.timestamp}"
 
-    A dead letter that was sent again keeps the place at which it was refused.
-    """
-    if headers.get(_ATTEMPT) and headers.get(_OFFSET):
-        return f"{headers.get(_PARTITION, '')}/{headers[_OFFSET]}/again"
-    return f"{record.partition}/{record.offset}/{record.timestamp}"
+
+def _is_ours(name: str) -> bool:
+    return name.startswith("ce_") or name == "content-type"
 
 
 def poison_of(refusal: Refusal) -> Poison:

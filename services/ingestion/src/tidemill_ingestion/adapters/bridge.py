@@ -4,6 +4,7 @@
                                           ▲ while the stream is paused, nothing is written and nothing is read on
 """
 
+import asyncio
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -153,6 +154,7 @@ class Bridge:
         raw = settings.kafka.model_copy(update={"topic_prefix": ""})
         options = StreamOptions(
             settings.kafka.physical(self.group),
+            letters_of=self.group,
             max_records=settings.bridge_batch_records,
             fetch_wait_ms=_FETCH_WAIT_MS,
             retry_limit_s=_FOR_EVER,
@@ -160,7 +162,9 @@ class Bridge:
             hop_delay_ms=settings.test_hop_delay_ms,
             seed=settings.test_seed,
         )
-        self._runner = StreamRunner(BridgePipeline(self, letters), raw, options, dead_letters=letters)
+        self._runner = StreamRunner(BridgePipeline(self, letters), raw, options, topics=[topic], dead_letters=letters)
+        self._begin = asyncio.Event()
+        self._stopped = False
         self.reached = self._runner.reached
 
     async def __aenter__(self) -> Self:
@@ -173,11 +177,15 @@ class Bridge:
         await self._runner.__aexit__(kind, error, trace)
 
     async def run(self) -> None:
-        """Copy until `stop`."""
-        await self._runner.run()
+        """Copy until `stop`, from when the stream is registered."""
+        await self._begin.wait()
+        if not self._stopped:
+            await self._runner.run()
 
     def stop(self) -> None:
         """Read nothing more."""
+        self._stopped = True
+        self._begin.set()
         self._runner.stop()
 
     def gate(self) -> Gate:
@@ -190,7 +198,7 @@ class Bridge:
     def follow(self) -> None:
         """Begin to read once the stream is registered."""
         if isinstance(self._gates.find(self.stream), Gate):
-            self._runner.subscribe([self.topic])
+            self._begin.set()
 
     def fault(self) -> str | None:
         """Return what is wrong, for readiness. A pause is not: the doors of this replica go on."""

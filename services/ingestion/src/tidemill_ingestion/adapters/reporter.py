@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 from types import TracebackType
 from typing import Self
 
 import structlog
 from tidemill_contracts.ingestion.v1 import records_pb2 as records
-from tidemill_runtime.errors import TidemillError
+from tidemill_runtime.errors import Retryable
 from tidemill_runtime.metrics import OTHER
 from tidemill_runtime.producer import Producer
 
@@ -19,12 +20,16 @@ from tidemill_ingestion.reporting import change_record, outgoing, profile_record
 
 # How long a pause or its end may stay untold.
 _LOOK_S = 0.5
+_LAST_S = 3.0
 
 log = structlog.get_logger(__name__)
 
 
 class Reporter:
-    """Looks at every stream; a `Component` for `running`. A message that Kafka does not take is counted and dropped."""
+    """Looks at every stream; a `Component` for `running`.
+
+    A profile that Kafka does not take is counted and dropped; pauses and their ends are told once Kafka is back.
+    """
 
     def __init__(
         self, gates: Gates, producer: Producer, *, hop_s: float, replica: str, clock: Callable[[], int]
@@ -62,8 +67,11 @@ class Reporter:
                 await asyncio.wait_for(self._stopping.wait(), min(_LOOK_S, self._hop_s))
             except TimeoutError:
                 continue
-        await self._changes()
-        await self._profiles()
+        with suppress(TimeoutError):
+            # With Kafka away nobody is told; the service's stop does not wait for it.
+            async with asyncio.timeout(_LAST_S):
+                await self._changes()
+                await self._profiles()
 
     async def _changes(self) -> None:
         for gate in self._gates:
@@ -73,11 +81,13 @@ class Reporter:
             label = metrics.stream_label(name)
             metrics.paused.labels(label).set(paused)
             while gate.changes:
-                record = change_record(name, gate.changes.popleft(), self._replica, now_us)
+                record = change_record(name, gate.changes[0], self._replica, now_us)
+                if not await self._send(record, now_us):
+                    break
+                gate.changes.popleft()
                 if record.kind == "paused":
                     metrics.pauses.labels(label).inc()
                 log.warning("stream_" + record.kind, stream=name, summary=record.summary)
-                await self._send(record, now_us)
 
     async def _profiles(self) -> None:
         for gate in self._gates:
@@ -86,16 +96,21 @@ class Reporter:
             profile = gate.profile.cut(now_us)
             self._measure(gate, profile)
             # A stream that falls silent is told of once.
-            if offered or name in self._busy:
-                await self._send(profile_record(name, profile, self._replica, now_us), now_us)
+            told = offered or name in self._busy
+            if told and not await self._send(profile_record(name, profile, self._replica, now_us), now_us):
+                metrics.unreported.inc()
             (self._busy.add if offered else self._busy.discard)(name)
 
-    async def _send(self, record: records.QualityRecord, now_us: int) -> None:
+    async def _send(self, record: records.QualityRecord, now_us: int) -> bool:
+        """Write one message; False where Kafka is away, which is not waited for."""
+        if self._producer.fault() is not None:
+            return False
         try:
             await self._producer.send(outgoing(record, now_us))
-        except TidemillError as error:
-            metrics.unreported.inc()
+        except Retryable as error:
             log.warning("quality_unreported", stream=record.stream, kind=record.kind, error=str(error))
+            return False
+        return True
 
     def _measure(self, gate: Gate, profile: records.StreamProfile) -> None:
         stream = metrics.stream_label(gate.stream.name)
