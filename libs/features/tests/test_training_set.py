@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_features.expressions import Column
+from tidemill_features.finalise import HEAD_EXCLUDED_BIT
 from tidemill_features.training_set import Asked, StreamLog, TrainingSet, TrainingSetError, Window, cut_by_time
 
 MINUTE_US = 60_000_000
@@ -61,7 +62,7 @@ class Landing:
     """One record of `landed`; its offset is its place in the list, counted per partition."""
 
     id: str
-    minute: int
+    minute: float
     delay: float | None
     partition: int = 0
     counts: bool = True
@@ -71,7 +72,7 @@ class Landing:
 @dataclass(frozen=True)
 class Request:
     id: str
-    minute: int
+    minute: float
     partition: int = 0
     counts: bool = True
 
@@ -86,13 +87,11 @@ def offsets(partitions: list[int]) -> np.ndarray:
 
 
 def log(rows: list[Landing] | list[Request], columns: dict[str, Column]) -> StreamLog:
-    minutes = np.array([row.minute for row in rows], dtype=np.int64)
+    event_us = np.array([round(row.minute * MINUTE_US) for row in rows], dtype=np.int64)
     partitions = [row.partition for row in rows]
-    at = Column(minutes * MINUTE_US, np.zeros(len(rows), dtype=np.bool_))
+    at = Column(event_us, np.zeros(len(rows), dtype=np.bool_))
     counts = np.array([row.counts for row in rows], dtype=np.bool_)
-    return StreamLog(
-        np.array(partitions, dtype=np.int64), offsets(partitions), minutes * MINUTE_US, counts, {**columns, "at": at}
-    )
+    return StreamLog(np.array(partitions, dtype=np.int64), offsets(partitions), event_us, counts, {**columns, "at": at})
 
 
 def logs(requests: list[Request], landings: list[Landing]) -> dict[str, StreamLog]:
@@ -111,8 +110,8 @@ def nobody_predicted() -> Asked:
     return Asked(np.empty(0, dtype=np.object_), empty, {"id": text(), "origin": text(), "at": at}, {})
 
 
-def predicted(key: str, minute: int, cut: tuple[int, int]) -> Asked:
-    at = np.array([minute * MINUTE_US])
+def predicted(key: str, minute: float, cut: tuple[int, int]) -> Asked:
+    at = np.array([round(minute * MINUTE_US)])
     columns = {"id": text(key), "origin": text("JFK"), "at": Column(at, np.array([False]))}
     cuts = {"asked": np.zeros((1, 2), dtype=np.int64), "landed": np.array([cut], dtype=np.int64)}
     return Asked(np.array([key], dtype=np.object_), at, columns, cuts)
@@ -246,3 +245,69 @@ def test_cuts_by_time_do_not_touch_what_a_prediction_named() -> None:
     landings = [Landing("x", 10, 1.0), Landing("y", 40, 1.0)]
     asked = predicted("a", 30, (7, 9))
     assert cut_by_time(asked, logs([], landings)).cuts["landed"].tolist() == [[7, 9]]
+
+
+MILLISECOND = 1 / 60_000
+MICROSECOND = 1 / MINUTE_US
+
+
+def test_an_event_at_the_very_instant_of_a_request_is_seen_and_one_a_microsecond_later_is_not() -> None:
+    at_once = [Landing("x", 30, 20.0), Landing("y", 30 + MICROSECOND, 90.0), Landing("a", 50, 0.0)]
+    found = table([Request("a", 30)], at_once)
+    assert found.numbers["o.worst"].tolist() == [20.0]
+    assert found.numbers["o.seen"].tolist() == [1.0]
+
+
+def test_within_a_millisecond_the_order_of_the_log_decides_what_was_there() -> None:
+    for first, second, worst in ((0.4, 0.6, 20.0), (0.6, 0.4, np.nan)):
+        landings = [
+            Landing("x", 30 + first * MILLISECOND, 20.0),
+            Landing("y", 30 + second * MILLISECOND, 90.0),
+            Landing("a", 50, 0.0),
+        ]
+        found = table([Request("a", 30 + 0.5 * MILLISECOND)], landings)
+        # The second record lies behind one that is newer than the request, or is newer itself.
+        assert found.numbers["o.worst"].tolist() == pytest.approx([worst], nan_ok=True)
+
+
+def test_a_late_arrival_is_seen_by_whoever_asks_after_it_and_by_nobody_before() -> None:
+    landings = [
+        Landing("x", 10, 20.0),
+        Landing("clock", 35, 0.0),
+        Landing("late", 20, 90.0),
+        Landing("a", 50, 0.0),
+        Landing("b", 50, 0.0),
+    ]
+    found = table([Request("a", 30), Request("b", 40)], landings)
+    assert found.numbers["o.worst"].tolist() == [20.0, 90.0]
+
+
+def test_a_read_in_the_past_leaves_the_bucket_of_its_instant_out_and_says_so() -> None:
+    # The rings held an event that is newer than the prediction's `as_of`, in the same bucket of five minutes.
+    landings = [Landing("x", 10, 20.0), Landing("y", 31, 50.0), Landing("z", 34, 90.0), Landing("a", 50, 0.0)]
+    past = table([Request("a", 32)], landings, predicted("a", 32, (3, 0)))
+    assert past.numbers["o.worst"].tolist() == [20.0]
+    (part,) = past.rows.parts()
+    assert bool(part.status[0][0] & HEAD_EXCLUDED_BIT)
+    present = table([Request("a", 32)], landings, predicted("a", 32, (2, 0)))
+    assert present.numbers["o.worst"].tolist() == [50.0]
+    (part,) = present.rows.parts()
+    assert not part.status[0][0] & HEAD_EXCLUDED_BIT
+
+
+def test_an_outcome_from_before_the_request_is_no_label_of_it_and_one_at_its_instant_is() -> None:
+    landings = [Landing("a", 30 - MICROSECOND, 90.0), Landing("b", 30, 90.0)]
+    found = table([Request("a", 30), Request("b", 30)], landings)
+    assert found.rows.join_key.tolist() == ["b"]
+    assert found.labels.tolist() == [1.0]
+
+
+def test_a_label_at_the_end_of_the_wait_counts_and_a_microsecond_later_does_not() -> None:
+    landings = [Landing("a", 30 + 600, 90.0), Landing("b", 30 + 600 + MICROSECOND, 90.0)]
+    assert table([Request("a", 30), Request("b", 30)], landings).rows.join_key.tolist() == ["a"]
+
+
+def test_a_partition_that_was_added_after_the_definition_is_seen_by_whom_its_positions_name_it() -> None:
+    landings = [Landing("x", 10, 20.0), Landing("y", 20, 90.0, partition=5), Landing("a", 50, 0.0)]
+    assert table([Request("a", 30)], landings).numbers["o.worst"].tolist() == [90.0]
+    assert table([Request("a", 30)], landings, predicted("a", 30, (1, 0))).numbers["o.worst"].tolist() == [20.0]

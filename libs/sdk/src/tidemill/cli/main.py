@@ -30,6 +30,7 @@ _MODULES = {
     "incidents": "tidemill.cli.incident_commands:incidents_app",
     "retrain": "tidemill.cli.incident_commands:retrain",
     "dead-letters": "tidemill.cli.dead_letter_commands:dead_letters_app",
+    "dataset": "tidemill.cli.dataset_command:dataset",
     "demo": "tidemill.demo.command:demo",
 }
 

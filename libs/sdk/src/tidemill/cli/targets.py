@@ -50,6 +50,17 @@ class Target:
         known_prefix = endpoints.topic_prefix if endpoints else DEFAULT_PREFIX
         return KafkaTarget.from_environment(bootstrap, known_prefix if prefix is None else prefix, os.environ)
 
+    def archive(self, catalogue: str | None, warehouse: str | None) -> tuple[str, str]:
+        """Return the offline log's catalogue (a PostgreSQL DSN) and its folder. Raises `RefusedError`."""
+        endpoints = None if catalogue and warehouse else self._endpoints()
+        if endpoints is None and not (catalogue and warehouse):
+            raise RefusedError(
+                f"stack {self._stack!r} does not run; start it with `tidemill up`, or give --catalogue and --warehouse",
+                NOT_REACHABLE,
+            )
+        known = endpoints.postgres_dsn if endpoints else ""
+        return catalogue or known, warehouse or str(Layout(self._home).warehouse)
+
     def _address(self, service: str) -> str:
         endpoints = self._endpoints()
         if endpoints is None or service not in endpoints.services:
