@@ -76,6 +76,9 @@ COMMANDS = [
     ("incidents", "resolve", "01J"),
     ("retrain", "flight-delays", "--why", "test"),
     ("dead-letters", "list"),
+    ("dead-letters", "show", "events.rides.dlq/0/1"),
+    ("dead-letters", "redrive", "rides"),
+    ("dead-letters", "discard", "rides", "--why", "test"),
 ]
 
 
@@ -106,6 +109,13 @@ def test_a_command_says_whom_it_cannot_reach(command: tuple[object, ...], rows: 
         (("incidents", "list", "--status", "new"), "unknown status 'new'; there are open, acknowledged, resolved"),
         (("models", "promote", "p", "1"), "Missing option '--why'"),
         (("retrain", "p", "--why", "x", "--at", "2013-06-04"), "has no UTC offset"),
+        (("dead-letters", "list", "--state", "lost"), "unknown state 'lost'; there are open, redriving, redriven"),
+        (("dead-letters", "list", "--since", "noon"), "no instant"),
+        (("dead-letters", "show", "12"), "'12' is no letter's id; they look like events.rides.dlq/0/12"),
+        (("dead-letters", "redrive", "--letter", "x/y/z"), "'x/y/z' is no letter's id"),
+        (("dead-letters", "discard", "rides"), "Missing option '--why'"),
+        (("dead-letters", "discard", "rides", "--why", " "), "--why is empty"),
+        (("dead-letters", "discard", "--why", "x"), "say which: a stream, or --letter ID"),
     ],
 )
 def test_wrong_usage_is_code_two(command: tuple[str, ...], message: str) -> None:
@@ -130,7 +140,7 @@ def test_every_command_explains_itself_and_speaks_json(name: str) -> None:
         "features": ["read", "rebuild", "backfill"],
         "models": ["list", "show", "promote", "rollback"],
         "incidents": ["list", "ack", "resolve"],
-        "dead-letters": ["list"],
+        "dead-letters": ["list", "show", "redrive", "discard"],
     }
     for arguments in [(name, sub) for sub in groups[name]] if name in groups else [(name,)]:
         assert "--json" in run(*arguments, "--help", env={"COLUMNS": "200"}).stdout
