@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 from kafka_log import Log
 from machines import Kafka, Nursery, Redis, Worker
-from oracle import StreamLog, WrongError, check_letters, compare
+from oracle import StreamLog, WrongError, check_letters, compare, wanted_of
 from schedule import Act, Schedule
 from tidemill_contracts.canonical import to_json
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
@@ -275,9 +275,9 @@ class Life:
         asked = messages.ViewKeys(view=view.name, keys=[_entity(key) for key in keys])
         request = messages.GetFeaturesRequest(views=[asked], as_of_us=as_of_us, include=ends)
         response = await self._asked(stub, request)
-        names = [feature.name for feature in view.features]
+        wanted = wanted_of(view, log.stream)
         for key, row, want in zip(keys, response.views[0].rows, log.answers(view, keys, as_of_us), strict=True):
-            compare(f"{view.name} as of {as_of_us}", key, names, [_pair(value) for value in row.values], want)
+            compare(f"{view.name} as of {as_of_us}", key, wanted, [_pair(value) for value in row.values], want)
 
     async def _asked(self, stub: Any, request: messages.GetFeaturesRequest) -> Any:
         """Return the answer, once the worker serves."""

@@ -2,7 +2,6 @@
 letters with its bytes, checkpoints and committed offsets are at the log's end."""
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from typing import Any
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.topics import events_topic
 from tidemill_features.plan import compile_view
+from tidemill_testkit.agreement import agree
 from tidemill_testkit.brute_force import Answer, Logged, Wanted, brute_force, counted
 from workload import POISON_HEADER
 
@@ -84,13 +84,14 @@ class StreamLog:
 
 def wanted_of(view: definition.View, stream: definition.Stream) -> list[Wanted]:
     """Return a view's features as brute force takes them."""
-    plan = compile_view(view, stream)
+    plan, by_name = compile_view(view, stream), {part.name: part for part in view.features}
     found = []
-    for part, feature in zip(view.features, plan.features, strict=True):
-        ring = plan.rings[feature.ring]
+    for feature in plan.features:
+        # Some aggregations have several features: name.0, name.1 …
+        part, ring = by_name[feature.name.partition(".")[0]], plan.rings[feature.ring]
         found.append(
             Wanted(
-                part.name,
+                feature.name,
                 _FUNCTIONS[part.function],
                 feature.window_us,
                 ring.hop_us,
@@ -98,21 +99,22 @@ def wanted_of(view: definition.View, stream: definition.Stream) -> list[Wanted]:
                 value=itemgetter(part.expression) if part.expression else None,
                 where=_PREDICATES[part.where] if part.where else None,
                 exact_age=not part.window_ms,
+                element=feature.element,
+                edges=tuple(part.edges),
+                quantile=part.quantile,
+                half_life_us=part.half_life_ms * 1000,
             )
         )
     return found
 
 
-def compare(view: str, key: tuple[Any, ...], names: Sequence[str], got: Sequence[Any], want: Sequence[Answer]) -> None:
+def compare(
+    view: str, key: tuple[Any, ...], wanted: Sequence[Wanted], got: Iterable[tuple[str, Any]], want: Sequence[Answer]
+) -> None:
     """Compare one entity's (status, value) pairs with brute force. Raises `WrongError`."""
-    for name, (status, value), answer in zip(names, got, want, strict=True):
-        same = status == answer.status and (value == answer.value or _both_nan(value, answer.value))
-        if not same:
-            raise WrongError(f"{view} {key} {name}: {status} {value!r}, but brute force says {answer}")
-
-
-def _both_nan(one: Any, other: Any) -> bool:
-    return isinstance(one, float) and isinstance(other, float) and math.isnan(one) and math.isnan(other)
+    for one, (status, value), answer in zip(wanted, got, want, strict=True):
+        if not agree(one, Answer(status, value), answer):
+            raise WrongError(f"{view} {key} {one.name}: {status} {value!r}, but brute force says {answer}")
 
 
 def check_letters(log: StreamLog, letters: Iterable[Any]) -> None:

@@ -1,10 +1,11 @@
 """Streams, views and records of one run: hot and rare keys, retries, late events, poison, gaps in time."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from tidemill_contracts.cloudevents import EVENT_TYPE, Attributes, to_headers, watermark
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
@@ -19,14 +20,37 @@ POISON_HEADER = "chaos-poison"
 _INT, _FLOAT, _TEXT = definition.FIELD_TYPE_INT64, definition.FIELD_TYPE_FLOAT64, definition.FIELD_TYPE_STRING
 FIELDS = {"id": _TEXT, "who": _TEXT, "zone": _INT, "amount": _FLOAT, "units": _INT, "label": _TEXT}
 POLICIES = (definition.LATE_POLICY_DROP, definition.LATE_POLICY_CORRECT, definition.LATE_POLICY_DEAD_LETTER)
-# Of each: the function, the expressions it may take, and the type of its result (None: the expression's).
-AGGREGATES: dict[str, tuple[Sequence[str], Any]] = {
-    "COUNT": (("", "amount"), _INT),
-    "SUM": (("amount", "units"), None),
-    "MEAN": (("amount", "units"), _FLOAT),
-    "MIN": (("amount", "units"), None),
-    "MAX": (("amount", "units"), None),
-    "LAST": (("amount", "units", "label"), None),
+_NUMBERS, _ANY = ("amount", "units"), ("amount", "units", "label")
+
+
+class Kind(NamedTuple):
+    """Of an aggregate: the expressions it may take, the type of its result (None: the expression's), its options."""
+
+    expressions: Sequence[str]
+    result: Any = None
+    options: Mapping[str, Any] = MappingProxyType({})
+
+
+AGGREGATES = {
+    "COUNT": Kind(("", "amount"), _INT),
+    "SUM": Kind(_NUMBERS),
+    "MEAN": Kind(_NUMBERS, _FLOAT),
+    "MIN": Kind(_NUMBERS),
+    "MAX": Kind(_NUMBERS),
+    "LAST": Kind(_ANY),
+    "FIRST": Kind(_ANY),
+    "RATE": Kind(("",), _FLOAT),
+    "TIME_SINCE_LAST": Kind(("",), _FLOAT),
+    "HISTOGRAM": Kind(_NUMBERS, _INT, {"edges": [-1.0, 0.15, 2.0]}),
+    "VARIANCE": Kind(("units",), _FLOAT),
+    "STD": Kind(_NUMBERS, _FLOAT),
+    "SKEW": Kind(("units",), _FLOAT),
+    "DECAYED_SUM": Kind(_NUMBERS, _FLOAT, {"half_life_ms": 10_000}),
+    "EWMA": Kind(_NUMBERS, _FLOAT, {"half_life_ms": 7_300}),
+    "LAST_K": Kind(_ANY, None, {"k": 3}),
+    "APPROX_DISTINCT": Kind(_ANY, _INT),
+    "QUANTILE": Kind(_NUMBERS, _FLOAT, {"quantile": 0.9}),
+    "TOP_K": Kind(("label", "units"), None, {"k": 2}),
 }
 WINDOWS_S = (12, 20, 60, 90, 600)
 ENTITIES = (["who"], ["who"], ["zone"], ["who", "zone"])
@@ -74,21 +98,24 @@ def _view(chance: Random, stream: str, number: int) -> definition.View:
         entity=chance.choice(ENTITIES),
         max_age_ms=chance.choice([0, 40_000, 400_000]),
         accuracy=definition.ACCURACY_HOP,
+        budget_bytes=4_000_000,
         features=[_aggregation(chance, place) for place in range(chance.randint(2, 5))],
     )
 
 
 def _aggregation(chance: Random, place: int) -> definition.Aggregation:
-    name = chance.choice(list(AGGREGATES))
-    expressions, result = AGGREGATES[name]
+    # The plain ones are drawn more often.
+    name = chance.choice(list(AGGREGATES)[: chance.choice([6, len(AGGREGATES)])])
+    expressions, result, options = AGGREGATES[name]
     expression = chance.choice(expressions)
     return definition.Aggregation(
-        name=f"{name.lower()}-{place}",
+        name=f"{name.lower()}_{place}",
         function=definition.AggregationFunction.Value(f"AGGREGATION_FUNCTION_{name}"),
         window_ms=chance.choice(WINDOWS_S) * 1000,
         expression=expression,
         where=chance.choice(["", "", "amount > 1"]),
         type=result or FIELDS[expression],
+        **options,
     )
 
 

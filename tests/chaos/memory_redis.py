@@ -1,0 +1,222 @@
+"""Redis in memory, under redis-py's own client: what the service sends is interpreted, one exchange at a time.
+
+Every exchange stops at a gate before the server takes it in, and again before the client reads the answer. Whoever
+holds the gates decides who goes on, whose connection breaks, and who is killed where.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisDownError
+
+Command = tuple[Any, ...]
+
+
+class Gates(Protocol):
+    """What lets exchanges pass."""
+
+    async def gate(self) -> bool:
+        """Return whether the connection still stands."""
+        ...
+
+
+@dataclass(eq=False)
+class Session:
+    """One connection, as the server sees it."""
+
+    watched: dict[bytes, int] = field(default_factory=dict)
+    queued: list[Command] | None = None
+
+
+class MemoryRedis:
+    """The server. `lose` goes back to an earlier moment, as a restart from a cut append-only file does."""
+
+    def __init__(self) -> None:
+        self._data: dict[bytes, Any] = {}
+        self._versions: dict[bytes, int] = {}
+        self._moments: list[dict[bytes, Any]] = [{}]
+        self._clock = 0
+        # Which life this is; connections belong to one.
+        self.life = 1
+
+    def client(self, gates: Gates) -> "Redis":
+        """Return a client whose exchanges pass these gates."""
+        options: dict[str, Any] = {"server": self, "gates": gates, "protocol": 2, "retry": Retry(NoBackoff(), 0)}
+        pool = ConnectionPool(connection_class=MemoryConnection, **options)
+        return Redis(connection_pool=pool)
+
+    def lose(self, writes: int) -> None:
+        """Restart without the last writes."""
+        del self._moments[max(1, len(self._moments) - writes) :]
+        self._data = _copy(self._moments[-1])
+        self.life += 1
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return what lies under a key."""
+        found: bytes | None = self._data.get(key)
+        return found
+
+    def take(self, session: Session, command: Command) -> Any:
+        """Do what one command says, and return the answer."""
+        name, *words = command
+        name = name.decode() if isinstance(name, bytes) else name
+        if name == "MULTI":
+            session.queued = []
+            return b"OK"
+        if name == "EXEC":
+            return self._execute(session)
+        if session.queued is not None and name != "WATCH":
+            session.queued.append(command)
+            return b"QUEUED"
+        before = self._clock
+        answer = getattr(self, f"_{name.lower().replace(' ', '_')}")(session, *words)
+        if self._clock != before:
+            self._moments.append(_copy(self._data))
+        return answer
+
+    def _execute(self, session: Session) -> list[Any] | None:
+        queued, session.queued = session.queued or [], None
+        watched, session.watched = session.watched, {}
+        if any(self._versions.get(key, 0) != version for key, version in watched.items()):
+            return None
+        before, moments = self._clock, len(self._moments)
+        answers = [self.take(session, command) for command in queued]
+        if self._clock != before:
+            # A transaction is in the file whole, or not at all.
+            self._moments[moments:] = [_copy(self._data)]
+        return answers
+
+    def _wrote(self, key: bytes) -> None:
+        self._clock += 1
+        self._versions[key] = self._clock
+
+    def _watch(self, session: Session, *keys: Any) -> bytes:
+        session.watched |= {_bytes(key): self._versions.get(_bytes(key), 0) for key in keys}
+        return b"OK"
+
+    def _unwatch(self, session: Session) -> bytes:
+        session.watched = {}
+        return b"OK"
+
+    def _set(self, session: Session, key: Any, value: Any) -> bytes:
+        self._data[_bytes(key)] = _bytes(value)
+        self._wrote(_bytes(key))
+        return b"OK"
+
+    def _mset(self, session: Session, *pairs: Any) -> bytes:
+        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+            self._set(session, key, value)
+        return b"OK"
+
+    def _mget(self, session: Session, *keys: Any) -> list[Any]:
+        return [self._data.get(_bytes(key)) for key in keys]
+
+    def _del(self, session: Session, *keys: Any) -> int:
+        gone = [key for key in map(_bytes, keys) if self._data.pop(key, None) is not None]
+        for key in gone:
+            self._wrote(key)
+        return len(gone)
+
+    def _info(self, session: Session, section: Any) -> bytes:
+        return b"# Server\r\nrun_id:life-%d\r\n" % self.life
+
+    def _hash(self, key: Any) -> dict[bytes, bytes]:
+        found: dict[bytes, bytes] = self._data.setdefault(_bytes(key), {})
+        return found
+
+    def _hgetall(self, session: Session, key: Any) -> list[bytes]:
+        return [part for pair in self._data.get(_bytes(key), {}).items() for part in pair]
+
+    def _hget(self, session: Session, key: Any, name: Any) -> bytes | None:
+        found: bytes | None = self._data.get(_bytes(key), {}).get(_bytes(name))
+        return found
+
+    def _hset(self, session: Session, key: Any, *pairs: Any) -> int:
+        self._hash(key).update(zip(map(_bytes, pairs[::2]), map(_bytes, pairs[1::2]), strict=True))
+        self._wrote(_bytes(key))
+        return len(pairs) // 2
+
+    def _hsetnx(self, session: Session, key: Any, name: Any, value: Any) -> int:
+        return 0 if _bytes(name) in self._hash(key) else self._hset(session, key, name, value)
+
+    def _hdel(self, session: Session, key: Any, *names: Any) -> int:
+        gone = [name for name in map(_bytes, names) if self._hash(key).pop(name, None) is not None]
+        if gone:
+            self._wrote(_bytes(key))
+        return len(gone)
+
+
+def _copy(data: dict[bytes, Any]) -> dict[bytes, Any]:
+    return {key: dict(value) if isinstance(value, dict) else value for key, value in data.items()}
+
+
+def _bytes(word: Any) -> bytes:
+    return word if isinstance(word, bytes) else str(word).encode()
+
+
+class MemoryConnection(AbstractConnection):
+    """A connection without a socket; commands are handed over as they are."""
+
+    def __init__(self, *, server: MemoryRedis, gates: Gates, **options: Any) -> None:
+        super().__init__(**options)
+        self._server = server
+        self._gates = gates
+        self._life = 0
+        self._session = Session()
+        self._answers: list[Any] = []
+
+    @property
+    def is_connected(self) -> bool:
+        return bool(self._life)
+
+    async def _connect(self) -> None: ...
+
+    def _host_error(self) -> str:
+        return "memory"
+
+    async def connect(self) -> None:
+        if not self._life:
+            self._life, self._session, self._answers = self._server.life, Session(), []
+
+    async def disconnect(self, *_: Any, **__: Any) -> None:
+        self._life = 0
+
+    def repr_pieces(self) -> list[tuple[str, Any]]:
+        return [("life", self._life)]
+
+    def pack_command(self, *words: Any) -> list[Any]:
+        return [words]
+
+    def pack_commands(self, commands: Iterable[Any]) -> list[Any]:
+        return list(commands)
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        await self.connect()
+        await self._pass()
+        self._answers = [self._server.take(self._session, one) for one in command]
+        await self._pass()
+
+    async def send_command(self, *words: Any, **options: Any) -> None:
+        await self.send_packed_command(self.pack_command(*words))
+
+    async def read_response(self, *_: Any, **__: Any) -> Any:
+        if not self._life:
+            raise RedisDownError("the connection is closed")
+        return self._answers.pop(0)
+
+    async def can_read(self, *_: Any, **__: Any) -> bool:
+        return False
+
+    async def can_read_destructive(self) -> bool:
+        return False
+
+    async def _pass(self) -> None:
+        stands = await self._gates.gate()
+        if not stands or self._life != self._server.life:
+            await self.disconnect()
+            raise RedisDownError("the connection broke")
