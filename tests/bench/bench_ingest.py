@@ -1,7 +1,9 @@
-"""`ingest.batch`: events per second from a gRPC batch to durable, beside a bare aiokafka producer of the same records.
+"""Events per second from the service's doors to durable, beside a bare aiokafka producer of the same records.
 
-Both wait for each batch's acknowledgements before the next one, with the same batches in flight. The service is its own
-process, as deployed; the bare producer, with the service's own options, has no door, no validation and no verdicts.
+`ingest.batch`: gRPC batches; `ingest.stream`: one PublishStream call; `ingest.ndjson`: one NDJSON request of plain lines,
+which get their ids here. Batches wait for their acknowledgements before the next, with as many in flight as the bare
+producer has. The service is its own process, as deployed; the bare producer, with the service's own options, has no
+door, no validation and no verdicts.
 """
 
 import asyncio
@@ -10,13 +12,14 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import grpc
+import httpx
 from aiokafka import AIOKafkaProducer
 from tidemill.stack.endpoints import Endpoints
 from tidemill_contracts.canonical import stream_hash, to_json
@@ -87,18 +90,24 @@ async def register(client: dict[str, Any]) -> None:
         await producer.send_and_wait(PREFIX + "registry.pipelines.v1", to_json(record), key=b"stream")
 
 
-@contextmanager
-def service(bootstrap: str) -> Iterator[str]:
-    """Run ingestion as its own process and lend its address."""
+def free_address() -> str:
+    """Return an address to listen on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    settings = {"KAFKA__BOOTSTRAP": bootstrap, "KAFKA__TOPIC_PREFIX": PREFIX, "GRPC__LISTEN": address}
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@contextmanager
+def service(bootstrap: str) -> Iterator[tuple[str, str]]:
+    """Run ingestion as its own process and lend its addresses, gRPC and HTTP."""
+    grpc_at, http_at = free_address(), free_address()
+    settings = {"KAFKA__BOOTSTRAP": bootstrap, "KAFKA__TOPIC_PREFIX": PREFIX}
+    settings |= {"GRPC__LISTEN": grpc_at, "HTTP__LISTEN": http_at}
     environment = os.environ | {f"TIDEMILL_INGESTION_{name}": value for name, value in settings.items()}
     environment["TIDEMILL_INGESTION_LOG_LEVEL"] = "warning"
     with subprocess.Popen([sys.executable, "-m", "tidemill_ingestion"], env=environment) as process:
         try:
-            yield address
+            yield grpc_at, http_at
         finally:
             process.terminate()
 
@@ -137,6 +146,47 @@ async def through_service(address: str) -> Callable[[int], Awaitable[None]]:
     return send
 
 
+async def stream_rate(address: str, first: int) -> float:
+    """Return events per second of one PublishStream call with `BATCH` events in each message."""
+    async with grpc.aio.insecure_channel(address) as channel:
+
+        async def requests() -> AsyncIterator[messages.PublishStreamRequest]:
+            for number in range(first, first + BATCHES):
+                numbers = range(number * BATCH, (number + 1) * BATCH)
+                events = [messages.Event(id=str(one), data=flight(one)) for one in numbers]
+                yield messages.PublishStreamRequest(stream=STREAM.name, source="bench", events=events)
+
+        call: Any = IngestionServiceStub(channel).PublishStream(requests())
+        began, accepted = perf_counter(), 0
+        async for response in call:
+            accepted += sum(verdict.outcome == messages.OUTCOME_ACCEPTED for verdict in response.verdicts)
+        return checked(accepted) / (perf_counter() - began)
+
+
+async def ndjson_rate(address: str, first: int) -> float:
+    """Return events per second of one NDJSON request."""
+
+    async def body() -> AsyncIterator[bytes]:
+        for number in range(first, first + BATCHES):
+            yield b"".join(flight(one) + b"\n" for one in range(number * BATCH, (number + 1) * BATCH))
+
+    began = perf_counter()
+    async with httpx.AsyncClient(timeout=60) as client:
+        answer = await client.post(
+            f"http://{address}/v1/streams/{STREAM.name}/events?verdicts=refused",
+            content=body(),
+            headers={"content-type": "application/x-ndjson"},
+        )
+    return checked(json.loads(answer.text.splitlines()[-1])["accepted"]) / (perf_counter() - began)
+
+
+def checked(accepted: int) -> int:
+    """Return how many events were accepted: all of them. Raises `RuntimeError`."""
+    if accepted != BATCH * BATCHES:
+        raise RuntimeError(f"{accepted} of {BATCH * BATCHES} events were accepted")
+    return accepted
+
+
 def bare(producer: AIOKafkaProducer) -> Callable[[int], Awaitable[None]]:
     """Return what writes one batch of the same records with nothing in front of Kafka."""
 
@@ -163,36 +213,40 @@ _TIME_US = parse_us(ASKED_AT)
 _SCHEMA = stream_hash(STREAM)
 
 
-async def measure(bootstrap: str, address: str) -> dict[str, Sequence[float]]:
-    """Return the rates of both, taken in turns so that the machine's moods hit both; the first turn warms up."""
-    through = await through_service(address)
-    rates: dict[str, list[float]] = {"service": [], "bare": []}
+async def measure(bootstrap: str, grpc_at: str, http_at: str) -> dict[str, list[float]]:
+    """Return the rates of all, taken in turns so that the machine's moods hit all; the first turn warms up."""
+    through = await through_service(grpc_at)
+    rates: dict[str, list[float]] = {"batch": [], "stream": [], "ndjson": [], "bare": []}
     async with AIOKafkaProducer(
         bootstrap_servers=bootstrap, enable_idempotence=True, acks="all", linger_ms=0, max_batch_size=256 * 1024
     ) as producer:
         for turn in range(RUNS + 1):
-            rates["service"].append(await rate(through, 2 * turn * BATCHES))
-            rates["bare"].append(await rate(bare(producer), (2 * turn + 1) * BATCHES))
+            first = 4 * turn * BATCHES
+            rates["batch"].append(await rate(through, first))
+            rates["stream"].append(await stream_rate(grpc_at, first + BATCHES))
+            rates["ndjson"].append(await ndjson_rate(http_at, first + 2 * BATCHES))
+            rates["bare"].append(await rate(bare(producer), first + 3 * BATCHES))
     return {name: sorted(values[1:]) for name, values in rates.items()}
 
 
 def run(servers: Endpoints) -> list[dict[str, Any]]:
-    """Measure both on the given Kafka."""
+    """Measure every door on the given Kafka."""
     asyncio.run(register({"bootstrap_servers": servers.kafka}))
-    with service(servers.kafka) as address:
-        rates = asyncio.run(measure(servers.kafka, address))
-    value, baseline = median(rates["service"]), median(rates["bare"])
+    with service(servers.kafka) as (grpc_at, http_at):
+        rates = asyncio.run(measure(servers.kafka, grpc_at, http_at))
+    baseline = median(rates.pop("bare"))
     return [
         {
-            "name": "ingest.batch",
-            "value": value,
+            "name": f"ingest.{name}",
+            "value": median(found),
             "unit": "events/s",
             "baseline": "bare aiokafka producer, same records",
             "baseline_value": baseline,
-            "ratio": value / baseline,
-            "min": rates["service"][0],
-            "median": value,
-            "max": rates["service"][-1],
+            "ratio": median(found) / baseline,
+            "min": found[0],
+            "median": median(found),
+            "max": found[-1],
             "runs": RUNS,
         }
+        for name, found in rates.items()
     ]

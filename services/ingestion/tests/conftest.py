@@ -106,6 +106,13 @@ class Door:
         finally:
             await consumer.stop()
 
+    async def end(self, topic: str) -> int:
+        """Return how many records a topic has, over its partitions."""
+        kafka = self.settings.kafka
+        async with AIOKafkaConsumer(**kafka.client_kwargs()) as consumer:
+            places = [TopicPartition(kafka.physical(topic), number) for number in range(PARTITIONS)]
+            return sum((await consumer.end_offsets(places)).values())
+
     async def ready(self) -> None:
         """Return once the definitions that lie in the topic are known."""
         request = progress_pb2.WaitProgressRequest(
@@ -150,6 +157,18 @@ async def opened(kafka: KafkaSettings, **options: Any) -> AsyncIterator[Door]:
 def open_door() -> Callable[..., AbstractAsyncContextManager[Door]]:
     """Opens ingestion on given Kafka settings, in this process."""
     return opened
+
+
+@pytest.fixture
+def a_ride() -> Callable[..., bytes]:
+    """Makes the data of a good event."""
+    return ride
+
+
+@pytest.fixture
+def free_address() -> Callable[[], str]:
+    """Finds an address to listen on."""
+    return lambda: f"127.0.0.1:{free_port()}"
 
 
 @pytest.fixture

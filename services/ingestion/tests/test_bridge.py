@@ -1,6 +1,9 @@
 """The bridge role on the real Kafka: every record of a producer's own topic ends in its stream, or as a dead letter."""
 
+import asyncio
 import json
+import os
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 from uuid import uuid4
@@ -35,6 +38,12 @@ class Raw:
                 self.name, value, key=b"\xfekey", headers=headers, partition=partition
             )
             self.ends[partition] = placed.offset + 1
+
+    async def fill(self, values: Sequence[bytes]) -> None:
+        """Write many plain records, over all partitions."""
+        sent = [await self._producer.send(self.name, value, partition=n % PARTITIONS) for n, value in enumerate(values)]
+        for placed in await asyncio.gather(*sent):
+            self.ends[placed.partition] = max(self.ends[placed.partition], placed.offset + 1)
 
     def offsets(self) -> list[progress_pb2.TopicPartitionOffset]:
         return [
@@ -139,6 +148,38 @@ async def test_records_read_again_are_the_same_events(
     assert len(log) == 60
     events = {identity(from_headers(record.headers), record.topic, record.partition, record.offset) for record in log}
     assert len(events) == 30
+
+
+async def test_a_bridge_killed_at_any_moment_copies_every_record_as_one_event(
+    kafka: Any, open_door: Any, raw: Raw, a_ride: Callable[[int], bytes], free_address: Callable[[], str]
+) -> None:
+    count = 1_200
+    await raw.fill([a_ride(number) for number in range(count)])
+    names = {"ROLES": "bridge", "BRIDGES": f"{raw.name}=rides", "BRIDGE_BATCH_RECORDS": "20"}
+    names |= {"TEST_HOP_DELAY_MS": "20", "LOG_LEVEL": "error", "KAFKA__BOOTSTRAP": kafka.bootstrap}
+    names |= {"KAFKA__TOPIC_PREFIX": kafka.topic_prefix, "KAFKA__INSTANCE": "one", "GRPC__LISTEN": free_address()}
+    environment = os.environ | {f"TIDEMILL_INGESTION_{name}": value for name, value in names.items()}
+    async with open_door(kafka) as door:
+        for enough in (200, 700):
+            command = (sys.executable, "-m", "tidemill_ingestion")
+            process = await asyncio.create_subprocess_exec(*command, env=environment)
+            try:
+
+                async def copied(wanted: int = enough) -> bool:
+                    end: int = await door.end("events.rides")
+                    return end >= wanted
+
+                await aeventually(copied, 30, claim=f"{enough} records are copied")
+            finally:
+                process.kill()
+                await process.wait()
+    async with open_door(kafka, roles=("bridge",), bridges={raw.name: "rides"}) as bridge:
+        await bridged(bridge, raw)
+        log = await bridge.log()
+    events = {identity(from_headers(record.headers), record.topic, record.partition, record.offset) for record in log}
+    assert {record.key for record in log} == {f"r-{number}".encode() for number in range(count)}
+    assert len(events) == count
+    assert len(log) >= count
 
 
 async def test_a_dead_letter_sent_again_after_a_fix_arrives_once(
