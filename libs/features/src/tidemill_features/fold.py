@@ -59,8 +59,10 @@ class Counts:
 
 @dataclass(slots=True)
 class _Index:
-    rows: dict[Shard, int] = field(default_factory=dict)
+    # By shard; a pair without an entity is no key, but may be asked for.
+    rows: dict[tuple[int, bytes | None], int] = field(default_factory=dict)
     shards: list[Shard | None] = field(default_factory=list)
+    # By ring, then by row.
     keys: list[list[bytes]] = field(default_factory=list)
     free: list[int] = field(default_factory=list)
 
@@ -78,7 +80,7 @@ class ViewShards:
         self._capacity = capacity
         self._rows = min(FIRST_ROWS, capacity)
         self._rings = [RingStore(ring, self._rows) for ring in plan.rings]
-        self._index = _Index()
+        self._index = _Index(keys=[[] for _ in plan.rings])
         self._add_rows(0)
         self._used = np.zeros(self._rows, np.int64)
         self._tick = 0
@@ -88,6 +90,11 @@ class ViewShards:
 
     def __len__(self) -> int:
         return len(self._index.rows)
+
+    @property
+    def room(self) -> int:
+        """How many more shards may be folded into before some must be written."""
+        return self._capacity - len(self._dirty)
 
     def entities(self, events: Events) -> list[bytes | None]:
         """Return the entity of each event; None where a part of its key is null."""
@@ -103,20 +110,20 @@ class ViewShards:
             known.clear()
         return found
 
-    def missing(self, wanted: Iterable[Shard]) -> list[Shard]:
-        """Return those shards that must be loaded before they can be folded into, each once."""
+    def missing(self, wanted: Iterable[tuple[int, bytes | None]]) -> list[Shard]:
+        """Return the shards that must be loaded before they can be folded into, each once.
+
+        `wanted`: partition and entity of events; without an entity there is no shard.
+        """
         rows = self._index.rows
-        missing: dict[Shard, None] = {}
-        present: list[int] = []
-        for shard in wanted:
-            row = rows.get(shard)
-            if row is None:
-                missing[shard] = None
-            else:
-                present.append(row)
+        # A plain pair finds a shard, and costs no making of one.
+        pairs = {pair for pair in wanted if pair[1] is not None}
+        present = [row for row in map(rows.get, pairs) if row is not None]
         # What this batch needs must not give way to what it loads.
         self._used[present] = self._tick + 1
-        return list(missing)
+        if len(present) == len(pairs):
+            return []
+        return [Shard(partition, entity) for partition, entity in sorted(pairs - rows.keys()) if entity is not None]
 
     def keys(self, shard: Shard) -> list[bytes]:
         """Return the Redis keys of a shard, one per ring."""
@@ -145,9 +152,9 @@ class ViewShards:
         """Fold events into shards that are all in memory."""
         rows_of = self._index.rows
         partitions = events.partition.tolist()
-        rows = np.array(
-            [-1 if e is None else rows_of[Shard(p, e)] for p, e in zip(partitions, entities, strict=True)], np.int64
-        )
+        # A plain pair finds a shard, and costs no making of one.
+        pairs = zip(partitions, entities, strict=True)
+        rows = np.array([-1 if pair[1] is None else rows_of[pair] for pair in pairs], np.int64)
         inputs = evaluate_inputs(self.plan, events.columns, len(events))
         event_us, offsets = events.event_us, events.offset
         keyed = rows >= 0
@@ -176,7 +183,7 @@ class ViewShards:
         values: dict[bytes, bytes] = {}
         for place, ring in enumerate(self._rings):
             ring.include(at, offsets)
-            values.update(zip([self._index.keys[row][place] for row in rows], ring.dump(rows), strict=True))
+            values.update(zip(map(self._index.keys[place].__getitem__, rows), ring.dump(rows), strict=True))
         return values
 
     def written(self) -> None:
@@ -192,7 +199,8 @@ class ViewShards:
         row = index.free.pop()
         index.rows[shard] = row
         index.shards[row] = shard
-        index.keys[row] = self.keys(shard)
+        for held, key in zip(index.keys, self.keys(shard), strict=True):
+            held[row] = key
         self._used[row] = self._tick + 1
         return row
 
@@ -200,7 +208,8 @@ class ViewShards:
         """Take note of rows from `first` to the end as free."""
         index, count = self._index, self._rows - first
         index.shards.extend([None] * count)
-        index.keys.extend([[]] * count)
+        for held in index.keys:
+            held.extend([b""] * count)
         index.free.extend(range(self._rows - 1, first - 1, -1))
 
     def _make_room(self) -> None:

@@ -24,8 +24,7 @@ async def fold(store: RedisStore, foldings: Sequence[Folding], topic_id: Callabl
         for view in folding.shards:
             found = view.entities(folding.events)
             entities.append((folding, view, found))
-            shards = [Shard(p, e) for p, e in zip(partitions, found, strict=True) if e is not None]
-            missing = view.missing(shards)
+            missing = view.missing(zip(partitions, found, strict=True))
             wanted.extend((view, shard, topic_id(Partition(folding.topic, shard.partition))) for shard in missing)
     await _load(store, wanted)
     for folding, view, found in entities:
