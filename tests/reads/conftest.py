@@ -10,10 +10,12 @@ import pytest
 from redis.asyncio import Redis
 from tidemill_contracts.canonical import to_json
 from tidemill_contracts.feature.v1.feature_pb2_grpc import add_FeatureServiceServicer_to_server
+from tidemill_feature.adapters.builds import Builds
 from tidemill_feature.adapters.http import feast_app
 from tidemill_feature.adapters.reads import Reads
 from tidemill_feature.adapters.redis_store import RedisStore
-from tidemill_feature.adapters.rpc import FeatureServicer
+from tidemill_feature.adapters.rpc import BuildingServicer
+from tidemill_feature.adapters.view_book import ViewBook
 from tidemill_feature.registered import Definitions
 from tidemill_feature.settings import Settings
 from tidemill_runtime.grpc_server import GrpcServer
@@ -43,11 +45,13 @@ class Service:
         self.definitions.fold(to_json(definition_record()))
         self.settings = Settings(project=project)
         self.store = RedisStore(redis, project, self.settings.group)
+        self.book = ViewBook(redis, project, self.settings.group)
 
     async def open(self, stack: AsyncExitStack, listen: str = "127.0.0.1:0") -> Doors:
         reads = Reads(self.definitions, self.store, self.settings)
         rpc = GrpcServer(GrpcSettings(listen=listen), Health())
-        rpc.add(add_FeatureServiceServicer_to_server, FeatureServicer(reads, NOTHING_FOLDED))
+        builds = Builds(self.definitions, self.store, self.book)
+        rpc.add(add_FeatureServiceServicer_to_server, BuildingServicer(reads, NOTHING_FOLDED, builds))
         await stack.enter_async_context(running(rpc))
         web = HttpServer(self.settings.http, Health(), feast_app(reads, self.settings))
         await stack.enter_async_context(running(web))

@@ -1,5 +1,6 @@
 """Laws of flushes and reads on a real Redis Cluster of three nodes: what one Redis guarantees holds there too."""
 
+import asyncio
 import struct
 from collections.abc import AsyncIterator
 from typing import Any
@@ -165,6 +166,13 @@ async def test_a_node_that_lost_its_data_sets_the_checkpoints_back(
     assert await store.flush([Move(HERE, None, point(6)), Move(THERE, None, point(8))], after) == {}
     assert await store.shards(keys) == [shard(6)] * len(keys)
     assert await store.watch([HERE, THERE]) == {HERE: point(6), THERE: point(8)}
+
+
+async def test_more_reads_at_once_than_there_are_connections_are_all_answered(cluster: Any, keys: list[bytes]) -> None:
+    for key in keys:
+        await cluster.set(key, key)
+    found = await asyncio.gather(*(fetch_many(cluster, keys[n : n + 20]) for n in range(100) for _ in range(2)))
+    assert found == [keys[n : n + 20] for n in range(100) for _ in range(2)]
 
 
 async def test_keys_are_found_while_their_slot_moves(cluster: Any, keys: list[bytes], redis_cluster: Any) -> None:

@@ -1,5 +1,6 @@
 """Reads through gRPC and through Feast's HTTP door, from rings in the real Redis: values, shapes and refusals."""
 
+import asyncio
 import math
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -17,10 +18,12 @@ from tidemill_contracts.canonical import to_json
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.feature.v1 import feature_pb2 as messages
 from tidemill_contracts.feature.v1.feature_pb2_grpc import FeatureServiceStub, add_FeatureServiceServicer_to_server
+from tidemill_feature.adapters.builds import Builds
 from tidemill_feature.adapters.http import feast_app
 from tidemill_feature.adapters.reads import Reads
 from tidemill_feature.adapters.redis_store import RedisStore
-from tidemill_feature.adapters.rpc import FeatureServicer
+from tidemill_feature.adapters.rpc import BuildingServicer
+from tidemill_feature.adapters.view_book import ViewBook
 from tidemill_feature.registered import Definitions
 from tidemill_feature.settings import Settings
 from tidemill_features.expressions import Column
@@ -166,7 +169,8 @@ async def door(servers: Any, redis_namespace: str) -> AsyncIterator[Door]:
         store = RedisStore(redis, redis_namespace, settings.group)
         reads = Reads(known, store, settings)
         rpc = GrpcServer(settings.grpc, health)
-        rpc.add(add_FeatureServiceServicer_to_server, FeatureServicer(reads, NOTHING_FOLDED))
+        builds = Builds(known, store, ViewBook(redis, redis_namespace, settings.group))
+        rpc.add(add_FeatureServiceServicer_to_server, BuildingServicer(reads, NOTHING_FOLDED, builds))
         await stack.enter_async_context(running(rpc))
         web = HttpServer(settings.http, health, feast_app(reads, settings))
         await stack.enter_async_context(running(web))
@@ -218,6 +222,11 @@ async def test_columns_say_what_rows_say(door: Door) -> None:
             assert cell.status == column.statuses[row]
             assert cell.event_time_us == column.event_times_us[row]
     assert math.isnan(by_column.features[2].float64_values[2])
+
+
+async def test_more_reads_at_once_than_there_are_connections_are_all_answered(door: Door) -> None:
+    answers = await asyncio.gather(*(door.get(keys("payer", "ann"), columnar=True) for _ in range(200)))
+    assert {answer.columns[0].features[0].int64_values[0] for answer in answers} == {10}
 
 
 async def test_a_bucket_left_out_is_marked_in_columns_too(door: Door) -> None:

@@ -1,10 +1,11 @@
 """Redis, alone or as a cluster: a client from the settings, and many keys in one trip per node."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 from redis.asyncio import Redis, RedisCluster
 from redis.crc import key_slot
@@ -17,6 +18,9 @@ from tidemill_runtime.settings import RedisSettings
 Client: TypeAlias = Redis | RedisCluster
 _KEYS_PER_TRIP = 2_000
 _ATTEMPTS = 2
+# Of a pool's connections: those that watch, and a few for commands besides reads.
+_HELD_BY_OTHERS = 4
+_gates: WeakKeyDictionary[Any, asyncio.Semaphore] = WeakKeyDictionary()
 
 
 def redis_client(settings: RedisSettings) -> Client:
@@ -42,20 +46,69 @@ async def fetch_many(redis: Any, keys: Sequence[bytes]) -> list[bytes | None]:
     one by one.
     """
     if not isinstance(redis, RedisCluster):
-        raws: list[bytes | None] = []
-        for first in range(0, len(keys), _KEYS_PER_TRIP):
-            raws += await redis.mget(keys[first : first + _KEYS_PER_TRIP])
-        return raws
+        async with _gate(redis, redis.connection_pool.max_connections):
+            return await _from_one(redis, keys)
     with as_outage():
         await redis.initialize()
-        for attempt in range(_ATTEMPTS):
-            try:
-                return await _from_nodes(redis, keys)
-            except (RedisDownError, RedisSlowError):
-                # The node may have a successor.
-                await redis.nodes_manager.initialize()
-                if attempt + 1 == _ATTEMPTS:
-                    raise
+        async with _gate(redis, redis.get_primaries()[0].max_connections):
+            return await _from_cluster(redis, keys)
+
+
+def _gate(redis: Any, connections: int) -> asyncio.Semaphore:
+    """Return what lets in as many trips as a pool has connections, less those that others hold: it refuses more."""
+    gate = _gates.get(redis)
+    if gate is None:
+        gate = _gates[redis] = asyncio.Semaphore(max(1, connections - _HELD_BY_OTHERS))
+    return gate
+
+
+async def _from_one(redis: Any, keys: Sequence[bytes]) -> list[bytes | None]:
+    pool = redis.connection_pool
+    for attempt in range(_ATTEMPTS):
+        connection = await pool.get_connection()
+        try:
+            found: list[bytes | None] = []
+            for first in range(0, len(keys), _KEYS_PER_TRIP):
+                await connection.send_packed_command(packed([("MGET", *keys[first : first + _KEYS_PER_TRIP])]))
+                found += await connection.read_response()
+        except BaseException as error:
+            # Answers that nobody read would be taken for those of the next trip.
+            await connection.disconnect(nowait=True)
+            # A server that was started again has closed what lay in the pool.
+            if not isinstance(error, RedisDownError) or attempt + 1 == _ATTEMPTS:
+                raise
+        else:
+            return found
+        finally:
+            await pool.release(connection)
+    raise AssertionError("unreachable")
+
+
+def packed(commands: Iterable[Sequence[Any]]) -> list[bytes]:
+    """Return commands of texts, bytes and integers as they are sent.
+
+    >>> packed([("GET", b"k")])
+    [b'*2\\r\\n$3\\r\\nGET\\r\\n$1\\r\\nk\\r\\n']
+
+    The library spends microseconds on each of what may be thousands of arguments.
+    """
+    parts: list[bytes] = []
+    for command in commands:
+        arguments = [part if isinstance(part, bytes) else str(part).encode() for part in command]
+        parts.append(b"*%d\r\n" % len(arguments))
+        parts.extend([b"$%d\r\n%b\r\n" % (len(part), part) for part in arguments])
+    return [b"".join(parts)]
+
+
+async def _from_cluster(redis: Any, keys: Sequence[bytes]) -> list[bytes | None]:
+    for attempt in range(_ATTEMPTS):
+        try:
+            return await _from_nodes(redis, keys)
+        except (RedisDownError, RedisSlowError):
+            # The node may have a successor.
+            await redis.nodes_manager.initialize()
+            if attempt + 1 == _ATTEMPTS:
+                raise
     raise AssertionError("unreachable")
 
 
@@ -84,7 +137,7 @@ async def _trip(
     moving: list[int] = []
     try:
         commands = [("MGET", *(keys[place] for place in places)) for places in groups]
-        await connection.send_packed_command(connection.pack_commands(commands))
+        await connection.send_packed_command(packed(commands))
         for places in groups:
             try:
                 values = await connection.read_response()

@@ -22,7 +22,7 @@ from redis.exceptions import TimeoutError as RedisSlowError
 from tidemill_features.layout import Checkpoint
 from tidemill_runtime.errors import StateLost
 from tidemill_runtime.positions import Partition
-from tidemill_runtime.redis_client import as_outage, fetch_many
+from tidemill_runtime.redis_client import as_outage
 
 from tidemill_feature.adapters.cluster_lanes import Lane, lowest, tags_of
 from tidemill_feature.adapters.redis_store import Move, RedisStore, translated
@@ -83,11 +83,6 @@ class ClusterStore(RedisStore):
             finally:
                 await asyncio.gather(*(lane.close() for lane in lanes.values()))
         return {place: lowest(found[place], [mark[place] for mark in marks]) for place in partitions}
-
-    async def shards(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return stored shards, None where there is none."""
-        with translated():
-            return await fetch_many(self._cluster, keys)
 
     async def flush(self, moves: Sequence[Move], shards: Mapping[bytes, bytes]) -> dict[Partition, Checkpoint | None]:
         """Write shards and checkpoints; return what Redis holds instead where it refused, nothing where it wrote.

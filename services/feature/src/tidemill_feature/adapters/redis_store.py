@@ -32,8 +32,7 @@ from redis.exceptions import (
 from tidemill_features.layout import Checkpoint, LayoutError, checkpoint_key
 from tidemill_runtime.errors import Fatal, Retryable
 from tidemill_runtime.positions import Partition
-
-_KEYS_PER_TRIP = 2_000
+from tidemill_runtime.redis_client import fetch_many, packed
 
 
 class Move(NamedTuple):
@@ -85,11 +84,8 @@ class RedisStore:
 
     async def shards(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return stored shards, None where there is none."""
-        raws: list[bytes | None] = []
         with translated():
-            for first in range(0, len(keys), _KEYS_PER_TRIP):
-                raws += await self._redis.mget(keys[first : first + _KEYS_PER_TRIP])
-        return raws
+            return await fetch_many(self._redis, keys)
 
     async def flush(self, moves: Sequence[Move], shards: Mapping[bytes, bytes]) -> dict[Partition, Checkpoint | None]:
         """Write shards and checkpoints; return what Redis holds instead where it refused, nothing where it wrote."""
@@ -149,7 +145,7 @@ class RedisStore:
         connection = self._watching
         everything = [*commands, ("WATCH", *keys), ("MGET", *keys)]
         try:
-            await connection.send_packed_command(connection.pack_commands(everything))
+            await connection.send_packed_command(packed(everything))
             answers = [await connection.read_response() for _ in everything]
         except BaseException:
             # Answers that nobody read would be taken for those of the next flush.
