@@ -1,6 +1,6 @@
 """One partition's past, folded again: pure. The same judging and folding as live, over records or archived rows."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,29 @@ class Chunk:
     columns: Callable[[Bools, Sequence[str]], Mapping[str, Column]]
     end: int
 
+    def pieces(self, size: int) -> Iterator["Chunk"]:
+        """Yield the chunk in pieces of so many events; one of its own where it has none."""
+        count = len(self.offset)
+        for first in range(0, max(1, count), size):
+            following = first + size
+            end = int(self.offset[following]) if following < count else self.end
+            part = slice(first, following)
+            columns = _Part(self, first)
+            yield Chunk(self.offset[part], self.event_us[part], self.identities[part], columns.columns, end)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The columns of a piece, taken out of its chunk's."""
+
+    chunk: Chunk
+    first: int
+
+    def columns(self, keep: Bools, names: Sequence[str]) -> Mapping[str, Column]:
+        whole = np.zeros(len(self.chunk.offset), np.bool_)
+        whole[self.first : self.first + len(keep)] = keep
+        return self.chunk.columns(whole, names)
+
 
 class Replay:
     """A partition that is read from some checkpoint on, for a few views."""
@@ -50,7 +73,7 @@ class Replay:
         self.read = min(point.dedup_low_offset, point.next_offset)
         self._partition = partition
         self._decoder = decoder
-        self._views = views
+        self.views = views
         self._point = point
         self._builds = builds
         self._admission = Admission(rules_of(decoder.stream), point.newest_event_us)
@@ -86,7 +109,7 @@ class Replay:
         partition = np.full(int(keep.sum()), self._partition.number, np.int64)
         columns = chunk.columns(keep, self._columns)
         return Folding(
-            self._partition.topic, self._views, Events(partition, chunk.offset[keep], chunk.event_us[keep], columns)
+            self._partition.topic, self.views, Events(partition, chunk.offset[keep], chunk.event_us[keep], columns)
         )
 
     def skip_to(self, offset: int) -> None:

@@ -28,10 +28,10 @@ from tidemill_runtime.settings import KafkaSettings
 from tidemill_runtime.sieve import Sieve
 
 from tidemill_feature import metrics
-from tidemill_feature.adapters.folding import dirty, fold, written
-from tidemill_feature.adapters.redis_store import Move, RedisStore
+from tidemill_feature.adapters.building_site import PIECE_EVENTS, Job, Lot, Site
+from tidemill_feature.adapters.redis_store import RedisStore
 from tidemill_feature.adapters.view_book import ViewBook
-from tidemill_feature.building import Found, resumable
+from tidemill_feature.building import resumable
 from tidemill_feature.decode import StreamDecoder
 from tidemill_feature.progress import Progress
 from tidemill_feature.replaying import Chunk, Replay
@@ -72,27 +72,6 @@ class NoHistory:
         nothing: tuple[Chunk, ...] = ()
         for chunk in nothing:
             yield chunk
-
-
-@dataclass(slots=True)
-class Job:
-    """One partition whose views are to be built, and how far the folded ones have come."""
-
-    partition: Partition
-    stream: definition.Stream
-    found: Found
-    missing: frozenset[bytes]
-    live: Callable[[], int]
-
-
-@dataclass(slots=True)
-class _Site:
-    """One partition at work: `held` is what Redis holds of it."""
-
-    job: Job
-    replay: Replay
-    held: Checkpoint | None
-    first: int
 
 
 @dataclass(slots=True)
@@ -139,18 +118,18 @@ class Builder:
     async def _build(self, jobs: Sequence[Job], shards: Mapping[bytes, ViewShards]) -> None:
         """Build until every partition is near enough; begins where the checkpoints are."""
         held = await self.store.watch([job.partition for job in jobs])
-        sites = [self._site(job, held[job.partition], shards) for job in jobs]
-        log.info("building", views=sorted({view.plan.name for view in shards.values()}), partitions=len(sites))
-        for site in sites:
-            await self._from_history(site)
-        ends = {site.job.partition: max(site.job.found.end, site.job.live()) for site in sites}
+        site = Site(self.store, {job.partition: self._lot(job, held[job.partition], shards) for job in jobs})
+        log.info("building", views=sorted({view.plan.name for view in shards.values()}), partitions=len(site.lots))
+        for lot in site.lots.values():
+            await self._from_history(site, lot)
+        ends = {partition: max(lot.job.found.end, lot.job.live()) for partition, lot in site.lots.items()}
         sieve = Sieve(self.kafka, self.sizes.group)
-        await sieve.recall({site.job.partition: site.replay.read for site in sites}, ends)
+        await sieve.recall({partition: lot.replay.read for partition, lot in site.lots.items()}, ends)
         async with _consumer(self.kafka) as consumer:
-            await self._from_log(consumer, sieve, {self._physical(site.job.partition): site for site in sites})
-        await self._report(sites, force=True)
+            await self._from_log(consumer, sieve, site)
+        await self._report(site, force=True)
 
-    def _site(self, job: Job, held: Checkpoint | None, shards: Mapping[bytes, ViewShards]) -> _Site:
+    def _lot(self, job: Job, held: Checkpoint | None, shards: Mapping[bytes, ViewShards]) -> Lot:
         found = job.found
         point = resumable(replace(found, built=held), job.missing)
         if point is None:
@@ -158,79 +137,69 @@ class Builder:
             point = Checkpoint(found.topic_id, 0, 0, EMPTY, job.missing, found.partitions)
         views = [shards[build] for build in sorted(job.missing)]
         replay = Replay(job.partition, StreamDecoder(job.stream), views, point, job.missing)
-        return _Site(job, replay, held, point.next_offset)
+        return Lot(job, replay, held, point.next_offset)
 
-    async def _from_history(self, site: _Site) -> None:
+    async def _from_history(self, site: Site, lot: Lot) -> None:
         """Take what Kafka has dropped from the offline log."""
-        found, replay = site.job.found, site.replay
+        found, replay, partition = lot.job.found, lot.replay, lot.job.partition
         if replay.read >= found.begin:
             return
-        number = site.job.partition.number
-        async for chunk in self.history.chunks(site.job.stream, number, replay.read, found.begin):
-            await self._fold([(site, chunk)])
-            await self._report([site])
+        async for chunk in self.history.chunks(lot.job.stream, partition.number, replay.read, found.begin):
+            for piece in chunk.pieces(PIECE_EVENTS):
+                await site.fold([(lot, piece)])
+                await self._report(site)
+                # Live events come first.
+                await asyncio.sleep(0)
         if replay.next_offset < found.begin:
             missing = found.begin - replay.next_offset
-            log.error("records_in_neither_log", topic=site.job.partition.topic, partition=number, records=missing)
+            log.error("records_in_neither_log", topic=partition.topic, partition=partition.number, records=missing)
         replay.skip_to(found.begin)
+        await site.flush()
 
-    async def _from_log(self, consumer: Any, sieve: Sieve, sites: Mapping[TopicPartition, _Site]) -> None:
-        by_partition = {site.job.partition: site for site in sites.values()}
-        consumer.assign(list(sites))
-        for place, site in sites.items():
-            consumer.seek(place, max(site.replay.read, site.job.found.begin))
-        while any(site.job.live() - site.replay.next_offset > self.sizes.join_records // 2 for site in sites.values()):
+    async def _from_log(self, consumer: Any, sieve: Sieve, site: Site) -> None:
+        consumer.assign([self._physical(partition) for partition in site.lots])
+        for partition, lot in site.lots.items():
+            consumer.seek(self._physical(partition), max(lot.replay.read, lot.job.found.begin))
+        while any(lot.behind > self.sizes.join_records // 2 for lot in site.lots.values()):
             try:
                 fetched = await consumer.getmany(timeout_ms=_READ_MS, max_records=self.sizes.batch_records)
             except KafkaError as error:
                 raise Retryable(f"Kafka: {error!r}") from error
             read = {}
             for place, records in fetched.items():
-                site = sites[place]
+                partition = Partition(self.kafka.logical(place.topic), place.partition)
                 # Never ahead of the live ones, whose checkpoint is to be the later one when both are read together.
-                if known := [record for record in records if record.offset < site.job.live()]:
-                    read[site.job.partition] = known
+                limit = site.lots[partition].job.live()
+                if known := [record for record in records if record.offset < limit]:
+                    read[partition] = known
                 if len(known) < len(records):
                     consumer.seek(place, records[len(known)].offset)
-            batch, ends = sieve.sift(Batch(read)), Batch(read).next_offsets
-            parts = []
-            for partition, end in ends.items():
-                site = by_partition[partition]
-                parts.append((site, site.replay.decode(batch.partitions.get(partition, ()), end)))
-            await self._fold(parts)
-            await self._report(list(sites.values()))
-            # Live events come first.
-            await asyncio.sleep(0 if parts else _READ_MS / 1000)
+            await site.fold(_decoded(site, sieve, Batch(read)))
+            await self._report(site)
+            await asyncio.sleep(0 if read else _READ_MS / 1000)
+        await site.flush()
 
-    async def _fold(self, parts: Sequence[tuple[_Site, Chunk]]) -> None:
-        """Fold chunks and write the rings and how far they have come."""
-        if not parts:
-            return
-        foldings = [folding for site, chunk in parts if (folding := site.replay.take(chunk)) is not None]
-        topics = {site.job.partition: site.job.found.topic_id for site, _ in parts}
-        await fold(self.store, foldings, topics.__getitem__)
-        ends = {site.job.partition: site.replay.next_offset for site, _ in parts}
-        shards = dirty(foldings, lambda topic: {p.number: end for p, end in ends.items() if p.topic == topic})
-        moves = [Move(site.job.partition, site.held, site.replay.checkpoint()) for site, _ in parts]
-        if await self.store.flush(moves, shards):
-            raise Retryable("another worker builds the same views, or Redis has lost writes")
-        written(foldings)
-        for (site, chunk), move in zip(parts, moves, strict=True):
-            site.held = move.next
-            metrics.build_records.labels(site.job.stream.name).inc(len(chunk.offset))
-
-    async def _report(self, sites: Sequence[_Site], *, force: bool = False) -> None:
+    async def _report(self, site: Site, *, force: bool = False) -> None:
         """Say how far it is, for whoever asks any instance."""
         if not force and monotonic() - self._reported_s < _REPORT_S:
             return
         self._reported_s = monotonic()
-        for site in sites:
-            now = Progress(site.first, site.replay.next_offset, max(site.job.found.end, site.job.live()))
-            metrics.build_remaining.labels(site.job.stream.name, site.job.partition.number).set(now.remaining)
-            await self.book.report(site.job.partition, now)
+        for partition, lot in site.lots.items():
+            now = Progress(lot.first, lot.replay.next_offset, max(lot.job.found.end, lot.job.live()))
+            metrics.build_remaining.labels(lot.job.stream.name, partition.number).set(now.remaining)
+            await self.book.report(partition, now)
 
     def _physical(self, partition: Partition) -> TopicPartition:
         return TopicPartition(self.kafka.physical(partition.topic), partition.number)
+
+
+def _decoded(site: Site, sieve: Sieve, batch: Batch) -> list[tuple[Lot, Chunk]]:
+    """Return what is to be folded of each partition."""
+    sifted = sieve.sift(batch)
+    return [
+        (site.lots[partition], site.lots[partition].replay.decode(sifted.partitions.get(partition, ()), end))
+        for partition, end in batch.next_offsets.items()
+    ]
 
 
 @asynccontextmanager

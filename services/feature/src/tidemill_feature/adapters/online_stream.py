@@ -15,7 +15,8 @@ from tidemill_runtime.positions import Partition
 from tidemill_runtime.settings import KafkaSettings
 
 from tidemill_feature import metrics
-from tidemill_feature.adapters.builder import Builder, Job
+from tidemill_feature.adapters.builder import Builder
+from tidemill_feature.adapters.building_site import Job
 from tidemill_feature.adapters.folding import dirty, fold, written
 from tidemill_feature.adapters.redis_store import Move, RedisStore
 from tidemill_feature.adapters.topic_ids import Topic, TopicLook

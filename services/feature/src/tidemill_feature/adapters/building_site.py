@@ -1,0 +1,90 @@
+"""What is being built, in memory: folded piece by piece, written when there is enough of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_features.layout import Checkpoint
+from tidemill_runtime.errors import Retryable
+from tidemill_runtime.positions import Partition
+
+from tidemill_feature import metrics
+from tidemill_feature.adapters.folding import fold
+from tidemill_feature.adapters.redis_store import Move, RedisStore
+from tidemill_feature.building import Found
+from tidemill_feature.replaying import Chunk, Replay
+
+# Events folded at once: no more shards can be needed at once than of these.
+PIECE_EVENTS = 10_000
+# Nobody reads what is being built: it is written when it has been folded for a while, or does not fit any more.
+_WRITE_EVENTS = 200_000
+_WRITE_S = 2.0
+
+
+@dataclass(slots=True)
+class Job:
+    """One partition whose views are to be built, and how far the folded ones have come."""
+
+    partition: Partition
+    stream: definition.Stream
+    found: Found
+    missing: frozenset[bytes]
+    live: Callable[[], int]
+
+
+@dataclass(slots=True)
+class Lot:
+    """One partition at work: `held` is what Redis holds of it; `first` is where building began."""
+
+    job: Job
+    replay: Replay
+    held: Checkpoint | None
+    first: int
+
+    @property
+    def behind(self) -> int:
+        return self.job.live() - self.replay.next_offset
+
+
+@dataclass(slots=True)
+class Site:
+    """All partitions that one worker builds; it writes through a store whose checkpoints are those of building."""
+
+    store: RedisStore
+    lots: dict[Partition, Lot]
+    _events: int = 0
+    _written_s: float = field(default_factory=monotonic)
+
+    async def fold(self, parts: Sequence[tuple[Lot, Chunk]]) -> None:
+        """Fold the next events of some partitions, and write when it is time."""
+        for lot, chunk in parts:
+            count = len(chunk.offset)
+            if any(view.room < count for view in lot.replay.views):
+                await self.flush()
+            folding = lot.replay.take(chunk)
+            if folding is not None:
+                await fold(self.store, [folding], self._topic_id)
+            metrics.build_records.labels(lot.job.stream.name).inc(count)
+            self._events += count
+        if self._events >= _WRITE_EVENTS or monotonic() - self._written_s >= _WRITE_S:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write the rings and how far they have come. Raises `Retryable` where another worker was first."""
+        views = {id(view): (partition.topic, view) for partition, lot in self.lots.items() for view in lot.replay.views}
+        shards: dict[bytes, bytes] = {}
+        for topic, view in views.values():
+            ends = {place.number: lot.replay.next_offset for place, lot in self.lots.items() if place.topic == topic}
+            shards |= view.dirty(ends)
+        moves = [Move(partition, lot.held, lot.replay.checkpoint()) for partition, lot in self.lots.items()]
+        if await self.store.flush(moves, shards):
+            raise Retryable("another worker builds the same views, or Redis has lost writes")
+        for _, view in views.values():
+            view.written()
+        for move in moves:
+            self.lots[move.partition].held = move.next
+        self._events, self._written_s = 0, monotonic()
+
+    def _topic_id(self, partition: Partition) -> bytes:
+        return self.lots[partition].job.found.topic_id
