@@ -1,9 +1,9 @@
 """Events per second from the service's doors to durable, beside a bare aiokafka producer of the same records.
 
-`ingest.batch`: gRPC batches; `ingest.stream`: one PublishStream call; `ingest.ndjson`: one NDJSON request of plain lines,
-which get their ids here. Batches wait for their acknowledgements before the next, with as many in flight as the bare
-producer has. The service is its own process, as deployed; the bare producer, with the service's own options, has no
-door, no validation and no verdicts.
+`ingest.batch`: gRPC batches; `ingest.stream`: one PublishStream call; `ingest.ndjson`: one NDJSON request of plain
+lines, which get their ids here. Batches wait for their acknowledgements before the next one, with as many in flight
+as the bare producer has. The service is its own process, as deployed; the bare producer, with the service's own
+options, has no door, no validation and no verdicts.
 """
 
 import asyncio

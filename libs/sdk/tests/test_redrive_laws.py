@@ -124,6 +124,14 @@ async def corner(servers: Servers, topic_prefix: str) -> AsyncIterator[Corner]:
         yield Corner(KafkaTarget(servers.kafka, topic_prefix), producer)
 
 
+async def test_what_a_bridge_refused_is_left_to_its_producer_and_hinders_no_other(corner: Corner) -> None:
+    await corner.refuse(body())
+    await corner.letter(body(), [], ("legacy.readings", 0, 3), wire.BRIDGE_GROUP + "legacy.readings", 1)
+    report = await corner.redrive()
+    assert (report.accepted, dict(report.refused)) == (1, {"unsupported": 1})
+    assert await corner.states() == [REDRIVEN, OPEN]
+
+
 async def test_a_letter_is_sent_again_whole_to_its_partition_for_those_who_refused_it_and_once(corner: Corner) -> None:
     headers = [("ce_source", b"s"), ("ce_id", b"1"), ("h", b"\xff")]
     value = body()

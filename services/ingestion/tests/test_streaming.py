@@ -13,6 +13,9 @@ import pytest
 from tidemill_contracts.cloudevents import from_headers
 from tidemill_contracts.ingestion.v1 import ingestion_pb2 as messages
 from tidemill_contracts.ingestion.v1.ingestion_pb2_grpc import IngestionServiceStub
+from tidemill_ingestion.adapters.flows import Flows
+from tidemill_ingestion.settings import Settings
+from tidemill_runtime.errors import Overloaded
 from tidemill_testkit.eventually import aeventually
 
 pytestmark = pytest.mark.servers
@@ -154,6 +157,16 @@ async def test_a_service_that_stops_gives_the_verdicts_of_what_it_took(kafka: An
             await rest()
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert [verdict.outcome for verdict in got] == [messages.OUTCOME_ACCEPTED] * 50
+
+
+async def test_a_sender_that_never_reads_holds_up_no_stop() -> None:
+    publisher: Any = None
+    flows = Flows(publisher, Settings())
+    with flows.one():
+        async with asyncio.timeout(10):
+            await flows.__aexit__(None, None, None)
+    with pytest.raises(Overloaded), flows.one():
+        raise AssertionError("a service that stops takes no new streams")
 
 
 def lines(answer: httpx.Response) -> list[dict[str, Any]]:

@@ -19,6 +19,8 @@ FIRST_FAILED_AT = "x-dlq-first-failed-at"
 # Of a record that was sent again: the dead letter that it was, and the consumer groups (with commas) it is meant for.
 LETTER = "x-dlq-letter"
 REDRIVEN_FOR = "x-dlq-redriven-for"
+# With the name of a producer's own topic, the group that copies it into a stream.
+BRIDGE_GROUP = "ingestion-bridge."
 
 OURS = frozenset(
     {TOPIC, PARTITION, OFFSET, MESSAGE, REASON, FIELD, GROUP, ATTEMPT, FIRST_FAILED_AT, LETTER, REDRIVEN_FOR}

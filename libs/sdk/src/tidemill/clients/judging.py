@@ -10,6 +10,7 @@ from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 from tidemill_contracts.canonical import from_json
 from tidemill_contracts.cloudevents import WATERMARK_TYPE
+from tidemill_contracts.dead_letters import BRIDGE_GROUP
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.ingestion.v1 import ingestion_pb2
 from tidemill_contracts.instants import parse_us
@@ -77,6 +78,9 @@ class Judge:
         if item.origin is None:
             message = "its headers do not say which record it was: discard it"
             return Judgement(item, Reason.MISSING_FIELD, "", message)
+        if any(group.startswith(BRIDGE_GROUP) for group in item.groups):
+            message = f"it was refused in {item.origin[0]}, a topic of its producer's own: send it there again, mended"
+            return Judgement(item, Reason.UNSUPPORTED, "", message)
         if item.first.reason == Reason.TOO_LATE:
             message = (
                 "sent again it would be later still: raise the stream's lateness and apply it, "

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 from uuid import uuid4
 
+from tidemill_contracts.dead_letters import BRIDGE_GROUP
 from tidemill_contracts.topics import dead_letter_topic, events_topic
 from tidemill_runtime import metrics as shared
 from tidemill_runtime.batches import Assignment, Batch, Pipeline, Record, Refused, Restored, Step, StreamOptions
@@ -147,7 +148,7 @@ class Bridge:
         self.settings = settings
         self.producer = producer
         self.clock = clock
-        self.group = f"ingestion-bridge.{topic}"
+        self.group = BRIDGE_GROUP + topic
         self._gates = gates
         letters = BridgeLetters(self)
         # The topic is its producer's and has no prefix; the group is ours and has one.

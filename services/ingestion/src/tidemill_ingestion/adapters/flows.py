@@ -10,7 +10,7 @@ sender, and a busy sender gets large batches by itself.
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -24,6 +24,7 @@ from tidemill_ingestion.http_events import Parsed
 from tidemill_ingestion.settings import Settings
 
 _OVERLOADED_S = 0.05
+_CLOSE_S = 3.0
 
 
 class IdleError(Retryable):
@@ -106,7 +107,10 @@ class Flows:
         self._closing = True
         for reader in self._readers:
             reader.cancel()
-        await self._none.wait()
+        with suppress(TimeoutError):
+            # Who reads no verdicts is not waited for: the servers end what is left.
+            async with asyncio.timeout(_CLOSE_S):
+                await self._none.wait()
 
     @contextmanager
     def one(self) -> Iterator[None]:
