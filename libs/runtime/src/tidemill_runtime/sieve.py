@@ -45,8 +45,7 @@ class Sieve:
         topics = {partition.topic for partition, offset in start.items() if offset < end.get(partition, 0)}
         wanted = {dead_letter_topic(topic) for topic in topics if not topic.endswith(".dlq")}
         try:
-            for topic in sorted(wanted):
-                await self._read(self._kafka.physical(topic), start)
+            await self._read(sorted(map(self._kafka.physical, wanted)), start)
         except (KafkaError, OSError) as error:
             raise Retryable(f"the dead letters cannot be read: {error!r}") from error
         if self._refused:
@@ -67,23 +66,32 @@ class Sieve:
             return False
         return addressed_to(record.headers, self._group)
 
-    async def _read(self, topic: str, start: Offsets) -> None:
+    async def _read(self, topics: Sequence[str], start: Offsets) -> None:
+        if not topics:
+            return
         consumer: Any = AIOKafkaConsumer(**self._kafka.client_kwargs(), enable_auto_commit=False, fetch_max_wait_ms=50)
         try:
             await consumer.start()
-            if topic not in await consumer.topics():
-                return
-            consumer.assign([TopicPartition(topic, 0)])
+            present = await consumer.topics()
+            consumer.assign([TopicPartition(topic, 0) for topic in topics if topic in present])
             # The metadata of a topic comes once something of it is asked for.
             await consumer.end_offsets(consumer.assignment())
-            places = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
+            places = [
+                TopicPartition(topic, number)
+                for topic in topics
+                if topic in present
+                for number in sorted(consumer.partitions_for_topic(topic) or ())
+            ]
             consumer.assign(places)
-            await consumer.seek_to_beginning(*places)
-            ends = await consumer.end_offsets(places)
-            while any([await consumer.position(place) < ends[place] for place in places]):
-                fetched: Mapping[Any, Sequence[Record]] = await consumer.getmany(timeout_ms=_READ_MS)
+            begins, ends = await consumer.beginning_offsets(places), await consumer.end_offsets(places)
+            left = {place for place in places if begins[place] < ends[place]}
+            for place in places:
+                consumer.seek(place, begins[place])
+            while left:
+                fetched: Mapping[Any, Sequence[Record]] = await consumer.getmany(*left, timeout_ms=_READ_MS)
                 for letter in (letter for letters in fetched.values() for letter in letters):
                     self._note(letter, start)
+                left = {place for place in left if await consumer.position(place) < ends[place]}
         finally:
             await close(consumer)
 

@@ -33,6 +33,7 @@ from tidemill_runtime.watchdog import Sighting, watch
 S = TypeVar("S")
 E = TypeVar("E")
 R = TypeVar("R")
+Ends = Mapping[Any, int]
 
 log = structlog.get_logger(__name__)
 
@@ -299,6 +300,7 @@ class StreamRunner(Generic[S, E]):
         assignment = Assignment(dict(start), begins, ends)
         restored = await self._retried(lambda: self._pipeline.restore(assignment))
         start |= {p: self._start(self._physical(p), o, begin, end) for p, o in restored.offsets.items() if p in start}
+        self._excused = True
         await self._retried(lambda: self._sieve.recall(start, assignment.end))
         if epoch != self._epoch:
             raise _Abandoned
@@ -317,9 +319,7 @@ class StreamRunner(Generic[S, E]):
         self._held, self._fault, self._excused = restored, None, False
         log.info("restored", group=self._options.group, partitions=len(start))
 
-    def _start(
-        self, place: TopicPartition, wanted: int | None, begin: Mapping[Any, int], end: Mapping[Any, int]
-    ) -> int:
+    def _start(self, place: TopicPartition, wanted: int | None, begin: Ends, end: Ends) -> int:
         if wanted is not None and self._pipeline.keeps_offsets:
             wanted = min(max(wanted, begin[place]), end[place])
         offset, lost = start_offset(self._partition(place), wanted, begin[place], end[place])
