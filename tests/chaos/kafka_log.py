@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.errors import KafkaError
 from tidemill_runtime.settings import KafkaSettings
 from tidemill_testkit.eventually import aeventually
@@ -33,6 +33,33 @@ class Log:
         new = [NewTopic(self._settings.physical(name), count, 1) for name, count in topics.items()]
         await self._admin.create_topics(new)
 
+    async def recreate(self, topic: str) -> None:
+        """Delete a topic and create it anew, empty."""
+        name, count = self._settings.physical(topic), len(await self._places(topic))
+        await self._admin.delete_topics([name])
+
+        async def gone() -> bool:
+            return name not in await self._admin.list_topics()
+
+        await aeventually(gone, 20, claim=f"{name} is deleted")
+        await self.create({topic: count})
+
+        async def there() -> bool:
+            return len(await self.ends(topic)) == count
+
+        await aeventually(there, 20, claim=f"{topic} is there again", tolerate=(KafkaError,))
+
+    async def grow(self, topic: str, more: int) -> int:
+        """Give a topic more partitions, and return how many it has then."""
+        count = len(await self._places(topic)) + more
+        await self._admin.create_partitions({self._settings.physical(topic): NewPartitions(count)})
+
+        async def there() -> bool:
+            return len(await self.ends(topic)) == count
+
+        await aeventually(there, 20, claim=f"{topic} has {count} partitions", tolerate=(KafkaError,))
+        return count
+
     async def delete_all(self) -> None:
         """Delete every topic under the prefix."""
         names = [name for name in await self._admin.list_topics() if name.startswith(self._settings.topic_prefix)]
@@ -56,10 +83,10 @@ class Log:
         return records
 
     async def committed(self, topic: str, group: str) -> dict[int, int]:
-        """Return the offsets that a group has committed."""
+        """Return the offsets that a group has committed; the beginning is left out."""
         offsets = await self._admin.list_consumer_group_offsets(self._settings.physical(group))
         name = self._settings.physical(topic)
-        return {place.partition: at.offset for place, at in offsets.items() if place.topic == name}
+        return {place.partition: at.offset for place, at in offsets.items() if place.topic == name and at.offset > 0}
 
     async def _places(self, topic: str) -> list[TopicPartition]:
         name = self._settings.physical(topic)

@@ -53,6 +53,7 @@ class Life:
         self._started = 0
         self._background: set[asyncio.Task[None]] = set()
         self._crashes: list[str] = []
+        self._recreated: set[str] = set()
 
     async def live(self) -> None:
         """Do what the schedule says, then check. Raises `WrongError` or `NeverTrueError`."""
@@ -117,12 +118,29 @@ class Life:
                 self._kafka.kill()
             case "kafka-lives":
                 await self._kafka.start()
+            case "recreate" | "grow":
+                await self._all_sent()
+                await self._change(act.what)
             case "register":
                 await self._register()
             case "fault":
                 pass
             case _:
                 raise ValueError(f"no act {act.what!r}")
+
+    async def _change(self, what: str) -> None:
+        """Make the first stream's topic anew, or let it grow; producers then begin anew too."""
+        stream = self.schedule.shape.streams[0].name
+        async with Log(self.settings) as log:
+            if what == "recreate":
+                await log.recreate(events_topic(stream))
+                self._recreated.add(stream)
+                self._producing.forget()
+            else:
+                self._producing.grow(stream, await log.grow(events_topic(stream), 2))
+        await self._producer.__aexit__(None, None, None)
+        self._producer = Producer(self.settings, ack_timeout_s=5)
+        await self._producer.__aenter__()
 
     async def _register(self) -> None:
         """Register the next view, with its stream."""
@@ -203,19 +221,15 @@ class Life:
             ends = {stream.name: await log.ends(events_topic(stream.name)) for stream in self._streams}
 
         async def covered() -> bool:
-            for stream in self._streams:
-                held = await self._checkpoints(stream)
-                if any(held.get(partition, 0) < end for partition, end in ends[stream.name].items()):
-                    return False
-            return True
+            held = {name: await self._checkpoints(name, len(places)) for name, places in ends.items()}
+            return held == ends
 
         await aeventually(covered, RECOVERY_S, claim=f"checkpoints at {ends}")
 
-    async def _checkpoints(self, stream: definition.Stream) -> dict[int, int]:
-        topic = events_topic(stream.name)
-        keys = [checkpoint_key(self.project, GROUP, topic, number) for number in range(stream.partitions)]
+    async def _checkpoints(self, stream: str, count: int) -> dict[int, int]:
+        keys = [checkpoint_key(self.project, GROUP, events_topic(stream), number) for number in range(count)]
         raws = await self.redis.client.mget(keys)
-        return {n: Checkpoint.unpack(raw).next_offset for n, raw in enumerate(raws) if raw is not None}
+        return {n: 0 if raw is None else Checkpoint.unpack(raw).next_offset for n, raw in enumerate(raws)}
 
     async def _recovered(self) -> None:
         """Let everything come back, and check what must hold."""
@@ -236,7 +250,8 @@ class Life:
             for stream in self._streams:
                 topic = events_topic(stream.name)
                 logs.append(StreamLog.read(stream, await log.records(topic)))
-                check_letters(logs[-1], await log.records(dead_letter_topic(topic)))
+                letters = await log.records(dead_letter_topic(topic))
+                check_letters(logs[-1], letters, recreated=stream.name in self._recreated)
                 places = await log.ends(topic)
                 ends += [
                     progress.TopicPartitionOffset(topic=topic, partition=n, next_offset=e) for n, e in places.items()
@@ -254,7 +269,7 @@ class Life:
 
     async def _check_positions(self, log: Log, stream: definition.Stream, ends: Mapping[int, int]) -> None:
         """Check that checkpoints, and then committed offsets, are at the log's end and never beyond."""
-        checkpoints = await self._checkpoints(stream)
+        checkpoints = await self._checkpoints(stream.name, len(ends))
         topic = events_topic(stream.name)
         if checkpoints != ends:
             raise WrongError(f"checkpoints of {topic} at {checkpoints}, the log ends at {ends}")

@@ -17,7 +17,9 @@ FAULTS = {
     "zombie": 20,
     "redis": 25,
     "view": 8,
-    "kafka": 5,
+    "kafka": 4,
+    "recreate": 6,
+    "grow": 3,
 }
 FEW_RECORDS, MANY_RECORDS = 10, 60
 
@@ -154,6 +156,21 @@ class _Drawing:
             yield Act("kill", place)
             yield Act("start", place)
         yield Act("kafka-lives")
+
+    def recreate(self) -> Iterator[Act]:
+        """A topic is deleted and made anew, empty; its features are then those of the new log."""
+        if self._chance.random() < 0.5:
+            place = self._chance.choice(self.places)
+            yield Act("kill", place)
+            yield Act("recreate")
+            yield Act("start", place)
+        else:
+            yield Act("recreate", delay_ms=self._moment())
+
+    def grow(self) -> Iterator[Act]:
+        """A topic gets more partitions than its stream declares, and records come to them."""
+        yield Act("grow", delay_ms=self._moment())
+        yield self.records()
 
     def view(self) -> Iterator[Act]:
         """A view comes over the history that there is."""

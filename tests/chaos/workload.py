@@ -128,17 +128,26 @@ class Producing:
         self._number = 0
         self._now_us = {stream.name: NOON_US for stream in streams}
         self._sent: list[Outgoing] = []
-        # The newest event time of each stream, for reads.
+        # Of every event, for reads.
         self.times: list[int] = [NOON_US]
+        self._partitions = {stream.name: stream.partitions for stream in streams}
 
     def records(self, count: int) -> list[Outgoing]:
         """Return the next records."""
         return [record for _ in range(count) for record in self._next()]
 
+    def grow(self, stream: str, partitions: int) -> None:
+        """Send to so many partitions from now on."""
+        self._partitions[stream] = partitions
+
+    def forget(self) -> None:
+        """Send nothing again that lies in a log that is gone."""
+        self._sent.clear()
+
     def _next(self) -> Iterator[Outgoing]:
         chance, stream = self._chance, self._chance.choice(self._streams)
         kind = chance.random()
-        partition = chance.randrange(stream.partitions)
+        partition = chance.randrange(self._partitions[stream.name])
         topic = events_topic(stream.name)
         if kind < 0.04:
             yield Outgoing(topic, chance.choice(POISONS), headers=[(POISON_HEADER, b"1")], partition=partition)
