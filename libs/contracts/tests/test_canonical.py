@@ -67,3 +67,9 @@ def test_a_field_that_a_view_does_not_read_may_come_and_go_without_its_name_chan
         changed.CopyFrom(rides)
         changed.fields[index].nullable = True
         assert view_hash(reading, changed) != view_hash(reading, rides), name
+
+
+def test_a_views_budget_leaves_its_rings_their_name() -> None:
+    larger = view()
+    larger.budget_bytes = 1_000_000
+    assert view_hash(larger, stream()) == view_hash(view(), stream())

@@ -2,6 +2,7 @@
 
 import random
 import signal
+from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -69,7 +70,7 @@ def wanted_of(stream: definition.Stream) -> list[Wanted]:
                 feature.window_us,
                 ring.hop_us,
                 ring.slots,
-                value=(lambda fields, name=name: fields[name]) if name else None,
+                value=itemgetter(name) if name else None,
                 element=feature.element,
                 edges=tuple(part.edges),
                 quantile=part.quantile,
