@@ -182,6 +182,19 @@ async def test_what_is_not_registered_is_not_rebuilt(world: Any) -> None:
         assert refused.value.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
 
 
+async def test_two_workers_each_build_their_partitions_and_one_takes_over_when_the_other_dies(world: Any) -> None:
+    await world.register(world.payer)
+    first = await world.start(JOIN_RECORDS="4", BATCH_RECORDS="5")
+    second = await world.start(JOIN_RECORDS="4", BATCH_RECORDS="5")
+    await world.pay(payments(91, 400, world.noon_us))
+    await world.register(world.busy)
+    await world.pay(payments(92, 40, world.noon_us + 400 * SECOND))
+    await first.stop(signal.SIGKILL)
+    at_us = world.noon_us + 430 * SECOND
+    for view in (world.busy, world.payer):
+        await correct(world, second, view, at_us)
+
+
 async def test_a_redefined_view_answers_as_before_until_the_new_one_is_built(world: Any) -> None:
     await world.register(world.payer, world.busy)
     feature = await world.start(JOIN_RECORDS="20", BATCH_RECORDS="20", OLD_VIEW_GRACE_S="0")

@@ -1,0 +1,203 @@
+"""Where a partition begins, which versions and builds are folded, and when they end."""
+
+import copy
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from tidemill_contracts.canonical import to_json
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_feature.book import Book, Version, read_book
+from tidemill_feature.building import Fault, Found, start_partition
+from tidemill_feature.progress import Progress
+from tidemill_feature.registered import Definitions
+from tidemill_feature.replaying import Chunk
+from tidemill_feature.retiring import retire
+from tidemill_feature.uses import Uses
+from tidemill_features.layout import EMPTY, Checkpoint, build_id, view_id
+from tidemill_features.plan import compile_view
+
+HERE, OTHER = bytes(range(16)), bytes(range(1, 17))
+NEAR = 10
+STREAM = definition.Stream(
+    name="paid",
+    fields=[
+        definition.Field(name="payer", type=definition.FIELD_TYPE_STRING),
+        definition.Field(name="amount", type=definition.FIELD_TYPE_FLOAT64, nullable=True),
+        definition.Field(name="at", type=definition.FIELD_TYPE_TIMESTAMP),
+    ],
+    key_field="payer",
+    time_field="at",
+    partitions=2,
+    dedup_window_ms=60_000,
+)
+
+
+def view(window_s: int, name: str = "payer") -> definition.View:
+    feature = definition.Aggregation(
+        name="sum",
+        function=definition.AGGREGATION_FUNCTION_SUM,
+        expression="amount",
+        window_ms=window_s * 1000,
+        type=definition.FIELD_TYPE_FLOAT64,
+    )
+    return definition.View(name=name, stream="paid", entity=["payer"], features=[feature])
+
+
+OLD, NEW = view(60), view(120)
+OLD_ID, NEW_ID = (build_id(compile_view(one, STREAM).hash) for one in (OLD, NEW))
+
+
+def registered(*views: definition.View, stream: definition.Stream = STREAM, book: Book | None = None) -> Definitions:
+    definitions = Definitions()
+    closure = definition.Definition(streams=[stream], views=list(views))
+    definitions.fold(to_json(definition.DefinitionRecord(kind="view", name="v", definition=closure)))
+    if book is not None:
+        definitions.take(book)
+    return definitions
+
+
+def with_old(stream: definition.Stream = STREAM, **fields: Any) -> Definitions:
+    """Return definitions of the new version, with the old one in the book."""
+    versions = {OLD_ID.hex(): Version(1, OLD, STREAM), NEW_ID.hex(): Version(2, NEW, STREAM)}
+    return registered(NEW, stream=stream, book=Book(versions=versions, **fields))
+
+
+def point(offset: int, *builds: bytes, low: int | None = None) -> Checkpoint:
+    return Checkpoint(HERE, offset, offset if low is None else low, 7, frozenset(builds), 2)
+
+
+def found(stored: Checkpoint | None, built: Checkpoint | None = None, begin: int = 0, end: int = 1000) -> Found:
+    return Found(stored, built, HERE, 2, begin, end)
+
+
+def start(definitions: Definitions, one: Found) -> Any:
+    return start_partition(definitions.streams()["paid"], one, NEAR)
+
+
+def test_a_fresh_log_is_folded_from_its_first_record_and_read_once_it_has_caught_up() -> None:
+    begun = start(registered(NEW), found(None))
+    assert (begun.offset, set(begun.live), set(begun.missing)) == (0, {NEW_ID}, set())
+    assert not begun.point.readable
+    assert replace(begun.point, next_offset=1000).readable == {NEW_ID}
+
+
+def test_without_its_beginning_a_log_is_not_enough() -> None:
+    begun = start(registered(NEW), found(None, begin=50))
+    assert (begun.offset, set(begun.live), set(begun.missing)) == (50, set(), {NEW_ID})
+    assert begun.point.views == frozenset()
+
+
+def test_a_new_view_is_built_beside_unless_its_past_is_short() -> None:
+    definitions = with_old()
+    far = start(definitions, found(point(500, OLD_ID, low=480)))
+    assert (far.offset, set(far.live), set(far.missing)) == (480, {OLD_ID}, {NEW_ID})
+    near = start(definitions, found(point(8, OLD_ID)))
+    assert (near.offset, set(near.live), near.state.held_until) == (0, {OLD_ID, NEW_ID}, 8)
+    assert near.state.checkpoint() is None
+
+
+def test_what_was_built_is_read_together_from_where_it_is() -> None:
+    begun = start(with_old(), found(point(500, OLD_ID, low=480), point(495, NEW_ID, low=470)))
+    assert (begun.offset, begun.state.applied, begun.state.held_until) == (470, 495, 500)
+    assert set(begun.live) == {OLD_ID, NEW_ID}
+    assert begun.point is None, "nobody may read the new one before it has caught up"
+
+
+def test_what_was_built_to_the_same_record_is_said_at_once() -> None:
+    begun = start(with_old(), found(point(500, OLD_ID), point(500, NEW_ID)))
+    assert begun.point.views == {OLD_ID, NEW_ID}
+
+
+@pytest.mark.parametrize(
+    ("stored", "fault"),
+    [
+        (Checkpoint(OTHER, 500, 500, 7, frozenset({NEW_ID}), 2), Fault.MADE_ANEW),
+        (point(1001, NEW_ID), Fault.LOST_END),
+    ],
+)
+def test_rings_of_another_log_count_for_nothing(stored: Checkpoint, fault: Fault) -> None:
+    one = found(stored)
+    assert one.fault is fault
+    begun = start(registered(NEW), one)
+    assert (begun.offset, begun.state.stored, begun.point.next_offset) == (0, stored, 0)
+    assert begun.state.admission.newest_us == EMPTY
+
+
+def test_a_checkpoint_of_another_number_of_partitions_is_written_at_once() -> None:
+    begun = start(registered(NEW), replace(found(point(500, NEW_ID)), partitions=4))
+    assert begun.point == replace(point(500, NEW_ID), partitions=4)
+
+
+def test_an_old_version_is_folded_by_the_new_streams_fields_as_long_as_it_has_them() -> None:
+    wider = copy.deepcopy(STREAM)
+    wider.lateness_ms = 5_000
+    assert [plan.hash for plan in with_old(wider).versions["payer"]][:-1] == [
+        compile_view(one, STREAM).hash for one in (OLD, NEW)
+    ]
+    narrower = copy.deepcopy(STREAM)
+    del narrower.fields[1]
+    definitions = registered(book=Book(versions={OLD_ID.hex(): Version(1, OLD, STREAM)}), stream=narrower)
+    assert not definitions.old_versions()
+
+
+def test_old_versions_and_builds_are_folded_until_the_book_says_otherwise() -> None:
+    plan = compile_view(NEW, STREAM)
+    first, second = build_id(plan.hash), build_id(plan.hash, 1)
+    stream = registered(NEW, book=Book(builds={NEW_ID.hex(): 1})).streams()["paid"]
+    live, missing = stream.folded(frozenset({first}))
+    assert (set(live), set(missing)) == ({first}, {second})
+    stream = registered(NEW, book=Book(builds={NEW_ID.hex(): 1}, floors={NEW_ID.hex(): 1})).streams()["paid"]
+    assert set(stream.folded(frozenset({first, second}))[0]) == {second}
+
+
+def test_an_old_version_ends_after_its_grace_and_not_while_a_model_reads_it() -> None:
+    points = {"events.paid": [point(500, OLD_ID, NEW_ID), point(400, OLD_ID, NEW_ID)]}
+    old_hash, name = compile_view(OLD, STREAM).hash, view_id(compile_view(OLD, STREAM).hash).hex()
+
+    def changes(definitions: Definitions, now_us: int, in_use: frozenset[str] = frozenset()) -> Any:
+        return retire(definitions, points, in_use, now_us, 100, "default")
+
+    assert changes(with_old(), 1_000).first == {f"r:{name}": 1_000}
+    retired = with_old(retired={name: 1_000})
+    assert not changes(retired, 1_099)
+    assert not changes(retired, 1_100, frozenset({old_hash}))
+    ended = changes(retired, 1_100)
+    assert f"d:{name}" in ended.delete
+    assert list(ended.set) == [f"x:tm1:{{default:{name}:"]
+    points["events.paid"][1] = point(400, OLD_ID)
+    assert not changes(with_old(), 1_000), "not while a partition is behind"
+
+
+def test_a_model_version_uses_its_views_until_it_is_over() -> None:
+    uses = Uses()
+    for stage, wanted in (("registered", {"h"}), ("canary", {"h"}), ("champion", {"h"}), ("retired", set())):
+        uses.fold(b"p/1", json.dumps({"stage": stage, "views": {"v": "h"}}).encode())
+        assert uses.hashes == wanted
+    uses.fold(b"p/1", None)
+    assert not uses.hashes
+
+
+def test_the_book_says_again_what_was_written() -> None:
+    raw = {b"d:0102": Version(5, NEW, STREAM).pack(), b"b:0102": b"3", b"t:paid": HERE.hex().encode(), b"x:tm1:": b"9"}
+    book = read_book(raw)
+    assert book.versions["0102"] == Version(5, NEW, STREAM)
+    assert (book.builds, book.topics, book.expiring) == ({"0102": 3}, {"paid": HERE}, {"tm1:": 9})
+    assert Progress.unpack(Progress(1, 2, 3).pack().encode()).remaining == 1
+
+
+def test_pieces_of_a_chunk_are_the_chunk() -> None:
+    offsets = np.array([1, 2, 5, 7, 8])
+
+    def columns(keep: Any, names: Any) -> Any:
+        return {"offset": offsets[keep]}
+
+    chunk = Chunk(offsets, offsets * 10, [str(one) for one in offsets], columns, 12)
+    pieces = list(chunk.pieces(2))
+    assert [piece.end for piece in pieces] == [5, 8, 12]
+    taken: list[Any] = [piece.columns(np.ones(len(piece.offset), np.bool_), ["offset"])["offset"] for piece in pieces]
+    assert [part.tolist() for part in taken] == [[1, 2], [5, 7], [8]]
+    empty = Chunk(offsets[:0], offsets[:0], [], columns, 12)
+    assert [piece.end for piece in empty.pieces(2)] == [12]
