@@ -17,6 +17,7 @@ from tidemill_contracts.topics import events_topic
 from tidemill_features.admission import rules_of
 from tidemill_features.archive import NAMESPACE, PREDICTIONS_TOPIC, columns_of, counting
 from tidemill_features.columns import column_of
+from tidemill_features.finalise import NOT_FOUND, OUTSIDE_MAX_AGE
 from tidemill_features.iceberg import Archive, arrow_schema
 from tidemill_features.log_reader import read_inputs
 from tidemill_features.logged import Logged, predicted
@@ -209,3 +210,69 @@ def test_what_is_left_unread_changes_no_value_and_no_status(
     inputs = read_inputs(archive, given, window, {("events.paid", 0): limit})
     logs_, asked_ = reference(given, asked, paid, kept, limits)
     columns_equal(TrainingSet(given, inputs.logs, inputs.predicted, window), TrainingSet(given, logs_, asked_, window))
+
+
+def record(at_s: int, offset: int, key: str, who: str | None, *, name: str = "") -> dict[str, Any]:
+    row = {"_partition": 0, "_offset": offset, "_identity": name or f"#{offset}", "_event_us": at_s * SECOND}
+    return {**row, "id": key, "who": who, "amount": 3.3}
+
+
+def test_a_count_is_0_for_whom_only_the_unread_part_knows_and_null_for_whom_nobody_does(tmp_path: Path) -> None:
+    given = closure(definition.LATE_POLICY_DROP)
+    paid = Log(
+        [
+            record(10, 1, "-", "x", name="s\x1f1"),
+            record(11, 2, "-", "repeated", name="s\x1f1"),
+            record(3, 3, "-", "late"),
+            *(record(200 + place, 4 + place, f"r{place}", "y") for place in range(5)),
+        ]
+    )
+    people = ["x", "repeated", "late", "stranger", None]
+    asked = Log([record(190 + place, place, f"r{place}", who) for place, who in enumerate(people)])
+    window = Window(180 * SECOND, 400 * SECOND)
+    archive = written(tmp_path, given, asked, paid, [])
+    inputs = read_inputs(archive, given, window, {})
+    assert len(inputs.logs["paid"].offset) == 5
+    rows = TrainingSet(given, inputs.logs, inputs.predicted, window)
+    (part,) = rows.parts()
+    assert rows.join_key.tolist() == ["r0", "r1", "r2", "r3", "r4"]
+    assert part.numbers["v.count"].tolist() == pytest.approx([0.0, *[np.nan] * 4], nan_ok=True)
+    assert part.status[:, 0].tolist() == [OUTSIDE_MAX_AGE, *[NOT_FOUND] * 4]
+    columns_equal(rows, TrainingSet(given, *reference(given, asked, paid, [], {}), window))
+
+
+def test_whom_a_prediction_could_not_have_known_yet_it_does_not_know(tmp_path: Path) -> None:
+    given = closure(definition.LATE_POLICY_DROP)
+    paid = Log([record(10, 1, "-", "x"), record(200, 2, "a", "y"), record(200, 3, "b", "y")])
+    logged = []
+    for place, (key, cut) in enumerate((("a", 1), ("b", 2))):
+        request = json.dumps({"id": key, "who": "x"})
+        row = {"_partition": 0, "_offset": place, "prediction_id": key, "pipeline": "p", "join_key": key}
+        positions = json.dumps({"events.paid": {"0": cut}})
+        logged.append({**row, "as_of_us": 190 * SECOND, "positions": positions, "request_json": request})
+    archive = written(tmp_path, given, Log(), paid, logged)
+    window = Window(180 * SECOND, 400 * SECOND)
+    inputs = read_inputs(archive, given, window, {})
+    (part,) = TrainingSet(given, inputs.logs, inputs.predicted, window).parts()
+    assert part.numbers["v.count"].tolist() == pytest.approx([np.nan, 0.0], nan_ok=True)
+
+
+def test_an_event_that_repeats_an_unneeded_record_is_still_a_duplicate(tmp_path: Path) -> None:
+    given = closure(definition.LATE_POLICY_DROP)
+    # The clock stood at 150 s when the second came; the first, out of every window, is one within the dedup window.
+    paid = Log(
+        [
+            record(100, 1, "-", "z"),
+            record(150, 2, "-", "x", name="s\x1f1"),
+            record(300, 3, "-", "x", name="s\x1f1"),
+            record(310, 4, "a", "y"),
+        ]
+    )
+    asked = Log([record(305, 0, "a", "x")])
+    window = Window(303 * SECOND, 400 * SECOND)
+    archive = written(tmp_path, given, asked, paid, [])
+    inputs = read_inputs(archive, given, window, {})
+    rows = TrainingSet(given, inputs.logs, inputs.predicted, window)
+    (part,) = rows.parts()
+    assert part.numbers["v.count"].tolist() == [0.0]
+    columns_equal(rows, TrainingSet(given, *reference(given, asked, paid, [], {}), window))
