@@ -78,8 +78,9 @@ demo: $(SYNCED) ## Watch a year of real flights go through the whole loop, in a 
 bench: $(SYNCED) ## Measure the hot paths against baselines and write build/bench.json.
 	$(RUN) python tests/bench/run.py
 
-chaos: $(SYNCED) ## Live 200 seeded runs of crashes, zombies and lost writes (RUNS=20 for fewer, SEED=7 for one).
-	$(RUN) python tests/chaos/run.py $(if $(RUNS),--runs $(RUNS)) $(if $(SEED),--seed $(SEED)) $(if $(FAULT),--fault $(FAULT))
+chaos: $(SYNCED) ## Live 200 seeded runs of crashes, zombies and lost writes (RUNS=20 for fewer, FIRST=201 for others, SEED=7 for one).
+	$(RUN) python tests/chaos/run.py $(if $(RUNS),--runs $(RUNS)) $(if $(FIRST),--first $(FIRST)) \
+		$(if $(SEED),--seed $(SEED)) $(if $(FAULT),--fault $(FAULT))
 
 up: $(SYNCED) ## Start the local stack: Kafka, Redis, PostgreSQL and the six services.
 	$(RUN) tidemill up

@@ -43,14 +43,15 @@ async def run(seeds: Sequence[int], home: Path, *, only: str, verbose: bool) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=RUNS, help=f"how many seeds to live, from {FIRST_SEED} on")
+    parser.add_argument("--runs", type=int, default=RUNS, help="how many seeds to live")
+    parser.add_argument("--first", type=int, default=FIRST_SEED, help="the first of them")
     parser.add_argument("--seed", type=int, help="live this one only")
     parser.add_argument("--fault", default="", choices=["", *FAULTS], help="nothing but this fault")
     parser.add_argument("--verbose", action="store_true", help="print each schedule")
     options = parser.parse_args()
     # That Kafka is away is what the client would tell at length.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    seeds = range(FIRST_SEED, FIRST_SEED + options.runs) if options.seed is None else [options.seed]
+    seeds = range(options.first, options.first + options.runs) if options.seed is None else [options.seed]
     home = Path(tempfile.mkdtemp(prefix="tm-chaos-"))
     wrong = asyncio.run(run(seeds, home, only=options.fault, verbose=options.verbose))
     if wrong:

@@ -9,7 +9,7 @@ from chaos import Chaos
 pytestmark = pytest.mark.servers
 
 # One of each kind of fault, chosen for being short.
-SEEDS = {"kill": 10, "rebalance": 6, "zombie": 8, "redis": 1, "view": 7}
+SEEDS = {"kill": 63, "rebalance": 56, "zombie": 17, "redis": 109, "view": 65, "recreate": 63}
 
 
 async def test_after_any_fault_every_feature_equals_brute_force(
