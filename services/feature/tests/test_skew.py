@@ -10,7 +10,7 @@ from tidemill_contracts.cloudevents import from_headers
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.serving.v1 import records_pb2 as serving
 from tidemill_feature.archiving import served_json
-from tidemill_feature.skew import Difference, Period, chosen, differences, due, served_of
+from tidemill_feature.skew import Difference, Period, chosen, differences, due, row_of, served_of
 from tidemill_feature.skew_report import EXAMPLES_MAX, Sample, outgoing, skew_record
 from tidemill_features.finalise import HEAD_EXCLUDED_BIT
 from tidemill_features.vector import PipelineVector, VectorRows, compile_vector
@@ -83,11 +83,21 @@ def compared(
 ) -> dict[str, Difference]:
     """Return each feature's difference between one served row and one recomputed row."""
     numbers, category, statuses = served
-    features = serving.ServedFeatures(numbers=numbers, categories=[category], statuses=bytes(statuses))
-    kept, rows = served_of(vector, [served_json(features)])
-    assert rows == [0]
+    by_name = dict(zip([name for name in vector.names if name != "who.last_1h"], numbers, strict=True))
+    status = dict(zip(vector.names, statuses, strict=True))
+    features = serving.ServedFeatures(
+        numbers=[by_name[name] for name, category in SCHEMA if not category],
+        categories=[category],
+        statuses=bytes(status[name] for name, _ in SCHEMA),
+    )
+    row = row_of(vector, SCHEMA, served_json(features))
+    assert row is not None
+    kept = served_of(vector, [row])
     return {one.name: one for one in differences(vector, kept, twin(vector, *recomputed))}
 
+
+# Another order than the vector's: a version keeps that of the definition which it was trained under.
+SCHEMA = (("who.mean_1h", False), ("amount", False), ("doubled", False), ("who.last_1h", True))
 
 HEALTHY = ([2.0, 1.0, 1.0], "u", [PRESENT] * 4)
 
@@ -114,7 +124,7 @@ def test_a_status_alone_makes_a_difference(vector: PipelineVector) -> None:
     for status in (NULL, PRESENT | HEAD_EXCLUDED_BIT):
         found = compared(vector, (HEALTHY[0], "u", [PRESENT, PRESENT, status, PRESENT]), HEALTHY)
         assert [name for name, one in found.items() if one.differs.any()] == ["who.last_1h"]
-        assert found["who.last_1h"].shown(0)[1] == "u PRESENT"
+        assert found["who.last_1h"].recomputed.shown(0) == "u PRESENT"
 
 
 def test_missing_and_extra_values_are_told_apart(vector: PipelineVector) -> None:
@@ -126,11 +136,22 @@ def test_missing_and_extra_values_are_told_apart(vector: PipelineVector) -> None
             assert one.largest == 0.0
 
 
-def test_rows_of_another_vector_are_not_compared(vector: PipelineVector) -> None:
-    text = json.dumps({"numbers": [1.0], "categories": [], "statuses": [1]})
-    served, rows = served_of(vector, [text, text])
-    assert rows == []
-    assert served.numbers.shape == (0, 3)
+def test_rows_of_another_schema_are_not_compared(vector: PipelineVector) -> None:
+    text = served_json(serving.ServedFeatures(numbers=[1.0, 2.0, 3.0], categories=["u"], statuses=bytes([1] * 4)))
+    assert row_of(vector, SCHEMA, text)
+    for schema in (SCHEMA[1:], (("who.gone", False), *SCHEMA[1:]), (("who.mean_1h", True), *SCHEMA[1:])):
+        assert row_of(vector, schema, text) is None
+    for other in ('{"numbers":[1.0],"categories":[],"statuses":[1]}', "{}", ""):
+        assert row_of(vector, SCHEMA, other) is None
+
+
+def test_a_feature_that_the_version_is_not_given_is_not_compared(vector: PipelineVector) -> None:
+    text = served_json(serving.ServedFeatures(numbers=[1.0], statuses=bytes([PRESENT])))
+    row = row_of(vector, (("who.mean_1h", False),), text)
+    assert row is not None
+    found = list(differences(vector, served_of(vector, [row]), twin(vector, *HEALTHY)))
+    assert [(one.name, one.compared) for one in found if one.compared] == [("who.mean_1h", 1)]
+    assert not any(one.differs.any() or one.missing.any() or one.extra.any() for one in found)
 
 
 def test_the_sample_is_a_matter_of_the_key_alone() -> None:

@@ -20,7 +20,7 @@ from tidemill_features.iceberg import Archive, LogTable
 from tidemill_features.log_columns import LogRows
 from tidemill_features.logged import Logged, predicted
 from tidemill_features.training_set import THREADS, Asked, StreamLog, Window, take
-from tidemill_features.vector import compile_vector
+from tidemill_features.vector import PipelineVector, compile_vector
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -76,8 +76,8 @@ def fields_of(closure: definition.Definition) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {pipeline.request: {pipeline.label.by, *vector.fields}}
     for source in vector.sources:
         found[pipeline.request].update(source.on)
-    for plan in vector.plans:
-        found.setdefault(plan.stream, set()).update(plan.columns)
+    for stream, names in viewed_fields(vector).items():
+        found.setdefault(stream, set()).update(names)
     label = compile_expression(pipeline.label.expression, schema_of(streams[pipeline.label.stream].fields))
     found.setdefault(pipeline.label.stream, set()).update({pipeline.label.by, *label.columns})
     return found
@@ -88,8 +88,23 @@ def earliest_of(closure: definition.Definition, window: Window) -> dict[str, int
     pipeline = closure.pipelines[0]
     streams = {stream.name: stream for stream in closure.streams}
     found = {pipeline.request: window.from_us, pipeline.label.stream: window.from_us}
-    for plan in compile_vector(pipeline, {view.name: view for view in closure.views}, streams).plans:
-        reached_us = window.from_us - reach_us(plan)
+    vector = compile_vector(pipeline, {view.name: view for view in closure.views}, streams)
+    return found | viewed_from(vector, window.from_us)
+
+
+def viewed_fields(vector: PipelineVector) -> dict[str, set[str]]:
+    """Return, by stream, the fields that the vector's views read."""
+    found: dict[str, set[str]] = {}
+    for plan in vector.plans:
+        found.setdefault(plan.stream, set()).update(plan.columns)
+    return found
+
+
+def viewed_from(vector: PipelineVector, from_us: int) -> dict[str, int]:
+    """Return, by stream, from when on its events can matter to a view that is read at `from_us` or later."""
+    found: dict[str, int] = {}
+    for plan in vector.plans:
+        reached_us = from_us - reach_us(plan)
         found[plan.stream] = min(found.get(plan.stream, reached_us), reached_us)
     return found
 

@@ -79,6 +79,23 @@ class Settings(ServiceSettings):
         description="how long an old version of a view is folded on once the new one answers, if no model reads it",
     )
 
+    skew_every_s: Annotated[float, Field(ge=0)] = Field(
+        default=86_400.0,
+        description="event time of one period whose served features are compared with the offline log; 0 for never",
+    )
+    skew_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1 / 16, description="share of the join keys whose predictions are compared, by their hash"
+    )
+    skew_rows_max: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        default=1_000, description="predictions of one pipeline compared at once, those of the smallest hashes"
+    )
+    skew_events_max: Annotated[int, Field(ge=1)] = Field(
+        default=5_000_000, description="events read for one comparison at most; a period that needs more is left out"
+    )
+    skew_pause_s: Annotated[float, Field(ge=0)] = Field(
+        default=300.0, description="wall-clock rest between comparisons, so that a replay is not slowed by them"
+    )
+
     @field_validator("roles", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:

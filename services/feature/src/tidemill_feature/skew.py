@@ -16,8 +16,9 @@ from tidemill_contracts.feature.v1 import feature_pb2
 from tidemill_features.finalise import HEAD_EXCLUDED_BIT
 from tidemill_features.vector import PipelineVector, VectorRows
 
+from tidemill_feature.schemas import Schema
+
 Bools = NDArray[np.bool_]
-Floats = NDArray[np.float64]
 Statuses = NDArray[np.uint8]
 
 _HASHES = 2**64
@@ -56,36 +57,48 @@ def chosen(keys: Sequence[str], share: float, most: int) -> tuple[list[int], int
 
 @dataclass(frozen=True)
 class Served:
-    """Features of n predictions as serving logged them.
+    """Features of n predictions as serving logged them, in the order of the vector.
 
-    `numbers`: float64[n, numbers], NaN for null; `categories`: n tuples, "" for null; `status`: uint8[n, features].
+    `values`: by feature, float64[n] (NaN for null) or object[n] ("" for null); `status`: uint8[n, features]; `there`:
+    bool[n, features], false for a feature that the version which answered is not given.
     """
 
-    numbers: Floats
-    categories: Sequence[Sequence[str]]
+    values: Sequence[Any]
     status: Statuses
+    there: Bools
 
 
-def served_of(vector: PipelineVector, texts: Sequence[str]) -> tuple[Served, list[int]]:
-    """Return the features that the log keeps of some predictions, and the rows that have values for this vector.
+def row_of(vector: PipelineVector, schema: Schema, text: str) -> dict[str, tuple[Any, int]] | None:
+    """Return a prediction's (value, status) by feature; None where it has no features of that schema and vector.
 
-    `texts`: as `archiving.served_json` wrote them.
+    `text`: as `archiving.served_json` wrote it; its values are in the order of the version's schema.
     """
-    categories = sum(vector.category)
-    shape = len(vector.names) - categories, categories, len(vector.names)
-    rows: list[int] = []
-    parsed: list[Mapping[str, Any]] = []
-    for row, text in enumerate(texts):
-        content = json.loads(text)
-        if (len(content["numbers"]), len(content["categories"]), len(content["statuses"])) == shape:
-            rows.append(row)
-            parsed.append(content)
-    numbers = [[np.nan if number is None else float(number) for number in one["numbers"]] for one in parsed]
-    status = np.array([one["statuses"] for one in parsed], np.uint8).reshape(len(rows), shape[2])
-    served = Served(
-        np.array(numbers, np.float64).reshape(len(rows), shape[0]), [one["categories"] for one in parsed], status
-    )
-    return served, rows
+    content = json.loads(text or "{}")
+    numbers, categories, statuses = (content.get(name, []) for name in ("numbers", "categories", "statuses"))
+    named = [category for _, category in schema]
+    known = dict(zip(vector.names, vector.category, strict=True))
+    if (len(numbers), len(categories), len(statuses)) != (named.count(False), named.count(True), len(schema)):
+        return None
+    if any(known.get(name) is not category for name, category in schema):
+        return None
+    values = (iter(numbers), iter(categories))
+    pairs = zip(schema, statuses, strict=True)
+    return {name: (next(values[category]), status) for (name, category), status in pairs}
+
+
+def served_of(vector: PipelineVector, rows: Sequence[Mapping[str, tuple[Any, int]]]) -> Served:
+    """Return rows, as `row_of` gives them, by feature."""
+    nothing: tuple[Any, int] = (None, 0)
+    there = np.array([[name in row for name in vector.names] for row in rows], np.bool_)
+    status = np.array([[row.get(name, nothing)[1] for name in vector.names] for row in rows], np.uint8)
+    values: list[Any] = []
+    for name, category in zip(vector.names, vector.category, strict=True):
+        column = [row.get(name, nothing)[0] for row in rows]
+        if category:
+            values.append(np.array([value or "" for value in column], np.object_))
+        else:
+            values.append(np.array([np.nan if value is None else float(value) for value in column], np.float64))
+    return Served(values, status, there)
 
 
 @dataclass(frozen=True)
@@ -96,42 +109,56 @@ class Difference:
     # The pipeline's source and its view; "" for a request-time transform.
     source: str
     view: str
+    compared: int
     differs: Bools
     # Served without a value that the log has, and with one that it has not.
     missing: Bools
     extra: Bools
     largest: float
-    served: Sequence[Any]
-    recomputed: Sequence[Any]
-    served_status: Statuses
-    recomputed_status: Statuses
+    served: "Side"
+    recomputed: "Side"
 
-    def shown(self, row: int) -> tuple[str, str]:
-        """Return a row's two sides as a person reads them."""
-        served = _text(self.served[row], int(self.served_status[row]))
-        return served, _text(self.recomputed[row], int(self.recomputed_status[row]))
+
+class Side(NamedTuple):
+    """One feature's values and statuses, as served or as recomputed."""
+
+    values: Sequence[Any]
+    status: Statuses
+
+    def shown(self, row: int) -> str:
+        """Return a row as a person reads it."""
+        value, status = self.values[row], int(self.status[row])
+        kind = feature_pb2.Status.Name(status & ~HEAD_EXCLUDED_BIT).removeprefix("STATUS_")  # type: ignore[arg-type]
+        head = " HEAD_EXCLUDED" if status & HEAD_EXCLUDED_BIT else ""
+        return f"{'null' if value == '' or value != value else value} {kind}{head}"
 
 
 def differences(vector: PipelineVector, served: Served, recomputed: VectorRows) -> Iterator[Difference]:
     """Yield every feature of the vector, in its order."""
-    number = category = 0
     for place, (name, source, view) in enumerate(_places(vector)):
-        mine_status, twin_status = served.status[:, place], recomputed.status[:, place]
+        there = served.there[:, place]
+        mine, mine_status, twin_status = served.values[place], served.status[:, place], recomputed.status[:, place]
         if vector.category[place]:
-            mine: Any = np.array([row[category] for row in served.categories], np.object_)
             twin: Any = np.array([value or "" for value in recomputed.categories[name]], np.object_)
-            category += 1
             same, without_mine, without_twin, largest = mine == twin, mine == "", twin == "", 0.0
         else:
-            mine, twin = np.ascontiguousarray(served.numbers[:, number]), recomputed.numbers[name]
-            number += 1
+            twin = recomputed.numbers[name]
             without_mine, without_twin = np.isnan(mine), np.isnan(twin)
             same = (mine.view(np.int64) == twin.view(np.int64)) | (without_mine & without_twin)
-            apart = np.abs(mine[~same] - twin[~same])
+            apart = np.abs(mine[there & ~same] - twin[there & ~same])
             largest = float(np.max(apart[np.isfinite(apart)], initial=0.0))
-        differs = np.asarray(~(same & (mine_status == twin_status)), np.bool_)
-        missing, extra = without_mine & ~without_twin, without_twin & ~without_mine
-        yield Difference(name, source, view, differs, missing, extra, largest, mine, twin, mine_status, twin_status)
+        yield Difference(
+            name,
+            source,
+            view,
+            compared=int(there.sum()),
+            differs=np.asarray(there & ~(same & (mine_status == twin_status)), np.bool_),
+            missing=there & without_mine & ~without_twin,
+            extra=there & without_twin & ~without_mine,
+            largest=largest,
+            served=Side(mine, mine_status),
+            recomputed=Side(twin, twin_status),
+        )
 
 
 def _places(vector: PipelineVector) -> Iterator[tuple[str, str, str]]:
@@ -143,10 +170,3 @@ def _places(vector: PipelineVector) -> Iterator[tuple[str, str, str]]:
             continue
         for _ in source.plan.features:
             yield next(names), source.name, source.plan.name
-
-
-def _text(value: Any, status: int) -> str:
-    kind = feature_pb2.Status.Name(status & ~HEAD_EXCLUDED_BIT).removeprefix("STATUS_")  # type: ignore[arg-type]
-    head = " HEAD_EXCLUDED" if status & HEAD_EXCLUDED_BIT else ""
-    nothing = value == "" or value != value
-    return f"{'null' if nothing else value} {kind}{head}"

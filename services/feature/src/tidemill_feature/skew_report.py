@@ -78,7 +78,7 @@ def _view(source: str, view: str, found: Sequence[Difference]) -> records.ViewSk
 
 
 def _feature(one: Difference) -> records.FeatureSkew:
-    compared, differing = len(one.differs), int(one.differs.sum())
+    compared, differing = one.compared, int(one.differs.sum())
     return records.FeatureSkew(
         feature=one.name,
         compared=compared,
@@ -96,13 +96,12 @@ def _examples(sample: Sample, found: Sequence[Difference]) -> list[records.SkewE
     for one in found:
         if len(examples) < EXAMPLES_MAX and one.differs.any():
             row = int(np.flatnonzero(one.differs)[0])
-            served, recomputed = one.shown(row)
             example = records.SkewExample(
                 prediction_id=sample.prediction_id[row],
                 feature=one.name,
                 as_of=to_timestamp(sample.as_of_us[row]),
-                served=served,
-                recomputed=recomputed,
+                served=one.served.shown(row),
+                recomputed=one.recomputed.shown(row),
             )
             examples.append(example)
     return examples

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from tidemill_features.archive import PREDICTIONS_TOPIC
 from tidemill_features.upkeep import Upkeep
 from tidemill_runtime.batches import Record, StreamOptions
 from tidemill_runtime.dead_letters import DeadLetters
 from tidemill_runtime.follow import TopicFollower
 from tidemill_runtime.health import Health
 from tidemill_runtime.lifecycle import running
-from tidemill_runtime.positions import Offsets
+from tidemill_runtime.positions import Offsets, Partition
 from tidemill_runtime.producer import Producer
 from tidemill_runtime.progress import Reached
 from tidemill_runtime.redis_client import Client, redis_client
@@ -28,9 +29,10 @@ from tidemill_feature.adapters.online_stream import OnlinePipeline, Stores
 from tidemill_feature.adapters.redis_store import RedisStore
 from tidemill_feature.adapters.view_book import ViewBook
 from tidemill_feature.registered import Definitions
+from tidemill_feature.schemas import Schemas
 from tidemill_feature.settings import Settings
 from tidemill_feature.sizes import Sizes
-from tidemill_feature.uses import TOPIC as USES_TOPIC
+from tidemill_feature.uses import TOPIC as MODELS_TOPIC
 from tidemill_feature.uses import Uses
 
 _OFFLINE_FETCH_BYTES = 256 * 1024
@@ -121,7 +123,7 @@ async def _kept(settings: Settings, definitions: Definitions, stores: Stores) ->
     def on_version(record: Record) -> None:
         uses.fold(record.key, record.value)
 
-    models = TopicFollower(settings.kafka, USES_TOPIC, on_version)
+    models = TopicFollower(settings.kafka, MODELS_TOPIC, on_version)
     known = models.caught_up.is_set if "online" in settings.roles else _never
     grace_us = int(settings.old_view_grace_s * 1_000_000)
     keeper = Keeper(definitions, stores.book, stores.rings, uses, settings.project, grace_us, known)
@@ -181,5 +183,33 @@ async def open_offline(settings: Settings, health: Health, definitions: Definiti
         ),
         health=health,
     )
-    async with running(TopicFollower(settings.kafka, clock.TOPIC, on_clock, fetch_wait_ms=_OFFLINE_WAIT_MS)):
+    async with (
+        running(TopicFollower(settings.kafka, clock.TOPIC, on_clock, fetch_wait_ms=_OFFLINE_WAIT_MS)),
+        _measured(settings, definitions, runner),
+    ):
         yield Role("offline", runner, lambda: archive.archived_topics(definitions.catalogue))
+
+
+@asynccontextmanager
+async def _measured(
+    settings: Settings, definitions: Definitions, runner: StreamRunner[Any, Any]
+) -> AsyncIterator[None]:
+    """Measure skew, where it is on: in the one instance that archives the first partition of the predictions."""
+    if not settings.skew_every_s:
+        yield
+        return
+    first, schemas = Partition(PREDICTIONS_TOPIC, 0), Schemas()
+
+    def on_version(record: Record) -> None:
+        schemas.fold(record.value)
+
+    meter = import_module("tidemill_feature.adapters.skew_meter")
+    async with Producer(settings.kafka) as producer:
+        where = meter.Place(settings.postgres.url(), str(settings.warehouse), definitions.catalogue, schemas)
+        sampling = meter.Sampling(settings.skew_share, settings.skew_rows_max, settings.skew_events_max)
+        schedule = meter.Schedule(
+            int(settings.skew_every_s * 1_000_000), settings.skew_pause_s, settings.archive_every_s
+        )
+        skew = meter.SkewMeter(where, sampling, schedule, producer, lambda: first in runner.positions.next)
+        async with running(TopicFollower(settings.kafka, MODELS_TOPIC, on_version)), running(skew):
+            yield

@@ -1,0 +1,194 @@
+"""The service measures skew by itself, on real servers: none where all is well, and what was broken on purpose."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import redis.asyncio
+from tidemill_contracts.canonical import from_json, to_json
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.feature.v1 import records_pb2 as records
+from tidemill_contracts.instants import format_us
+from tidemill_contracts.progress.v1.progress_pb2 import TopicPartitionOffset, WaitProgressRequest
+from tidemill_contracts.registry.v1 import records_pb2 as registry
+from tidemill_contracts.serving.v1 import records_pb2 as serving
+from tidemill_features.layout import FINGERPRINT_WORD, shard_prefix
+from tidemill_features.plan import HEADER_WORDS
+from tidemill_features.reader import Reader
+from tidemill_features.vector import PipelineVector, compile_vector
+from tidemill_runtime.outgoing import Outgoing
+from tidemill_testkit.eventually import aeventually
+
+pytestmark = pytest.mark.servers
+
+DAY_US = 86_400_000_000
+PREDICTIONS, SKEW = "serving.predictions.v1", "feature.skew.v1"
+HASH = "sha256:risk"
+PIPELINE = definition.Pipeline(
+    name="risk",
+    request="paid",
+    features=[
+        definition.FeatureSource(name="who", view=definition.ViewLookup(view="payer", on=["payer"])),
+        definition.FeatureSource(name="many", view=definition.ViewLookup(view="busy", on=["items"])),
+        definition.FeatureSource(name="doubled", expression="amount * 2"),
+    ],
+    label=definition.Label(stream="paid", expression="amount > 1", by="payment"),
+)
+Request = Mapping[str, Any]
+
+
+class Serving:
+    """Predictions as serving makes them: features read from the rings, logged with the positions they had."""
+
+    def __init__(self, world: Any) -> None:
+        self._world = world
+        views = {"payer": world.payer, "busy": world.busy}
+        self.vector: PipelineVector = compile_vector(PIPELINE, views, {"paid": world.stream})
+        self._redis = redis.asyncio.Redis.from_url(world.redis_url)
+        self._reader = Reader(self.vector.plans, project=world.project)
+
+    async def register(self) -> None:
+        """Register pipeline and model version."""
+        world = self._world
+        closure = definition.Definition(streams=[world.stream], views=[world.payer, world.busy], pipelines=[PIPELINE])
+        record = definition.DefinitionRecord(kind="pipeline", name="risk", revision=1, hash=HASH, definition=closure)
+        columns = zip(self.vector.names, self.vector.category, strict=True)
+        version = registry.VersionRecord(
+            pipeline="risk",
+            version=1,
+            stage="champion",
+            features=[registry.FeatureColumn(name=name, category=category) for name, category in columns],
+        )
+        await world.send(
+            Outgoing("registry.pipelines.v1", to_json(record), key=b"pipeline/risk"),
+            Outgoing("registry.models.v1", to_json(version), key=b"risk/1"),
+        )
+
+    async def predict(self, requests: Sequence[Request], as_of_us: int) -> None:
+        """Log a prediction for each request."""
+        asked = self._reader.request(self.vector.lookups(requests))
+        result = self._reader.values(asked, await self._redis.mget(asked.keys), as_of_us)
+        rows = self.vector.rows(result.views, self.vector.columns(requests), len(requests))
+        positions = [
+            TopicPartitionOffset(topic=place.topic, partition=place.partition, next_offset=offset)
+            for place, offset in result.positions.items()
+        ]
+        for place, request in enumerate(requests):
+            numbers = [rows.numbers[name][place] for name in rows.names if name in rows.numbers]
+            categories = [rows.categories[name][place] or "" for name in rows.names if name in rows.categories]
+            features = serving.ServedFeatures(
+                numbers=numbers, categories=categories, statuses=rows.status[place].tobytes()
+            )
+            record = serving.PredictionRecord(
+                prediction_id=f"{request['payment']}/{as_of_us}",
+                pipeline="risk",
+                join_key=request["payment"],
+                as_of_us=as_of_us,
+                model_version=1,
+                features=features,
+                positions=positions,
+                request_json=json.dumps(request).encode(),
+                definition_hash=HASH,
+            )
+            key = request["payment"].encode()
+            await self._world.send(Outgoing(PREDICTIONS, record.SerializeToString(), key=key, partition=0))
+
+    async def corrupt(self, payer: str) -> int:
+        """Add one to every float sum of a payer's rings, as no worker would; return how many shards were damaged."""
+        (plan,) = [plan for plan in self.vector.plans if plan.name == "payer"]
+        found = 0
+        pattern = shard_prefix(self._world.project, plan.hash) + payer.encode() + b"}*"
+        async for key in self._redis.scan_iter(pattern):
+            raw = await self._redis.get(key)
+            fingerprint = int(np.frombuffer(raw, np.int64, HEADER_WORDS)[FINGERPRINT_WORD])
+            ring = next(ring for ring in plan.rings if ring.fingerprint == fingerprint)
+            words = np.frombuffer(raw, np.int64, ring.words).copy()
+            floats = words.view(np.float64)
+            for partial in ring.partials:
+                if partial.kind.name == "SUM" and partial.dtype.name == "FLOAT":
+                    floats[HEADER_WORDS + partial.word :: ring.slot_words] += 1.0
+                    found += 1
+            await self._redis.set(key, words.tobytes() + raw[ring.words * 8 :])
+        return found
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+
+def payments(day_us: int, count: int) -> list[dict[str, Any]]:
+    """Return payments of a few payers; some without an amount, one of nobody."""
+    return [
+        {
+            "at_us": day_us + number * 1_000_000,
+            "partition": number % 2,
+            "id": f"{day_us}-{number}",
+            "fields": {
+                "payment": f"{day_us}-{number}",
+                "payer": None if number == 7 else f"p{number % 5}",
+                "amount": None if number % 4 == 0 else number / 7,
+                "items": number % 3,
+            },
+        }
+        for number in range(count)
+    ]
+
+
+def requests(day_us: int) -> list[Request]:
+    payers: list[str | None] = [*(f"p{number}" for number in range(5)), "nobody", None]
+    return [
+        {"payment": f"r{place}", "payer": payer, "amount": 0.1 * place, "items": place, "at": format_us(day_us)}
+        for place, payer in enumerate(payers)
+    ]
+
+
+async def measured(world: Any, count: int) -> list[records.SkewRecord]:
+    """Return the first records of the skew topic, once there are as many."""
+
+    async def there() -> list[Any]:
+        found: list[Any] = await world.read(SKEW)
+        assert len(found) >= count
+        return found
+
+    return [from_json(one.value, records.SkewRecord()) for one in await aeventually(there, 30)]
+
+
+async def test_skew_is_zero_until_a_ring_is_corrupted_and_then_named(world: Any, database: str) -> None:
+    for topic in (PREDICTIONS, "monitoring.outcomes.v1", SKEW):
+        await world.create(topic, 1)
+    served = Serving(world)
+    await world.register(world.payer, world.busy)
+    await served.register()
+    process = await world.start(
+        ROLES="online,offline",
+        POSTGRES__DSN=database,
+        WAREHOUSE=str(world.folder / "warehouse"),
+        ARCHIVE_EVERY_S="0.2",
+        SKEW_SHARE="1",
+        SKEW_PAUSE_S="0",
+    )
+    first_us = world.noon_us
+    for day in range(3):
+        day_us = first_us + day * DAY_US
+        await world.pay(payments(day_us, 60))
+        await process.reached(await world.ends())
+        if day == 1:
+            # Not read again by the worker, which has them in memory; but served.
+            assert await served.corrupt("p1")
+        # Now, later in the windows, and a moment that lies in the past of what was folded.
+        for as_of_us in (day_us + 60_000_000, day_us + 400_000_000, day_us + 30_500_000):
+            await served.predict(requests(day_us), as_of_us)
+        archived = [*await world.ends(), TopicPartitionOffset(topic=PREDICTIONS, next_offset=21 * (day + 1))]
+        await process.progress.WaitProgress(WaitProgressRequest(stage="offline", offsets=archived), timeout=20)
+    await served.close()
+    healthy, broken = (await measured(world, 2))[:2]
+    assert (healthy.rows, healthy.differing, dict(healthy.left_out)) == (21, 0, {})
+    assert healthy.compared == 21 * len(served.vector.names)
+    assert "all 147 feature values of 21 sampled predictions" in healthy.summary
+    differing = {one.feature: one for view in broken.views for one in view.features if one.differing}
+    assert list(differing) == ["who.mean_600s"]
+    assert differing["who.mean_600s"].differing == 3
+    assert differing["who.mean_600s"].largest_difference > 0
+    assert "look at the rings of view payer" in broken.summary
+    assert broken.examples[0].served.endswith("PRESENT")
