@@ -124,3 +124,5 @@ async def test_every_aggregate_is_what_brute_force_says_also_after_kill_9(world:
     explained = await feature.features.ExplainFeatures(asked, timeout=10)
     assert [one.feature for one in explained.features] == [one.name for one in wanted]
     assert all(one.slots for one in explained.features)
+    sketched = [one for one in explained.features if one.function in ("approx_distinct", "quantile", "top_k")]
+    assert all(any(partial.bytes for slot in one.slots for partial in slot.partials) for one in sketched)

@@ -129,8 +129,11 @@ def _partial(
             return messages.Partial(name=name)
         value = _scalar(feature, partial, words, word + 1, shard)
         return messages.Partial(name=name, value=value, event_time_us=int(words[word]))
-    if partial.kind in SKETCHES or (partial.kind in _FROM_IDENTITY and words[word] == blank[word]):
-        # A sketch says nothing in one number; at the identity nothing was compared yet.
+    if partial.kind in SKETCHES:
+        # It says nothing in one number; the upper half of what points to it is its size.
+        return messages.Partial(name=name, bytes=int(words[word]) >> 32)
+    if partial.kind in _FROM_IDENTITY and words[word] == blank[word]:
+        # The identity: nothing was compared yet.
         return messages.Partial(name=name)
     return messages.Partial(name=name, value=_scalar(feature, partial, words, word, shard))
 

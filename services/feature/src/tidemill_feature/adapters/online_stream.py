@@ -295,7 +295,7 @@ class OnlinePipeline(Pipeline[OnlineState, Work]):
         return streams
 
     def _capacity(self, plans: Iterable[ViewPlan]) -> int:
-        per_shard = sum(plan.bytes_per_key for plan in plans)
+        per_shard = sum(plan.max_bytes_per_key for plan in plans)
         return max(10_000, self._sizes.cache_bytes // max(1, per_shard))
 
     def _shards(self, plan: ViewPlan, capacity: int) -> ViewShards:
