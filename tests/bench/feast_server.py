@@ -47,8 +47,8 @@ def install() -> Path:
 
 
 @contextmanager
-def serving(redis_url: str, folder: Path) -> Iterator[tuple[str, int]]:
-    """Serve features from database 1 of a Redis for the length of the block. Raises `MissingError`."""
+def serving(redis_url: str, folder: Path) -> Iterator[tuple[str, int, int]]:
+    """Serve from database 1 of a Redis; yields host, port and process. Raises `MissingError`."""
     programs = install()
     where = urlsplit(redis_url)
     filled = [str(programs / "python"), str(Path(__file__).absolute()), "fill", str(folder)]
@@ -62,7 +62,7 @@ def serving(redis_url: str, folder: Path) -> Iterator[tuple[str, int]]:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
             _wait(port, process)
-            yield "127.0.0.1", port
+            yield "127.0.0.1", port, process.pid
         finally:
             process.terminate()
             process.wait(20)
