@@ -122,7 +122,7 @@ def aggregates_table() -> str:
         plan = compiled(name)
         assert plan is not None
         ring = plan.rings[0]
-        kept = ", ".join(partial.kind.name.lower() for partial in ring.partials)
+        kept = ", ".join(partial.kind.name.lower() for partial in ring.partials) or "the slot's newest event time"
         size = str(sum(partial.words for partial in ring.partials) * WORD_BYTES)
         if ring.variable_bytes:
             size += f", and up to {ring.variable_bytes // ring.slots:,}"
