@@ -276,3 +276,28 @@ def test_an_event_that_repeats_an_unneeded_record_is_still_a_duplicate(tmp_path:
     (part,) = rows.parts()
     assert part.numbers["v.count"].tolist() == [0.0]
     columns_equal(rows, TrainingSet(given, *reference(given, asked, paid, [], {}), window))
+
+
+def test_rows_span_a_widened_and_an_added_field(tmp_path: Path) -> None:
+    before = closure(definition.LATE_POLICY_DROP)
+    for one in before.streams:
+        del one.fields[1]
+        next(field for field in one.fields if field.name == "amount").type = definition.FIELD_TYPE_INT64
+    after = closure(definition.LATE_POLICY_DROP)
+    old = [{**record(at, at, "-", None), "amount": amount} for at, amount in ((190, 2), (195, 5))]
+    new = [{**record(at, at, "a", "x"), "amount": amount} for at, amount in ((198, 0.5), (200, 2.5))]
+    archive = written(tmp_path, before, Log(), Log(old), [])
+    streams = {one.name: one for one in after.streams}
+    for topic, rows in (("events.paid", new), ("events.asked", [{**record(199, 0, "a", "x")}])):
+        columns = columns_of(topic, streams)
+        full = [{**blank(topic), **row} for row in rows]
+        table = pa.table({c.name: [row.get(c.name) for row in full] for c in columns}, arrow_schema(columns))
+        archive.append(topic, columns, table, {})
+    window = Window(180 * SECOND, 400 * SECOND)
+    inputs = read_inputs(archive, after, window, {})
+    log = inputs.logs["paid"]
+    assert log.columns["amount"].values.tolist() == [2.0, 5.0, 0.5, 2.5]
+    assert log.columns["who"].nulls.tolist() == [True, True, False, False]
+    (part,) = TrainingSet(after, inputs.logs, inputs.predicted, window).parts()
+    # Who it was is not known of the old rows.
+    assert part.numbers["v.mean"].tolist() == [0.5]
