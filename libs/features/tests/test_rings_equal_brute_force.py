@@ -190,7 +190,7 @@ MOMENTS = st.lists(TIMES, min_size=1, max_size=3)
 
 
 @pytest.mark.parametrize("kind", list(VIEWS))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(
     log=logs(),
     policy=POLICIES,
@@ -221,7 +221,7 @@ def test_live_equals_offline_bit_for_bit_and_both_equal_brute_force(
 
 
 @pytest.mark.parametrize("kind", ["words", "states"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(log=logs(), sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3), crashes=CRASHES)
 def test_stored_bytes_do_not_depend_on_batches_or_crashes(
     kind: str, log: list[Logged], sizes: list[int], crashes: list[str]
@@ -234,7 +234,7 @@ def test_stored_bytes_do_not_depend_on_batches_or_crashes(
     assert shards(world.live(log, sizes, crashes)) == shards(world.live(log))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(log=logs(), moments=MOMENTS)
 def test_a_row_without_a_prediction_sees_the_rings_as_they_were_when_its_moment_came(
     log: list[Logged], moments: list[int]

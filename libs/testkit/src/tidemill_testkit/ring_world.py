@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from tidemill_features.finalise import FeatureValues
 from tidemill_features.fold import Events, Shard, ViewShards
 from tidemill_features.layout import Checkpoint, checkpoint_key, view_id
 from tidemill_features.offline import Rows, features_at
-from tidemill_features.plan import compile_view
+from tidemill_features.plan import ViewPlan, compile_view
 from tidemill_features.reader import Lookup, Reader
 
 from tidemill_testkit.brute_force import Answer, Logged, Wanted, brute_force, counted
@@ -39,6 +40,11 @@ class RingWorld:
     keys: Sequence[Key]
     wanted: Sequence[Wanted]
     capacity: int = 40
+
+    @cached_property
+    def plan(self) -> ViewPlan:
+        """The view, ready to be folded and read."""
+        return compile_view(self.view, self.stream)
 
     def live(self, log: Sequence[Logged], sizes: Sequence[int] = (100,), crashes: Sequence[str] = ()) -> Store:
         """Feed a log in batches of any size; after a crash a new worker begins from what the store says.
@@ -65,7 +71,7 @@ class RingWorld:
 
     def read(self, store: Mapping[bytes, bytes], as_of_us: int) -> list[FeatureValues]:
         """Return the features of all keys, read from the rings."""
-        reader = Reader([compile_view(self.view, self.stream)], project=PROJECT, group=_GROUP)
+        reader = Reader([self.plan], project=PROJECT, group=_GROUP)
         request = reader.request([Lookup(self.view.name, self.keys)])
         return reader.values(request, [store.get(key) for key in request.keys], as_of_us).views[0].features
 
@@ -76,13 +82,13 @@ class RingWorld:
         keys = [column_of([key[i] for key in self.keys], types[n]) for i, n in enumerate(self.view.entity)]
         cuts = np.full((len(self.keys), self.stream.partitions), cut, np.int64)
         rows = Rows(keys, np.full(len(self.keys), as_of_us, np.int64), cuts)
-        return features_at(compile_view(self.view, self.stream), events, rows).features
+        return features_at(self.plan, events, rows).features
 
     def expected(self, log: Sequence[Logged], as_of_us: int) -> list[list[Answer]]:
         """Return [key][feature] by brute force."""
         rules = rules_of(self.stream)
         kept = counted(log, rules.dedup_window_us, rules.lateness_us, late_counts=rules.late_counts)
-        max_age_us = compile_view(self.view, self.stream).max_age_us
+        max_age_us = self.plan.max_age_us
         found = []
         for key in self.keys:
             events = [r for r in kept if None not in key and tuple(r.fields[n] for n in self.view.entity) == key]
@@ -129,7 +135,7 @@ class _Worker:
 
     def __init__(self, world: RingWorld, store: Store) -> None:
         self.store = store
-        self.plan = compile_view(world.view, world.stream)
+        self.plan = world.plan
         self.shards = ViewShards(self.plan, PROJECT, world.capacity)
         self.rules = rules_of(world.stream)
         self.world = world
