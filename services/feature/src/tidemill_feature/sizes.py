@@ -16,3 +16,8 @@ class Sizes:
     cache_bytes: int
     batch_records: int
     join_records: int
+
+    @property
+    def near_records(self) -> int:
+        """How near a built view comes before it is taken over: live events wait while so many are read again."""
+        return min(self.join_records // 2, max(self.batch_records, self.join_records // 10))

@@ -160,7 +160,7 @@ class Builder:
         consumer.assign([self._physical(partition) for partition in site.lots])
         for partition, lot in site.lots.items():
             consumer.seek(self._physical(partition), max(lot.replay.read, lot.job.found.begin))
-        while any(lot.behind > self.sizes.join_records // 2 for lot in site.lots.values()):
+        while any(lot.behind > self.sizes.near_records for lot in site.lots.values()):
             try:
                 fetched = await consumer.getmany(timeout_ms=_READ_MS, max_records=self.sizes.batch_records)
             except KafkaError as error:

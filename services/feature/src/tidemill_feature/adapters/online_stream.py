@@ -96,7 +96,7 @@ class OnlinePipeline(Pipeline[OnlineState, Work]):
         self._state = state
         self._build(starts, found, registered)
         for partition, start in starts.items():
-            _report_lost(partition, start.state.applied, assignment.start[partition])
+            _report_lost(partition, max(start.state.applied, start.state.seen), assignment.start[partition])
         return Restored(state, {partition: start.offset for partition, start in starts.items()})
 
     def released(self) -> None:
