@@ -4,7 +4,7 @@ Every exchange stops at a gate before the server takes it in, and again before t
 holds the gates decides who goes on, whose connection breaks, and who is killed where.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisDownError
 
-Command = tuple[Any, ...]
+Command = list[bytes]
 
 
 class Gates(Protocol):
@@ -63,8 +63,7 @@ class MemoryRedis:
 
     def take(self, session: Session, command: Command) -> Any:
         """Do what one command says, and return the answer."""
-        name, *words = command
-        name = name.decode() if isinstance(name, bytes) else name
+        name, words = command[0].decode(), command[1:]
         if name == "MULTI":
             session.queued = []
             return b"OK"
@@ -95,59 +94,59 @@ class MemoryRedis:
         self._clock += 1
         self._versions[key] = self._clock
 
-    def _watch(self, session: Session, *keys: Any) -> bytes:
-        session.watched |= {_bytes(key): self._versions.get(_bytes(key), 0) for key in keys}
+    def _watch(self, session: Session, *keys: bytes) -> bytes:
+        session.watched |= {key: self._versions.get(key, 0) for key in keys}
         return b"OK"
 
     def _unwatch(self, session: Session) -> bytes:
         session.watched = {}
         return b"OK"
 
-    def _set(self, session: Session, key: Any, value: Any) -> bytes:
-        self._data[_bytes(key)] = _bytes(value)
-        self._wrote(_bytes(key))
+    def _set(self, session: Session, key: bytes, value: bytes) -> bytes:
+        self._data[key] = value
+        self._wrote(key)
         return b"OK"
 
-    def _mset(self, session: Session, *pairs: Any) -> bytes:
+    def _mset(self, session: Session, *pairs: bytes) -> bytes:
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             self._set(session, key, value)
         return b"OK"
 
-    def _mget(self, session: Session, *keys: Any) -> list[Any]:
-        return [self._data.get(_bytes(key)) for key in keys]
+    def _mget(self, session: Session, *keys: bytes) -> list[Any]:
+        return [self._data.get(key) for key in keys]
 
-    def _del(self, session: Session, *keys: Any) -> int:
-        gone = [key for key in map(_bytes, keys) if self._data.pop(key, None) is not None]
+    def _del(self, session: Session, *keys: bytes) -> int:
+        gone = [key for key in keys if self._data.pop(key, None) is not None]
         for key in gone:
             self._wrote(key)
         return len(gone)
 
-    def _info(self, session: Session, section: Any) -> bytes:
+    def _info(self, session: Session, section: bytes) -> bytes:
         return b"# Server\r\nrun_id:life-%d\r\n" % self.life
 
-    def _hash(self, key: Any) -> dict[bytes, bytes]:
-        found: dict[bytes, bytes] = self._data.setdefault(_bytes(key), {})
+    def _hash(self, key: bytes) -> dict[bytes, bytes]:
+        found: dict[bytes, bytes] = self._data.setdefault(key, {})
         return found
 
-    def _hgetall(self, session: Session, key: Any) -> list[bytes]:
-        return [part for pair in self._data.get(_bytes(key), {}).items() for part in pair]
+    def _hgetall(self, session: Session, key: bytes) -> list[bytes]:
+        return [part for pair in self._data.get(key, {}).items() for part in pair]
 
-    def _hget(self, session: Session, key: Any, name: Any) -> bytes | None:
-        found: bytes | None = self._data.get(_bytes(key), {}).get(_bytes(name))
+    def _hget(self, session: Session, key: bytes, name: bytes) -> bytes | None:
+        found: bytes | None = self._data.get(key, {}).get(name)
         return found
 
-    def _hset(self, session: Session, key: Any, *pairs: Any) -> int:
-        self._hash(key).update(zip(map(_bytes, pairs[::2]), map(_bytes, pairs[1::2]), strict=True))
-        self._wrote(_bytes(key))
+    def _hset(self, session: Session, key: bytes, *pairs: bytes) -> int:
+        self._hash(key).update(zip(pairs[::2], pairs[1::2], strict=True))
+        self._wrote(key)
         return len(pairs) // 2
 
-    def _hsetnx(self, session: Session, key: Any, name: Any, value: Any) -> int:
-        return 0 if _bytes(name) in self._hash(key) else self._hset(session, key, name, value)
+    def _hsetnx(self, session: Session, key: bytes, name: bytes, value: bytes) -> int:
+        return 0 if name in self._hash(key) else self._hset(session, key, name, value)
 
-    def _hdel(self, session: Session, key: Any, *names: Any) -> int:
-        gone = [name for name in map(_bytes, names) if self._hash(key).pop(name, None) is not None]
+    def _hdel(self, session: Session, key: bytes, *names: bytes) -> int:
+        gone = [name for name in names if self._hash(key).pop(name, None) is not None]
         if gone:
-            self._wrote(_bytes(key))
+            self._wrote(key)
         return len(gone)
 
 
@@ -155,8 +154,23 @@ def _copy(data: dict[bytes, Any]) -> dict[bytes, Any]:
     return {key: dict(value) if isinstance(value, dict) else value for key, value in data.items()}
 
 
-def _bytes(word: Any) -> bytes:
-    return word if isinstance(word, bytes) else str(word).encode()
+def unpacked(sent: bytes) -> Iterator[Command]:
+    """Yield the commands of a request: each an array of bulk strings."""
+    at = 0
+
+    def number() -> int:
+        nonlocal at
+        first, at = at + 1, sent.index(b"\r\n", at) + 2
+        return int(sent[first : at - 2])
+
+    def word() -> bytes:
+        nonlocal at
+        size = number()
+        first, at = at, at + size + 2
+        return sent[first : first + size]
+
+    while at < len(sent):
+        yield [word() for _ in range(number())]
 
 
 class MemoryConnection(AbstractConnection):
@@ -189,20 +203,12 @@ class MemoryConnection(AbstractConnection):
     def repr_pieces(self) -> list[tuple[str, Any]]:
         return [("life", self._life)]
 
-    def pack_command(self, *words: Any) -> list[Any]:
-        return [words]
-
-    def pack_commands(self, commands: Iterable[Any]) -> list[Any]:
-        return list(commands)
-
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         await self.connect()
         await self._pass()
-        self._answers = [self._server.take(self._session, one) for one in command]
+        sent = command if isinstance(command, bytes) else b"".join(command)
+        self._answers = [self._server.take(self._session, one) for one in unpacked(sent)]
         await self._pass()
-
-    async def send_command(self, *words: Any, **options: Any) -> None:
-        await self.send_packed_command(self.pack_command(*words))
 
     async def read_response(self, *_: Any, **__: Any) -> Any:
         if not self._life:

@@ -268,7 +268,7 @@ def pairs(features: Sequence[FeatureValues], row: int) -> Iterator[tuple[str, An
         yield STATUSES[int(feature.status[row])], None if feature.nulls[row] else feature.values[row]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 10**6),
     count=st.integers(1, 60),
