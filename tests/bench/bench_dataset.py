@@ -1,8 +1,8 @@
 """`feature.dataset`: a point-in-time training set of a million rows with twenty window features, beside DuckDB.
 
 The log is in Iceberg as the offline role leaves it: three streams of a million events over 30 days, 10,000 payers. The
-measured process does what `tidemill dataset` does, from the catalogue to the finished Parquet file; its peak of memory is
-kept too. DuckDB computes the same aggregates over the same files with window functions, by time alone: no cuts at
+measured process does what `tidemill dataset` does, from the catalogue to the finished Parquet file; its peak of memory
+is kept too. DuckDB computes the same aggregates over the same files with window functions, by time alone: no cuts at
 offsets, no duplicates, no late events, no labels.
 """
 
