@@ -24,6 +24,8 @@ from tidemill_feature import archiving
 from tidemill_feature.clock import Clocks
 from tidemill_feature.decode import StreamDecoder
 from tidemill_feature.registered import Definitions
+from tidemill_feature.schemas import Schemas
+from tidemill_feature.uses import Uses
 from tidemill_ingestion.gates import Gates
 from tidemill_monitoring import decode as monitoring_decode
 from tidemill_monitoring.adapters.policy import _trigger as decode_trigger
@@ -106,6 +108,11 @@ def _feature_event(example: Example) -> Any:
     return decoded
 
 
+def _feature_version(example: Example) -> Any:
+    Uses().fold(example.key, example.value)
+    return Schemas().fold(example.value)
+
+
 def _monitoring_event(example: Example) -> Any:
     plans = monitoring_decode.plans_of(catalogue())
     return monitoring_decode.event(example, plans[f"events.{example.stream}"], NOW_US)
@@ -149,6 +156,7 @@ DECODERS: Mapping[tuple[str, str], Callable[[Example], Any]] = {
     ("registry.pipelines.v1", "monitoring"): lambda example: MonitoringRegistered().fold_definition(example.value),
     ("registry.deployments.v1", "serving"): lambda e: ServingRegistered().with_deployment(e.key, e.value),
     ("registry.deployments.v1", "monitoring"): lambda e: MonitoringRegistered().fold_deployment(e.value),
+    ("registry.models.v1", "feature"): _feature_version,
     ("registry.models.v1", "monitoring"): lambda example: MonitoringRegistered().fold_version(example.value),
 }
 
