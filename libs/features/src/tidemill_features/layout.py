@@ -27,6 +27,7 @@ key carries its view's hash and build, so that a changed definition never meets 
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -252,6 +253,11 @@ def to_words(raws: Sequence[bytes | None], ring: RingPlan, blank: bytes) -> Word
     words = np.frombuffer(block, "<i8").reshape(len(raws), ring.words)
     # The magic word and, six further on, the fingerprint.
     marks = words[:, 0 : FINGERPRINT_WORD + 1 : FINGERPRINT_WORD]
-    if np.any(marks != (_MAGIC_WORD, ring.fingerprint)):
+    if (marks != _marks(ring.fingerprint)).any():
         raise LayoutError("a shard of another format or slot layout")
     return words
+
+
+@lru_cache(4_096)
+def _marks(fingerprint: int) -> Words:
+    return np.array([_MAGIC_WORD, fingerprint], np.int64)
