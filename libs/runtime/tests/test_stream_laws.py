@@ -294,6 +294,12 @@ async def test_topics_may_come_later_and_change(kafka: KafkaSettings, make_topic
     assert pipeline.applied == [b"a", b"b", b"b2"]
 
 
+async def test_a_consumer_without_topics_stops(kafka: KafkaSettings) -> None:
+    async with asyncio.timeout(20):
+        async with running(StreamRunner(Collecting(), kafka, OPTIONS)) as runner:
+            await aeventually(lambda: runner.fault() is None, claim="no topics is ready")
+
+
 async def test_an_offset_beyond_the_log_is_fatal_and_not_skipped(kafka: KafkaSettings, make_topic: MakeTopic) -> None:
     await make_topic("t")
     pipeline = Collecting()

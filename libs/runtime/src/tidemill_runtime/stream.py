@@ -159,7 +159,8 @@ class StreamRunner(Generic[S, E]):
             try:
                 if self._topics_changed.is_set():
                     await self._resubscribe()
-                await self._cycle()
+                if self._topics:
+                    await self._cycle()
             except _Abandoned:
                 self._drop_state()
             except StateLost as error:
