@@ -76,6 +76,7 @@ PAYER = definition.View(
         aggregation("card", "LAST", "card", _STRING),
         aggregation("gift", "LAST", "gift", _BOOL),
         aggregation("latest", "MAX", "at", _TIME),
+        aggregation("cards", "APPROX_DISTINCT", "card"),
     ],
 )
 BASKET = definition.View(
@@ -299,6 +300,8 @@ async def test_the_slots_of_an_explanation_make_its_values(door: Door) -> None:
     partials = [{part.name: part.value for part in slot.partials} for slot in features["mean"].slots]
     count = sum(part["count(amount)"].int64_value for part in partials)
     assert sum(part["sum(amount)"].float64_value for part in partials) / count == values["mean"].value.float64_value
+    assert values["cards"].value.int64_value == 10
+    assert all(part.bytes > 0 for slot in features["cards"].slots for part in slot.partials if "distinct" in part.name)
     cards = [slot.partials[0] for slot in features["card"].slots]
     assert max(cards, key=lambda part: part.event_time_us).value.string_value == values["card"].value.string_value
     assert [(shard.partition, shard.next_offset) for shard in found.shards] == [(0, 6), (1, 5)]
