@@ -78,8 +78,11 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Live:
 
 @pytest.fixture(scope="session")
 def undisturbed_run(live: Live) -> Lived:
-    """The slice, lived once with nothing broken: what every other run has to equal."""
-    return live("undisturbed")
+    """The slice, lived once with nothing broken: what every other run has to equal. Skew is measured meanwhile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIDEMILL_FEATURE_SKEW_PAUSE_S", "2")
+        patch.setenv("TIDEMILL_FEATURE_ARCHIVE_EVERY_S", "2")
+        return live("undisturbed")
 
 
 SHARED_DAYS = 4

@@ -1,5 +1,6 @@
 """The whole loop on real servers: it closes, it repeats itself, and nothing that is broken on purpose changes it."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -68,6 +69,13 @@ def test_the_schedule_retrains_once_per_slot_and_the_registry_promotes(undisturb
     assert report["retrainings"].get("operator") == 1
     assert report["retrainings"].get("schedule", 0) >= 1
     assert report["promotions"][0]["version"] == 1
+
+
+def test_what_was_served_is_what_the_offline_log_gives(undisturbed_run: Any) -> None:
+    logs = [path.read_text() for path in (undisturbed_run.out / "stack/logs").glob("feature*")]
+    said = [json.loads(line)["summary"] for log in logs for line in log.splitlines() if "skew_measured" in line]
+    assert said
+    assert [summary for summary in said if " all " not in summary] == []
 
 
 def test_a_random_delay_in_every_hop_changes_nothing(undisturbed_run: Any, live: Any) -> None:
