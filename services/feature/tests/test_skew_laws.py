@@ -69,7 +69,8 @@ class Serving:
     async def predict(self, requests: Sequence[Request], as_of_us: int) -> None:
         """Log a prediction for each request."""
         asked = self._reader.request(self.vector.lookups(requests))
-        result = self._reader.values(asked, await self._redis.mget(asked.keys), as_of_us)
+        raws: Any = await self._redis.mget(asked.keys)
+        result = self._reader.values(asked, raws, as_of_us)
         rows = self.vector.rows(result.views, self.vector.columns(requests), len(requests))
         positions = [
             TopicPartitionOffset(topic=place.topic, partition=place.partition, next_offset=offset)
@@ -101,7 +102,7 @@ class Serving:
         found = 0
         pattern = shard_prefix(self._world.project, plan.hash) + payer.encode() + b"}*"
         async for key in self._redis.scan_iter(pattern):
-            raw = await self._redis.get(key)
+            raw: Any = await self._redis.get(key)
             fingerprint = int(np.frombuffer(raw, np.int64, HEADER_WORDS)[FINGERPRINT_WORD])
             ring = next(ring for ring in plan.rings if ring.fingerprint == fingerprint)
             words = np.frombuffer(raw, np.int64, ring.words).copy()
