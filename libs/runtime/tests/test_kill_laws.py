@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from tidemill_runtime.lifecycle import EXIT_FATAL
 from tidemill_runtime.producer import Outgoing, Producer
 from tidemill_runtime.settings import KafkaSettings
@@ -47,7 +48,7 @@ class Writing(Pipeline):
 async def open_service(settings, health):
     kafka = KafkaSettings(bootstrap=bootstrap, topic_prefix=prefix, instance=instance or None)
     # A replica with a name must not need the session's end.
-    options = StreamOptions("laws", session_ms=6_000 if not instance else int(session_ms))
+    options = StreamOptions("laws", stall_s=10, session_ms=6_000 if not instance else int(session_ms))
     async with running(StreamRunner(Writing(), kafka, options, topics=["t"])):
         yield
 
@@ -109,3 +110,27 @@ async def test_of_two_processes_of_one_name_the_later_keeps_it_and_the_earlier_e
         await aeventually(all_committed, 30)
     later.send_signal(signal.SIGTERM)
     assert await asyncio.to_thread(later.wait, 20) == 0
+
+
+async def test_a_replica_that_comes_back_under_its_name_notices_partitions_that_were_added(
+    kafka: KafkaSettings, make_topic: MakeTopic, tmp_path: Path
+) -> None:
+    await make_topic("t")
+    out = tmp_path / "effects"
+    out.touch()
+    admin = AIOKafkaAdminClient(**kafka.client_kwargs())
+    await admin.start()
+    async with Producer(kafka) as producer:
+        await producer.send(Outgoing("t", b"a", key=b"k"))
+        first = worker(kafka, out, "", "one")
+        await asyncio.to_thread(eventually, lambda: out.read_bytes() == b"a\n", 30)
+        first.kill()
+        first.wait()
+        await admin.create_partitions({kafka.physical("t"): NewPartitions(2)})
+        again = worker(kafka, out, "", "one")
+    async with Producer(kafka) as producer:
+        await producer.send(Outgoing("t", b"b", key=b"k", partition=1))
+        await asyncio.to_thread(eventually, lambda: out.read_bytes().endswith(b"b\n"), 40)
+    await admin.close()
+    again.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(again.wait, 20) == 0

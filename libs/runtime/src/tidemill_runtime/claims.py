@@ -12,7 +12,9 @@ from collections.abc import Iterable
 from secrets import token_hex
 from typing import Any, NamedTuple
 
+from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
 
 from tidemill_runtime.errors import Fatal
 from tidemill_runtime.settings import KafkaSettings
@@ -33,6 +35,7 @@ class Claim:
         self._group = group
         self._process = token_hex(8)
         self._term: Term | None = None
+        self._noticed: set[TopicPartition] = set()
 
     @property
     def metadata(self) -> str:
@@ -48,7 +51,7 @@ class Claim:
         """
         if self._kafka.instance is None:
             return
-        held = latest(self._kafka.instance, await self._committed())
+        held = latest(self._kafka.instance, [at.metadata for at in (await self._committed()).values()])
         if self._term is None:
             self._term = Term(held.number + 1 if held else 1, self._process)
         elif held is not None and held > self._term:
@@ -57,14 +60,35 @@ class Claim:
                 "where both are meant to run, give each replica a name of its own (kafka instance)"
             )
 
-    async def _committed(self) -> list[str]:
-        admin: Any = AIOKafkaAdminClient(**self._kafka.client_kwargs())
-        await admin.start()
+    async def overlooked(self, consumer: Any, topics: Iterable[str]) -> bool:
+        """Say, once for each, whether there are partitions that nobody in the group has ever held.
+
+        A replica that comes back under its name gets its assignment from the broker as it was, and does not learn that
+        it leads the group (that came with KIP-814, which the client does not speak): of partitions that were added
+        nobody would take note until it joins anew.
+        """
+        if self._term is None:
+            return False
+        names = map(self._kafka.physical, topics)
+        there = {TopicPartition(name, number) for name in names for number in consumer.partitions_for_topic(name) or ()}
         try:
-            found = await admin.list_consumer_group_offsets(self._kafka.physical(self._group))
-            return [at.metadata for at in found.values()]
+            # Whoever has a name commits what it is given at once.
+            news = there - (await self._committed()).keys() - self._noticed
+        except (KafkaError, OSError):
+            return False
+        self._noticed |= news
+        return bool(news)
+
+    async def _committed(self) -> dict[TopicPartition, Any]:
+        admin: Any = AIOKafkaAdminClient(**self._kafka.client_kwargs())
+        try:
+            await admin.start()
+            found: dict[TopicPartition, Any] = await admin.list_consumer_group_offsets(
+                self._kafka.physical(self._group)
+            )
         finally:
             await admin.close()
+        return found
 
 
 def latest(instance: str, metadata: Iterable[str]) -> Term | None:

@@ -381,6 +381,8 @@ class StreamRunner(Generic[S, E]):
             await self._committer.commit()
 
     async def _sight(self) -> Sighting:
+        if self._held is not None and await self._claim.overlooked(self._consumer, self._topics):
+            self._topics_changed.set()
         places = list(self._consumer.assignment())
         held = self.positions.next
         lags = await lags_of(self._consumer, {p: held.get(self._partition(p), 0) for p in places})
