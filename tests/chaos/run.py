@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from chaos import Chaos
+from arena import Arena
 from schedule import FAULTS, schedule
 
 FIRST_SEED, RUNS = 1, 200
@@ -21,14 +21,14 @@ FAILURES = 3
 async def run(seeds: Sequence[int], home: Path, *, only: str, verbose: bool) -> list[int]:
     """Live the seeds, until a few have ended wrong; return those that did."""
     began, wrong, lived = time.monotonic(), [], 0
-    async with Chaos(home) as chaos:
+    async with Arena(home) as arena:
         for number, seed in enumerate(seeds, 1):
             since, plan = time.monotonic(), schedule(seed, only)
             if verbose:
                 print(plan, *plan.acts, sep="\n  ", flush=True)
             lived, outcome = lived + 1, "right"
             try:
-                await chaos.live(seed, only)
+                await arena.live(seed, only)
             except Exception as error:
                 wrong.append(seed)
                 outcome = f"WRONG: {error!r}\n  repeat it with: make chaos SEED={seed}" + f" FAULT={only}" * bool(only)
@@ -36,7 +36,7 @@ async def run(seeds: Sequence[int], home: Path, *, only: str, verbose: bool) -> 
             print(f"{number:>4}/{len(seeds)}  seed {seed:<5} {took:5.1f} s  {faults}: {outcome}", flush=True)
             if len(wrong) == FAILURES:
                 break
-    took, faults = time.monotonic() - began, ", ".join(f"{n} × {name}" for name, n in chaos.faults.most_common())
+    took, faults = time.monotonic() - began, ", ".join(f"{n} × {name}" for name, n in arena.faults.most_common())
     print(f"{lived - len(wrong)} of {lived} runs ended right in {took:.0f} s ({took / lived:.1f} s each): {faults}")
     return wrong
 

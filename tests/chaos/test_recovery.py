@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from chaos import Chaos
+from arena import Arena
 
 pytestmark = pytest.mark.servers
 
@@ -17,10 +17,10 @@ async def test_after_any_fault_every_feature_equals_brute_force(
 ) -> None:
     caplog.set_level(logging.CRITICAL, "aiokafka")
     # Not in the folder of the test: its name is too long for the path of a Unix socket.
-    async with Chaos(Path(tmp_path_factory.mktemp("c"))) as chaos:
+    async with Arena(Path(tmp_path_factory.mktemp("c"))) as arena:
         for fault, seed in SEEDS.items():
             try:
-                await chaos.live(seed, fault)
+                await arena.live(seed, fault)
             except Exception as error:
                 error.add_note(f"repeat it with: make chaos SEED={seed} FAULT={fault}")
                 raise

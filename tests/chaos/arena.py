@@ -13,7 +13,7 @@ from machines import Kafka, Nursery, Redis
 from schedule import schedule
 
 
-class Chaos:
+class Arena:
     """Lives runs; the folder of one that ended wrong is kept."""
 
     def __init__(self, home: Path) -> None:
