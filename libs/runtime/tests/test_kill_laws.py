@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -56,11 +56,25 @@ sys.exit(asyncio.run(run(open_service, ServiceSettings(drain_s=10))))
 """
 
 
+@pytest.fixture(autouse=True)
+def workers() -> Iterator[list["subprocess.Popen[bytes]"]]:
+    """What a test started; none of it outlives the test."""
+    STARTED.clear()
+    yield STARTED
+    for process in STARTED:
+        process.kill()
+        process.wait()
+
+
+STARTED: list["subprocess.Popen[bytes]"] = []
+
+
 def worker(
     kafka: KafkaSettings, out: Path, hang: str, instance: str, session_ms: int = 120_000
 ) -> "subprocess.Popen[bytes]":
     arguments = [kafka.bootstrap, kafka.topic_prefix, str(out), hang, instance, str(session_ms)]
-    return subprocess.Popen([sys.executable, "-c", WORKER, *arguments], env=dict(os.environ))
+    STARTED.append(subprocess.Popen([sys.executable, "-c", WORKER, *arguments], env=dict(os.environ)))
+    return STARTED[-1]
 
 
 @pytest.mark.parametrize("instance", ["", "one"])
@@ -85,7 +99,7 @@ async def test_kill_between_effect_and_commit_redelivers(
     assert await committed("t") == 2
 
 
-async def test_of_two_processes_of_one_name_the_later_keeps_it_and_the_earlier_ends(
+async def test_of_two_processes_of_one_name_the_later_keeps_it_and_notices_partitions_that_are_added(
     kafka: KafkaSettings, make_topic: MakeTopic, committed: Committed, tmp_path: Path
 ) -> None:
     await make_topic("t")
@@ -103,34 +117,17 @@ async def test_of_two_processes_of_one_name_the_later_keeps_it_and_the_earlier_e
         assert await asyncio.to_thread(frozen.wait, 30) == EXIT_FATAL
         await producer.send(Outgoing("t", b"c", key=b"k"))
         await asyncio.to_thread(eventually, lambda: out.read_bytes().endswith(b"c\n"), 30)
-
-        async def all_committed() -> bool:
-            return await committed("t") == 3
-
-        await aeventually(all_committed, 30)
-    later.send_signal(signal.SIGTERM)
-    assert await asyncio.to_thread(later.wait, 20) == 0
-
-
-async def test_a_replica_that_comes_back_under_its_name_notices_partitions_that_were_added(
-    kafka: KafkaSettings, make_topic: MakeTopic, tmp_path: Path
-) -> None:
-    await make_topic("t")
-    out = tmp_path / "effects"
-    out.touch()
     admin = AIOKafkaAdminClient(**kafka.client_kwargs())
     await admin.start()
-    async with Producer(kafka) as producer:
-        await producer.send(Outgoing("t", b"a", key=b"k"))
-        first = worker(kafka, out, "", "one")
-        await asyncio.to_thread(eventually, lambda: out.read_bytes() == b"a\n", 30)
-        first.kill()
-        first.wait()
-        await admin.create_partitions({kafka.physical("t"): NewPartitions(2)})
-        again = worker(kafka, out, "", "one")
-    async with Producer(kafka) as producer:
-        await producer.send(Outgoing("t", b"b", key=b"k", partition=1))
-        await asyncio.to_thread(eventually, lambda: out.read_bytes().endswith(b"b\n"), 40)
+    await admin.create_partitions({kafka.physical("t"): NewPartitions(2)})
     await admin.close()
-    again.send_signal(signal.SIGTERM)
-    assert await asyncio.to_thread(again.wait, 20) == 0
+    async with Producer(kafka) as producer:
+        await producer.send(Outgoing("t", b"d", key=b"k", partition=1))
+        await asyncio.to_thread(eventually, lambda: out.read_bytes().endswith(b"d\n"), 40)
+
+    async def all_committed() -> bool:
+        return await committed("t") == 3
+
+    await aeventually(all_committed, 30)
+    later.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(later.wait, 20) == 0
