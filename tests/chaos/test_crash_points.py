@@ -199,9 +199,19 @@ ACTS = st.builds(
 
 
 async def live(world: World, acts: Sequence[Act]) -> None:
-    """Let two workers have their ways, then let one of them finish."""
+    """Let two workers have their ways; whatever happens, both are gone at the end."""
     places = list(world.log)
     workers = [Worker(world, places), Worker(world, places)]
+    try:
+        await act(world, workers, acts)
+    finally:
+        for worker in workers:
+            await worker.kill()
+
+
+async def act(world: World, workers: list[Worker], acts: Sequence[Act]) -> None:
+    """Do what was drawn, then let the first worker, begun anew, finish."""
+    places = list(world.log)
     for what, number, much in acts:
         if what == "go":
             await workers[number].let(much)
@@ -228,8 +238,6 @@ async def live(world: World, acts: Sequence[Act]) -> None:
             await workers[1].let(1)
     else:
         pytest.fail("the last worker does not come to an end")
-    for worker in workers:
-        await worker.kill()
 
 
 def check(world: World) -> None:

@@ -22,6 +22,7 @@ from redis.exceptions import (
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
+    WatchError,
 )
 from redis.exceptions import (
     ConnectionError as RedisDownError,
@@ -43,12 +44,24 @@ class Move(NamedTuple):
     next: Checkpoint | None
 
 
+# The client says `WatchError` also where the connection that watched was lost.
+_PASSING = (
+    RedisDownError,
+    RedisSlowError,
+    BusyLoadingError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ExecAbortError,
+    WatchError,
+)
+
+
 @contextmanager
 def translated() -> Iterator[None]:
     """Turn the library's errors into the runtime's: an outage or a full store is waited out, all else is fatal."""
     try:
         yield
-    except (RedisDownError, RedisSlowError, BusyLoadingError, OutOfMemoryError, ReadOnlyError, ExecAbortError) as error:
+    except _PASSING as error:
         raise Retryable(f"Redis: {error}") from error
     except LayoutError as error:
         raise Fatal(f"Redis holds what this version cannot read: {error}") from error

@@ -3,9 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from redis.exceptions import WatchError
 from tidemill_features.plan import ViewPlan
-from tidemill_runtime.errors import Retryable
 from tidemill_runtime.positions import Partition
 from tidemill_runtime.redis_client import Client
 
@@ -78,10 +76,7 @@ class ViewBook:
                     pipe.hset(self._key, f"b:{name_of(plan)}", plan.build + 1)
                     pipe.hset(self._key, f"f:{name_of(plan)}", plan.build + 1)
                     pipe.hset(self._key, mapping=expiring([plan], range(plan.build + 1), now_us, self._project))
-                try:
-                    await pipe.execute()
-                except WatchError as error:
-                    raise Retryable(f"{self._key} was written by another worker") from error
+                await pipe.execute()
                 return anew
 
     async def report(self, partition: Partition, progress: Progress) -> None:
