@@ -299,6 +299,11 @@ class StreamRunner(Generic[S, E]):
         start = {self._partition(p): self._start(p, wanted, begin, end) for p, wanted in committed.items()}
         begins, ends = ({self._partition(p): offset for p, offset in found.items()} for found in (begin, end))
         assignment = Assignment(dict(start), begins, ends)
+        assert self._committer is not None
+        if self._claim.metadata:
+            # Before anything that takes long: until then another process of this name takes everything back each time.
+            self._committer.durable({self._physical(p): offset for p, offset in start.items()})
+            await self._committer.commit()
         restored = await self._retried(lambda: self._pipeline.restore(assignment))
         start |= {p: self._start(self._physical(p), o, begin, end) for p, o in restored.offsets.items() if p in start}
         self._excused = True
@@ -313,10 +318,9 @@ class StreamRunner(Generic[S, E]):
         self._resume()
         self._taken.reset(start)
         self.positions.reset(start)
-        # Also where nothing new comes: it claims the name, and what a killed worker flushed is perhaps not committed.
-        if self._committer is not None:
-            news = {p: o for p, o in start.items() if self._claim.metadata or o != assignment.start[p]}
-            self._committer.durable({self._physical(p): offset for p, offset in news.items()})
+        # What a killed worker flushed is perhaps not committed, and nothing new may come.
+        news = {self._physical(p): offset for p, offset in start.items() if offset != assignment.start[p]}
+        self._committer.durable(news)
         self._held, self._fault, self._excused = restored, None, False
         log.info("restored", group=self._options.group, partitions=len(start))
 
