@@ -32,6 +32,7 @@ def test_a_service_gets_only_the_servers_it_needs() -> None:
         "TIDEMILL_INGESTION_HTTP__LISTEN": ENDPOINTS.services["ingestion"].http,
         "TIDEMILL_INGESTION_KAFKA__BOOTSTRAP": "127.0.0.1:1",
         "TIDEMILL_INGESTION_KAFKA__TOPIC_PREFIX": "mine.",
+        "TIDEMILL_INGESTION_KAFKA__INSTANCE": "local",
     }
 
 
