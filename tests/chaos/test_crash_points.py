@@ -55,9 +55,9 @@ class Logged:
 class World:
     """The log, Redis, what was registered, committed and refused."""
 
-    def __init__(self, seed: int, count: int, batch: int) -> None:
+    def __init__(self, seed: int, count: int, batch: int, *, one_by_one: bool) -> None:
         chance = Random(seed)
-        self.seed, self.batch = seed, batch
+        self.seed, self.batch, self.one_by_one = seed, batch, one_by_one
         self.shape: Shape = random_shape(chance)
         self.redis = MemoryRedis()
         self.producing = Producing(seed, self.shape.streams)
@@ -165,6 +165,8 @@ class Worker:
             await self.gate()
             batch = {p: world.log[p][at[p] : min(at[p] + world.batch, world.ends[p])] for p in self._places}
             batch = {place: records for place, records in batch.items() if records}
+            if world.one_by_one:
+                batch = dict(list(batch.items())[:1])
             self.idle = 0 if batch else self.idle + 1
             if batch:
                 step = pipeline.step(state, Batch(batch), 0)
@@ -201,7 +203,8 @@ ACTS = st.builds(
 async def live(world: World, acts: Sequence[Act]) -> None:
     """Let two workers have their ways; whatever happens, both are gone at the end."""
     places = list(world.log)
-    workers = [Worker(world, places), Worker(world, places)]
+    # They begin at different ends, so that they seldom meet at the same partition.
+    workers = [Worker(world, places), Worker(world, places[::-1])]
     try:
         await act(world, workers, acts)
     finally:
@@ -225,7 +228,7 @@ async def act(world: World, workers: list[Worker], acts: Sequence[Act]) -> None:
             # One is killed; or both, and each begins anew with all partitions, or with every other one.
             for fresh in [number] if what == "kill" else [0, 1]:
                 await workers[fresh].kill()
-                workers[fresh] = Worker(world, places[fresh::2] if what == "share" else places)
+                workers[fresh] = Worker(world, places[fresh::2] if what == "share" else places[:: 1 - 2 * fresh])
     await workers[0].kill()
     # The other one wakes up now and then as a zombie.
     workers[0] = Worker(world, places)
@@ -276,18 +279,33 @@ def pairs(features: Sequence[FeatureValues], row: int) -> Iterator[tuple[str, An
         yield STATUSES[int(feature.status[row])], None if feature.nulls[row] else feature.values[row]
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    seed=st.integers(0, 10**6),
-    count=st.integers(1, 60),
-    batch=st.sampled_from([1, 2, 5, 100]),
-    acts=st.lists(ACTS, max_size=25),
-)
-def test_a_crash_between_any_two_exchanges_changes_no_feature(
-    monkeypatch: pytest.MonkeyPatch, seed: int, count: int, batch: int, acts: list[Act]
-) -> None:
+GO = st.builds(Act, st.just("go"), st.integers(0, 1), st.integers(1, 60))
+SEEDS, COUNTS, BATCHES = st.integers(0, 10**6), st.integers(1, 60), st.sampled_from([1, 2, 5, 100])
+IN_MEMORY = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(autouse=True)
+def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     # A worker that has nothing to do looks each time, since no clock runs here.
     monkeypatch.setattr(online_stream, "_LOOK_S", 0.0)
-    world = World(seed, count, batch)
+
+
+@IN_MEMORY
+@given(seed=SEEDS, count=COUNTS, batch=BATCHES, one_by_one=st.booleans(), acts=st.lists(ACTS, max_size=25))
+def test_a_crash_between_any_two_exchanges_changes_no_feature(
+    seed: int, count: int, batch: int, one_by_one: bool, acts: list[Act]
+) -> None:
+    world = World(seed, count, batch, one_by_one=one_by_one)
+    asyncio.run(live(world, acts))
+    check(world)
+
+
+@IN_MEMORY
+@given(seed=SEEDS, batch=BATCHES, acts=st.lists(GO, min_size=3, max_size=20))
+def test_two_workers_that_hold_the_same_partitions_take_nothing_from_each_other(
+    seed: int, batch: int, acts: list[Act]
+) -> None:
+    """Each writes to partitions that the other has not come to: what is refused for one must not be lost for all."""
+    world = World(seed, 60, batch, one_by_one=True)
     asyncio.run(live(world, acts))
     check(world)

@@ -271,6 +271,8 @@ class OnlinePipeline(Pipeline[OnlineState, Work]):
                 ahead = held is not None and (known is None or held.next_offset > known.next_offset)
                 why = "another worker has moved its rings on" if ahead else "Redis has lost writes"
                 raise StateLost(f"{move.partition.topic}[{move.partition.number}]: {why}")
+        # The checkpoints of all partitions are watched: the batch was not written, though its own are as they were.
+        raise StateLost("another worker has moved the rings of other partitions on")
 
     async def _asked(self, streams: Iterable[str]) -> dict[str, Topic]:
         topics = {self._kafka.physical(events_topic(stream)): events_topic(stream) for stream in streams}
