@@ -164,7 +164,7 @@ def calls(shared: Any) -> list[tuple[Any, Any, Reason]]:
         (books.GetDefinition, registry.GetDefinitionRequest(kind="model", name="x"), Reason.OUT_OF_RANGE),
         (books.GetDeployment, registry.GetDeploymentRequest(pipeline="probing"), Reason.NO_MODEL),
         (books.ListRuns, registry.ListRunsRequest(limit=-1), Reason.OUT_OF_RANGE),
-        (books.ApplyDefinition, registry.ApplyDefinitionRequest(definition=again), Reason.CONFLICT),
+        (books.ApplyDefinition, registry.ApplyDefinitionRequest(definition=again), Reason.BREAKING_CHANGE),
         (watch.GetMetrics, monitoring.GetMetricsRequest(pipeline="nothing"), Reason.UNKNOWN_PIPELINE),
         (watch.ListIncidents, monitoring.ListIncidentsRequest(status="closed"), Reason.OUT_OF_RANGE),
         (watch.ResolveIncident, monitoring.ResolveIncidentRequest(incident_id="none"), Reason.UNKNOWN_ENTITY),
