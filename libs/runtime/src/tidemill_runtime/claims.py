@@ -67,16 +67,16 @@ class Claim:
         it leads the group (that came with KIP-814, which the client does not speak): of partitions that were added
         nobody would take note until it joins anew.
         """
-        if self._term is None:
+        if self._kafka.instance is None:
             return False
         names = map(self._kafka.physical, topics)
         there = {TopicPartition(name, number) for name in names for number in consumer.partitions_for_topic(name) or ()}
         try:
             # Whoever has a name commits what it is given at once.
-            news = there - (await self._committed()).keys() - self._noticed
+            missing = there - (await self._committed()).keys()
         except (KafkaError, OSError):
             return False
-        self._noticed |= news
+        news, self._noticed = missing - self._noticed, missing
         return bool(news)
 
     async def _committed(self) -> dict[TopicPartition, Any]:

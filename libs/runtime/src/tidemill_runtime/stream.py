@@ -385,9 +385,10 @@ class StreamRunner(Generic[S, E]):
             await self._committer.commit()
 
     async def _sight(self) -> Sighting:
-        if self._held is not None and await self._claim.overlooked(self._consumer, self._topics):
-            self._topics_changed.set()
         places = list(self._consumer.assignment())
+        # Whoever is given nothing may be so because the topics were not there yet.
+        if (self._held is not None or not places) and await self._claim.overlooked(self._consumer, self._topics):
+            self._topics_changed.set()
         held = self.positions.next
         lags = await lags_of(self._consumer, {p: held.get(self._partition(p), 0) for p in places})
         for place, behind in (lags or {}).items():
