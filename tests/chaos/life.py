@@ -18,6 +18,7 @@ from tidemill_contracts.feature.v1 import feature_pb2 as messages
 from tidemill_contracts.feature.v1.feature_pb2_grpc import FeatureServiceStub
 from tidemill_contracts.progress.v1 import progress_pb2 as progress
 from tidemill_contracts.topics import dead_letter_topic, events_topic
+from tidemill_feature.adapters.topic_ids import TopicLook
 from tidemill_features.layout import Checkpoint, checkpoint_key
 from tidemill_runtime.errors import Retryable, TidemillError
 from tidemill_runtime.outgoing import Outgoing
@@ -45,6 +46,7 @@ class Life:
         self.settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=f"{folder.name}.")
         self._producing = Producing(schedule.seed, schedule.shape.streams)
         self._producer = Producer(self.settings, ack_timeout_s=5)
+        self._look = TopicLook(self.settings.client_kwargs())
         self._sending: set[asyncio.Task[None]] = set()
         # The worker of each place, and those that were replaced while they were frozen.
         self._workers: dict[str, Worker] = {}
@@ -70,6 +72,7 @@ class Life:
                 await worker.kill()
             for task in self._sending | self._background:
                 task.cancel()
+            await self._look.close()
             await self._producer.__aexit__(None, None, None)
 
     async def _open(self) -> None:
@@ -224,12 +227,15 @@ class Life:
             held = {name: await self._checkpoints(name, len(places)) for name, places in ends.items()}
             return held == ends
 
-        await aeventually(covered, RECOVERY_S, claim=f"checkpoints at {ends}")
+        await aeventually(covered, RECOVERY_S, claim=f"checkpoints at {ends}", tolerate=(Retryable,))
 
     async def _checkpoints(self, stream: str, count: int) -> dict[int, int]:
         keys = [checkpoint_key(self.project, GROUP, events_topic(stream), number) for number in range(count)]
-        raws = await self.redis.client.mget(keys)
-        return {n: 0 if raw is None else Checkpoint.unpack(raw).next_offset for n, raw in enumerate(raws)}
+        points = [Checkpoint.unpack(raw) if raw else None for raw in await self.redis.client.mget(keys)]
+        topic = self.settings.physical(events_topic(stream))
+        topic_id = (await self._look.topics([topic]))[topic].id
+        # What was folded from a log that is gone may have come as far by chance.
+        return {n: point.next_offset if point and point.topic_id == topic_id else 0 for n, point in enumerate(points)}
 
     async def _recovered(self) -> None:
         """Let everything come back, and check what must hold."""
