@@ -14,6 +14,7 @@ from tidemill_runtime.lifecycle import EXIT_FATAL
 from tidemill_runtime.producer import Outgoing, Producer
 from tidemill_runtime.settings import KafkaSettings
 from tidemill_testkit.eventually import aeventually, eventually
+from tidemill_testkit.orphans import dying_with_us
 
 pytestmark = pytest.mark.servers
 
@@ -73,8 +74,13 @@ def worker(
     kafka: KafkaSettings, out: Path, hang: str, instance: str, session_ms: int = 120_000
 ) -> "subprocess.Popen[bytes]":
     arguments = [kafka.bootstrap, kafka.topic_prefix, str(out), hang, instance, str(session_ms)]
-    STARTED.append(subprocess.Popen([sys.executable, "-c", WORKER, *arguments], env=dict(os.environ)))
-    return STARTED[-1]
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORKER, *arguments],
+        env=dict(os.environ),
+        preexec_fn=dying_with_us(),  # noqa: PLW1509 -- one system call
+    )
+    STARTED.append(process)
+    return process
 
 
 @pytest.mark.parametrize("instance", ["", "one"])

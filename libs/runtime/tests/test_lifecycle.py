@@ -12,6 +12,7 @@ import pytest
 from tidemill_runtime.errors import Fatal, Stalled
 from tidemill_runtime.lifecycle import EXIT_FATAL, EXIT_STALLED, exit_code, running
 from tidemill_testkit.eventually import eventually
+from tidemill_testkit.orphans import dying_with_us
 
 
 class Noting:
@@ -113,6 +114,7 @@ def start(mode: str, ready: Path, **environment: str) -> "subprocess.Popen[str]"
         env={f"TIDEMILL_SAMPLE_{name.upper()}": value for name, value in environment.items()},
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=dying_with_us(),  # noqa: PLW1509 -- one system call
     )
 
 

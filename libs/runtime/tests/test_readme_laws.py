@@ -21,6 +21,7 @@ from tidemill_runtime.producer import Outgoing, Producer
 from tidemill_runtime.progress import to_wire
 from tidemill_runtime.settings import GrpcSettings, KafkaSettings
 from tidemill_testkit.eventually import aeventually
+from tidemill_testkit.orphans import dying_with_us
 
 pytestmark = pytest.mark.servers
 
@@ -47,6 +48,7 @@ def started(folder: Path, environment: dict[str, str]) -> "subprocess.Popen[str]
         cwd=folder,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=dying_with_us(),  # noqa: PLW1509 -- one system call
     )
 
 

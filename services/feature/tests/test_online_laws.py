@@ -15,6 +15,7 @@ import pytest
 from redis.asyncio import Redis
 from tidemill_runtime.outgoing import Outgoing
 from tidemill_testkit.eventually import aeventually
+from tidemill_testkit.orphans import dying_with_us
 
 
 def redis_binary() -> str:
@@ -174,7 +175,11 @@ class OwnRedis:
     def start(self) -> None:
         options = ["--port", "0", "--unixsocket", f"{self._folder}/s", "--dir", str(self._folder), "--save", ""]
         options += ["--appendonly", "yes" if self._logged else "no"]
-        self._process = subprocess.Popen([redis_binary(), *options], stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            [redis_binary(), *options],
+            stdout=subprocess.DEVNULL,
+            preexec_fn=dying_with_us(),  # noqa: PLW1509 -- one system call
+        )
 
     @property
     def log(self) -> Path:

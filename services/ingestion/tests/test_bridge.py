@@ -17,6 +17,7 @@ from tidemill_contracts.dead_letters import redriven_headers
 from tidemill_contracts.progress.v1 import progress_pb2
 from tidemill_ingestion.settings import Settings
 from tidemill_testkit.eventually import aeventually
+from tidemill_testkit.orphans import dying_with_us
 
 pytestmark = pytest.mark.servers
 
@@ -162,7 +163,7 @@ async def test_a_bridge_killed_at_any_moment_copies_every_record_as_one_event(
     async with open_door(kafka) as door:
         for enough in (200, 700):
             command = (sys.executable, "-m", "tidemill_ingestion")
-            process = await asyncio.create_subprocess_exec(*command, env=environment)
+            process = await asyncio.create_subprocess_exec(*command, env=environment, preexec_fn=dying_with_us())
             try:
 
                 async def copied(wanted: int = enough) -> bool:

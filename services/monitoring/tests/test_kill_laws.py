@@ -13,6 +13,7 @@ import grpc
 import pytest
 from tidemill_contracts.instants import parse_us
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
+from tidemill_testkit.orphans import dying_with_us
 
 HOUR = 3_600_000_000
 DAY = 24 * HOUR
@@ -37,7 +38,8 @@ async def process(world: World) -> Any:
         "TIDEMILL_MONITORING_DATADIR": str(settings.datadir),
         "TIDEMILL_MONITORING_LOG_LEVEL": "warning",
     }
-    running = await asyncio.create_subprocess_exec(sys.executable, "-m", "tidemill_monitoring", env=environment)
+    command = (sys.executable, "-m", "tidemill_monitoring")
+    running = await asyncio.create_subprocess_exec(*command, env=environment, preexec_fn=dying_with_us())
     try:
         yield running
     finally:

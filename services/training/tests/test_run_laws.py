@@ -12,6 +12,7 @@ import grpc
 import pytest
 from tidemill_contracts.training.v1 import training_pb2 as training
 from tidemill_testkit.eventually import aeventually
+from tidemill_testkit.orphans import dying_with_us
 
 pytestmark = [pytest.mark.servers]
 ACTOR = (("x-tidemill-actor", "anna"),)
@@ -217,7 +218,8 @@ async def test_a_service_killed_9_takes_its_run_with_it_and_the_next_finishes_it
         "asyncio.run(main())\n"
     )
     environment = {**os.environ, **as_environment(world)}
-    service = await asyncio.create_subprocess_exec(sys.executable, "-c", program, env=environment)
+    command = (sys.executable, "-c", program)
+    service = await asyncio.create_subprocess_exec(*command, env=environment, preexec_fn=dying_with_us())
     offset = await world.ask("one")
     await aeventually(lambda: place.exists() and place.read_text(), 40, claim="the run has begun")
     service.send_signal(signal.SIGKILL)

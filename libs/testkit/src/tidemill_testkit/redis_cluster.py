@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tidemill_testkit.eventually import eventually
+from tidemill_testkit.orphans import dying_with_us
 
 SLOTS = 16_384
 # A node's bus listens this far above its port.
@@ -46,7 +47,12 @@ class ClusterNode:
     def start(self) -> None:
         """Start the process and wait until it answers."""
         with (self._folder / "redis.log").open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)  # noqa: S603 - our own arguments
+            self._process = subprocess.Popen(  # noqa: S603 - our own arguments
+                self._command,
+                stdout=log,
+                stderr=log,
+                preexec_fn=dying_with_us(),  # noqa: PLW1509 -- one system call
+            )
         eventually(lambda: self.client().ping(), START_S, claim=f"redis answers on {self.port}")
 
     def kill(self) -> None:
