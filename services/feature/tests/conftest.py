@@ -30,6 +30,7 @@ from tidemill_runtime.producer import Producer
 from tidemill_runtime.settings import KafkaSettings
 from tidemill_testkit.brute_force import Logged, Wanted, brute_force, counted
 from tidemill_testkit.eventually import aeventually
+from tidemill_testkit.orphans import dying_with_us
 
 SECOND = 1_000_000
 # 2013-06-04T12:00:00Z
@@ -285,6 +286,7 @@ class Feature:
                 env={**os.environ, **{f"TIDEMILL_FEATURE_{name}": value for name, value in settings.items()}},
                 stdout=output,
                 stderr=output,
+                preexec_fn=dying_with_us(),  # noqa: PLW1509 -- one system call
             )
         self.channel = grpc.aio.insecure_channel(self.address)
         self.features: Any = FeatureServiceStub(self.channel)
