@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from tidemill_contracts.canonical import to_json
+from tidemill_contracts.canonical import to_json, view_hash
 from tidemill_contracts.catalogue import Catalogue
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.topics import (
@@ -61,6 +61,21 @@ def test_a_tombstone_changes_nothing() -> None:
     catalogue = Catalogue()
     assert catalogue.fold(None) is None
     assert catalogue == Catalogue()
+
+
+def test_a_retired_view_is_gone_until_it_is_registered_again() -> None:
+    catalogue = Catalogue()
+    catalogue.fold(record(1, DEFINITION))
+    gone = to_json(definition.DefinitionRecord(kind="view", name="user", revision=2, retired=True))
+    assert catalogue.fold(gone) is not None
+    assert (catalogue.views, catalogue.retired, len(catalogue.streams)) == ({}, {"user"}, 3)
+    catalogue.fold(record(3, DEFINITION))
+    assert (list(catalogue.views), catalogue.retired) == (["user"], set())
+
+
+def test_a_views_name_does_not_depend_on_the_number_of_partitions() -> None:
+    view, narrow = DEFINITION.views[0], definition.Stream(name="clicks", partitions=2)
+    assert view_hash(view, narrow) == view_hash(view, definition.Stream(name="clicks", partitions=4))
 
 
 def test_garbage_is_a_value_error() -> None:

@@ -183,15 +183,20 @@ class World:
         self._producer = Producer(self.kafka)
         await self._producer.__aenter__()
 
-    async def register(self, *views: definition.View) -> None:
+    async def register(self, *views: definition.View, stream: definition.Stream = PAID) -> None:
         """Register the stream and its views."""
         if self.kafka.physical("events.paid") not in await self._admin.list_topics():
             await self.create("events.paid", PARTITIONS)
             await self.create("events.paid.dlq", 1)
         for view in views:
-            closure = definition.Definition(streams=[PAID], views=[view])
+            closure = definition.Definition(streams=[stream], views=[view])
             record = definition.DefinitionRecord(kind="view", name=view.name, revision=1, definition=closure)
             await self.send(Outgoing("registry.pipelines.v1", to_json(record), key=f"view/{view.name}".encode()))
+
+    async def retire(self, view: definition.View) -> None:
+        """Let a view end."""
+        record = definition.DefinitionRecord(kind="view", name=view.name, revision=2, retired=True)
+        await self.send(Outgoing("registry.pipelines.v1", to_json(record), key=f"view/{view.name}".encode()))
 
     async def send(self, *records: Outgoing) -> Any:
         assert self._producer is not None

@@ -14,7 +14,7 @@ from tidemill_feature.building import Fault, Found, start_partition
 from tidemill_feature.progress import Progress
 from tidemill_feature.registered import Definitions
 from tidemill_feature.replaying import Chunk
-from tidemill_feature.retiring import retire
+from tidemill_feature.retiring import SETTLE_US, retire
 from tidemill_feature.uses import Uses
 from tidemill_features.layout import EMPTY, Checkpoint, build_id, view_id
 from tidemill_features.plan import compile_view
@@ -166,9 +166,33 @@ def test_an_old_version_ends_after_its_grace_and_not_while_a_model_reads_it() ->
     assert not changes(retired, 1_100, frozenset({old_hash}))
     ended = changes(retired, 1_100)
     assert f"d:{name}" in ended.delete
-    assert list(ended.set) == [f"x:tm1:{{default:{name}:"]
+    assert ended.set == {f"x:tm1:{{default:{name}:": 1_100 + SETTLE_US, f"b:{name}": 1, f"f:{name}": 1}
     points["events.paid"][1] = point(400, OLD_ID)
     assert not changes(with_old(), 1_000), "not while a partition is behind"
+
+
+def test_a_retired_view_ends_at_once_but_not_before_the_definitions_are_all_read() -> None:
+    definitions = with_old()
+    names = [view_id(compile_view(view, STREAM).hash).hex() for view in (OLD, NEW)]
+    definitions.take(Book(versions=dict(zip(names, (Version(1, OLD, STREAM), Version(2, NEW, STREAM)), strict=True))))
+    definitions.fold(to_json(definition.DefinitionRecord(kind="view", name="payer", retired=True)))
+    assert not definitions.streams()["paid"].plans, "nothing of it is folded"
+
+    def changes(in_use: frozenset[str] = frozenset()) -> Any:
+        return retire(definitions, {}, in_use, 1_000, 100, "default")
+
+    assert not changes()
+    definitions.complete = True
+    assert sorted(changes().delete) == sorted(f"{kind}:{name}" for name in names for kind in "dr")
+    assert {f"x:tm1:{{default:{name}:" for name in names} <= changes().set.keys()
+    assert changes(frozenset({compile_view(OLD, STREAM).hash})).delete == [f"d:{names[1]}", f"r:{names[1]}"]
+
+
+def test_a_version_that_comes_back_is_folded_beside_the_shards_that_expire() -> None:
+    book = Book(builds={NEW_ID.hex(): 1}, floors={NEW_ID.hex(): 1})
+    stream = registered(NEW, book=book).streams()["paid"]
+    live, missing = stream.folded(frozenset({build_id(compile_view(NEW, STREAM).hash)}))
+    assert (set(live), [plan.build for plan in missing.values()]) == (set(), [1])
 
 
 def test_a_model_version_uses_its_views_until_it_is_over() -> None:

@@ -231,6 +231,60 @@ async def test_a_redefined_view_answers_as_before_until_the_new_one_is_built(wor
     await settled(expires, "the old version's shards expire")
 
 
+async def test_a_retired_view_is_read_no_more_and_is_right_again_when_it_comes_back(world: Any) -> None:
+    await world.register(world.payer, world.busy)
+    feature = await world.start()
+    await world.pay(payments(23, 60, world.noon_us))
+    await feature.reached(await world.ends())
+    await world.retire(world.busy)
+
+    async def unknown() -> bool:
+        try:
+            await feature.get("busy", ITEMS, world.noon_us)
+        except grpc.aio.AioRpcError as refused:
+            return refused.code() is grpc.StatusCode.NOT_FOUND
+        return False
+
+    await aeventually(unknown, 30, claim="nobody reads it")
+    await world.pay(payments(24, 60, world.noon_us + 60 * SECOND))
+    await feature.reached(await world.ends())
+    at_us = world.noon_us + 110 * SECOND
+    await check(world, feature, world.payer, at_us)
+    prefix = shard_prefix(world.project, compile_view(world.busy, world.stream).hash).decode()
+
+    async def expires() -> None:
+        async with Redis.from_url(world.redis_url) as redis:
+            lives = [await redis.ttl(key) async for key in redis.scan_iter(match=f"{prefix}*")]
+        assert lives
+        assert all(0 < ttl <= 60 for ttl in lives)
+
+    await settled(expires, "its shards expire")
+    await world.register(world.busy)
+    await correct(world, feature, world.busy, at_us)
+    builds = await feature.features.GetBuilds(messages.GetBuildsRequest(view="busy"), timeout=5)
+    assert [view.build for view in builds.views] == [1], "beside the shards that expire"
+    await check(world, feature, world.payer, at_us)
+
+
+async def test_partitions_added_by_definition_leave_the_rings_as_they_are(world: Any) -> None:
+    await world.register(world.payer)
+    feature = await world.start()
+    await world.pay(payments(53, 60, world.noon_us))
+    await feature.reached(await world.ends())
+    at_us = world.noon_us + 50 * SECOND
+    before = await feature.get("payer", PAYERS, at_us)
+    await world.add_partitions("events.paid", 4)
+    wider = copy.deepcopy(world.stream)
+    wider.partitions = 4
+    await world.register(world.payer, stream=wider)
+    for _ in range(20):
+        assert await feature.get("payer", PAYERS, at_us) == before, "nothing is built anew"
+    await world.pay(payments(54, 60, world.noon_us + 60 * SECOND, partitions=4))
+    await correct(world, feature, world.payer, world.noon_us + 110 * SECOND)
+    builds = await feature.features.GetBuilds(messages.GetBuildsRequest(), timeout=5)
+    assert [(view.build, view.old) for view in builds.views] == [(0, False)]
+
+
 async def test_a_recreated_topic_is_noticed_while_running_and_its_views_are_built_anew(world: Any) -> None:
     await world.register(world.payer, world.busy)
     feature = await world.start()

@@ -1,7 +1,7 @@
 """A registry on the real servers, and what its tests send it."""
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import grpc
@@ -40,8 +40,8 @@ class Registry:
 
     actor = ACTOR
 
-    async def apply(self, applied: definition.Definition, *, dry_run: bool = False) -> list[messages.ObjectChange]:
-        request = messages.ApplyDefinitionRequest(definition=applied, dry_run=dry_run)
+    async def apply(self, applied: definition.Definition, **wanted: Any) -> list[messages.ObjectChange]:
+        request = messages.ApplyDefinitionRequest(definition=applied, **wanted)
         return list((await self.rpc.ApplyDefinition(request, metadata=ACTOR)).changes)
 
     async def start_run(self, cause: str, pipeline: str = "tips") -> messages.StartRunResponse:
@@ -50,7 +50,13 @@ class Registry:
         return response
 
     async def register(
-        self, cause: str, *, at_us: int = HOUR_US, passed: bool = True, pipeline: str = "tips"
+        self,
+        cause: str,
+        *,
+        at_us: int = HOUR_US,
+        passed: bool = True,
+        pipeline: str = "tips",
+        views: Mapping[str, str] | None = None,
     ) -> records.VersionRecord:
         run = (await self.start_run(cause, pipeline)).run
         request = messages.RegisterVersionRequest(
@@ -62,6 +68,7 @@ class Registry:
             gates=[records.GateResult(gate="better", passed=passed, reason="because")],
             event_time=to_timestamp(at_us),
             cause_id=cause,
+            views=views,
         )
         request.reference.update({"rows": 10})
         version: records.VersionRecord = (await self.rpc.RegisterVersion(request, metadata=ACTOR)).version

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
-from tidemill_registry.compatibility import CALLERS, LOG, PRODUCERS, Break, State, find_breaks
+from tidemill_registry.compatibility import CALLERS, LOG, PRODUCERS, Break, State, find_breaks, retired_in_use
 
 INT, FLOAT, TEXT = definition.FIELD_TYPE_INT64, definition.FIELD_TYPE_FLOAT64, definition.FIELD_TYPE_STRING
 INSTANT = definition.FIELD_TYPE_TIMESTAMP
@@ -94,6 +94,7 @@ def changed(name: str, value: object) -> Change:
     [
         changed("name", "rides"),
         added("colour", allowed=True),
+        changed("partitions", 3),
         # Read by a request expression alone, which has no type of its own; JSON's integers are numbers of either type.
         nullable("seats", allowed=True),
     ],
@@ -115,7 +116,6 @@ def test_what_every_event_and_reader_stands_is_no_break(change: Change) -> None:
         (changed("key_field", "gate"), "key_changed", {LOG, VIEW, PIPELINE}),
         (changed("time_field", "left_at"), "time_changed", {LOG, VIEW, PIPELINE}),
         (changed("partitions", 1), "partitions_changed", {LOG, VIEW, PIPELINE}),
-        (changed("partitions", 3), "partitions_changed", {LOG, VIEW, PIPELINE}),
         (typed("minutes", FLOAT), "widened_in_use", {VIEW}),
         (typed("seats", FLOAT), "widened_in_use", {PIPELINE}),
         (changed("lateness_ms", 5), "redefined_in_use", {PIPELINE}),
@@ -127,6 +127,20 @@ def test_a_break_says_where_it_is_whom_it_breaks_and_what_to_do(change: Change, 
     assert found[rule].subject.startswith(("streams.rides", "views.busy"))
     assert found[rule].fix
     assert found[rule].fix in found[rule].sentence()
+
+
+def test_only_what_cannot_be_lived_with_is_final() -> None:
+    assert [one.rule for one in breaks(changed("partitions", 1)) if one.final] == ["partitions_changed"]
+    assert not any(one.final for one in breaks(removed("minutes")))
+
+
+def test_a_view_in_use_is_not_retired_and_every_reader_is_named() -> None:
+    (found,) = retired_in_use(["busy", "calm"], BEFORE, {"busy": ["tips v3 (champion)"]})
+    assert (found.subject, found.final) == ("views.busy", True)
+    assert found.breaks == (PIPELINE, "tips v3 (champion)")
+    assert "apply 'tips' without it" in found.fix
+    (read,) = retired_in_use(["calm"], BEFORE, {"calm": ["tips v3 (champion)"]})
+    assert read.breaks == ("tips v3 (champion)",)
 
 
 def test_a_label_is_named_as_what_breaks() -> None:

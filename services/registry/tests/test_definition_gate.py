@@ -4,8 +4,10 @@ from typing import Any
 
 import grpc
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
 from google.rpc import error_details_pb2 as details
 from google.rpc import status_pb2
+from tidemill_contracts.catalogue import Catalogue
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.registry.v1 import registry_pb2 as messages
 
@@ -60,3 +62,82 @@ async def test_an_optional_field_leaves_what_reads_the_stream_in_place(registry:
         ("view", "changed", 2),
         ("pipeline", "changed", 2),
     ]
+
+
+async def test_a_view_is_retired_once_nothing_in_use_reads_it(registry: Any, rides: Any) -> None:
+    await registry.apply(rides())
+    await registry.register("cause-1", views={"busy": "sha256:1"})
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await registry.apply(definition.Definition(), retire_views=["busy"])
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "breaks pipeline 'tips', tips v1 (champion)" in violations(caught.value)["views.busy"]
+
+    bare = rides()
+    del bare.views[:], bare.pipelines[0].features[:]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await registry.apply(bare, retire_views=["busy"], allow_breaking=True, reason="it costs too much")
+    assert violations(caught.value).keys() == {"views.busy"}, "the champion still reads it: final"
+    await registry.apply(bare)
+    await registry.register("cause-2", at_us=7_200_000_000)
+    promote = messages.PromoteRequest(pipeline="tips", version=2, reason="it does without")
+    await registry.rpc.Promote(promote, metadata=registry.actor)
+    (ended,) = await registry.apply(definition.Definition(), retire_views=["busy"], reason="nobody reads it")
+    assert (ended.name, ended.change, ended.revision) == ("busy", "retired", 2)
+
+    found = await registry.topic("registry.pipelines.v1")
+    catalogue = Catalogue()
+    for record in found:
+        catalogue.fold(record.value)
+    assert (catalogue.views, catalogue.retired) == ({}, {"busy"})
+    assert not (await registry.rpc.ListDefinitions(messages.ListDefinitionsRequest(kind="view"))).records
+    with pytest.raises(grpc.aio.AioRpcError, match="no view 'busy'"):
+        await registry.rpc.GetDefinition(messages.GetDefinitionRequest(kind="view", name="busy"))
+    audit = (await registry.rpc.ListAudit(messages.ListAuditRequest(object="view/busy"))).records[-1]
+    assert (audit.action, audit.reason) == ("retired", "nobody reads it")
+
+    promote.version = 1
+    with pytest.raises(grpc.aio.AioRpcError, match="v1 reads view 'busy', which was retired"):
+        await registry.rpc.Promote(promote, metadata=registry.actor)
+    assert [change.revision for change in await registry.apply(rides())] == [1, 3, 3]
+    await registry.rpc.Promote(promote, metadata=registry.actor)
+
+
+async def test_a_break_is_made_only_with_a_reason_which_is_kept_with_whom_it_breaks(registry: Any, rides: Any) -> None:
+    await registry.apply(rides(extra=("tip",)))
+    narrower = rides()
+    with pytest.raises(grpc.aio.AioRpcError, match="reason is required"):
+        await registry.apply(narrower, allow_breaking=True)
+    request = messages.ApplyDefinitionRequest(definition=narrower, allow_breaking=True, reason="tips are cash now")
+    answer = await registry.rpc.ApplyDefinition(request, metadata=registry.actor)
+    assert [(one.rule, list(one.breaks), one.final) for one in answer.breaks] == [
+        ("field_removed", ["its producers"], False)
+    ]
+    (audit,) = (await registry.rpc.ListAudit(messages.ListAuditRequest(object="stream/rides"))).records[1:]
+    assert (audit.actor, audit.action) == ("ann@example.org", "changed")
+    assert audit.reason.startswith(
+        "tips are cash now; stream 'rides': field 'tip' would be removed; breaks its producers"
+    )
+
+
+async def test_partitions_only_grow_and_exist_before_it_is_announced(registry: Any, rides: Any) -> None:
+    await registry.apply(rides())
+    wider = rides()
+    wider.streams[0].partitions = 5
+    changes = await registry.apply(wider)
+    assert [(change.kind, change.change) for change in changes] == [
+        ("stream", "changed"),
+        ("view", "changed"),
+        ("pipeline", "changed"),
+    ]
+    kafka = registry.settings.kafka
+    admin = AIOKafkaAdminClient(**kafka.client_kwargs())
+    await admin.start()
+    try:
+        topics = await admin.describe_topics([kafka.physical("events.rides"), kafka.physical("events.rides.dlq")])
+    finally:
+        await admin.close()
+    assert [len(topic["partitions"]) for topic in topics] == [5, 1]
+    assert {change.change for change in await registry.apply(wider)} == {"unchanged"}
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await registry.apply(rides(), allow_breaking=True, reason="fewer would do")
+    assert "they can become more, not 2" in violations(caught.value)["streams.rides.partitions"]

@@ -2,7 +2,16 @@
 
 import pytest
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
-from tidemill_registry.definitions import InvalidDefinitionError, Plan, Records, plan_changes
+from tidemill_registry.compatibility import PRODUCERS
+from tidemill_registry.definitions import (
+    Change,
+    Ending,
+    InvalidDefinitionError,
+    Plan,
+    Records,
+    UnknownViewError,
+    plan_changes,
+)
 
 
 def stream(name: str = "rides", *, extra: tuple[str, ...] = (), partitions: int = 2) -> definition.Stream:
@@ -42,11 +51,20 @@ def registered(*definitions: definition.Definition) -> Records:
     records: dict[tuple[str, str], definition.DefinitionRecord] = {}
     for applied in definitions:
         for change in plan_changes(applied, records).changes:
-            item = change.object
-            records[item.key] = definition.DefinitionRecord(
-                kind=item.kind, name=item.name, revision=change.revision, hash=item.hash, definition=item.closure
-            )
+            records[change.object.key] = recorded(change)
     return records
+
+
+def recorded(change: Change) -> definition.DefinitionRecord:
+    item = change.object
+    return definition.DefinitionRecord(
+        kind=item.kind,
+        name=item.name,
+        revision=change.revision,
+        hash=item.hash,
+        definition=item.closure,
+        retired=change.change == "retired",
+    )
 
 
 def summary(plan: Plan) -> list[tuple[str, str, str, int]]:
@@ -100,6 +118,47 @@ def test_another_pipeline_and_a_left_over_view_follow_a_stream_that_gains_an_opt
         ("pipeline", "fares", "changed", 2),
         ("pipeline", "tips", "changed", 2),
     ]
+
+
+def test_a_view_ends_with_the_change_that_does_without_it_and_comes_back_with_a_later_revision() -> None:
+    before = dict(registered(whole()))
+    plan = plan_changes(whole(pipeline(views=("calm",)), view=view("calm")), before, Ending(["busy"]))
+    assert summary(plan)[-2:] == [("pipeline", "tips", "changed", 2), ("view", "busy", "retired", 2)]
+    assert plan.changes[-1].object.closure == definition.Definition()
+    for change in plan.changes:
+        before[change.object.key] = recorded(change)
+    assert summary(plan_changes(definition.Definition(), before, Ending(["busy"])))[0][2] == "unchanged"
+    assert summary(plan_changes(whole(), before))[1] == ("view", "busy", "created", 3)
+
+
+def test_what_a_retired_view_read_of_its_stream_holds_nobody_up() -> None:
+    reads_tip = view("tips_1h")
+    reads_tip.features[0].expression = "tip"
+    before = registered(definition.Definition(streams=[stream(extra=("tip",))], views=[reads_tip]))
+    narrower = definition.Definition(streams=[stream()])
+    (removed,) = plan_changes(narrower, before).breaks
+    assert removed.breaks == (PRODUCERS, "view 'tips_1h'")
+    (still,) = plan_changes(narrower, before, Ending(["tips_1h"])).breaks
+    assert still.breaks == (PRODUCERS,)
+
+
+def test_breaks_that_are_allowed_are_planned_with_everything_that_follows() -> None:
+    before = registered(whole(), whole(pipeline("fares")))
+    changed = whole(view=view(window_ms=2000))
+    assert len(plan_changes(changed, before).changes) == 3
+    plan = plan_changes(changed, before, allow_breaking=True)
+    assert [one.rule for one in plan.breaks] == ["redefined_in_use"]
+    assert [(one.object.name, one.change) for one in plan.changes if one.object.kind == "pipeline"] == [
+        ("fares", "changed"),
+        ("tips", "changed"),
+    ]
+
+
+def test_a_view_that_never_was_is_not_retired_nor_one_that_is_declared_along() -> None:
+    with pytest.raises(UnknownViewError, match="no view 'calm'"):
+        plan_changes(definition.Definition(), registered(whole()), Ending(["calm"]))
+    with pytest.raises(InvalidDefinitionError, match="declared and retired at once"):
+        plan_changes(whole(), registered(whole()), Ending(["busy"]))
 
 
 def test_order_within_the_file_does_not_change_the_hash() -> None:

@@ -60,12 +60,15 @@ def view_hash(view: definition.View, stream: definition.Stream) -> str:
     """Return the hash that names a view's rings: of the view and of what it reads of the stream that feeds it.
 
     A field counts where its name is a word anywhere in the view, or is the stream's key or time: fields that a view
-    does not read may come and go without its rings, and the models trained on them, losing their name.
+    does not read may come and go, and partitions be added, without its rings, and the models trained on them, losing
+    their name.
     """
     words = {word.casefold() for text in _texts(to_dict(view)) for word in _WORD.findall(text)}
     words |= {stream.key_field.casefold(), stream.time_field.casefold()}
     read = definition.Stream()
     read.CopyFrom(stream)
+    # Every partition has shards of its own: their number changes none of them.
+    read.ClearField("partitions")
     del read.fields[:]
     read.fields.extend(field for field in stream.fields if field.name.casefold() in words)
     kept = definition.View()

@@ -15,6 +15,8 @@ class Catalogue:
     pipelines: dict[str, definition.Pipeline] = field(default_factory=dict)
     # Hash of the record that registered the pipeline.
     pipeline_hashes: dict[str, str] = field(default_factory=dict)
+    # Names of views that were retired and not registered again since.
+    retired: set[str] = field(default_factory=set)
 
     def fold(self, value: bytes | None) -> definition.DefinitionRecord | None:
         """Take in one record's value; None for a tombstone, which changes nothing.
@@ -24,8 +26,13 @@ class Catalogue:
         if not value:
             return None
         record = from_json(value, definition.DefinitionRecord())
+        if record.retired:
+            self.views.pop(record.name, None)
+            self.retired.add(record.name)
+            return record
         self.streams.update((stream.name, stream) for stream in record.definition.streams)
         self.views.update((view.name, view) for view in record.definition.views)
+        self.retired.difference_update(view.name for view in record.definition.views)
         for pipeline in record.definition.pipelines:
             self.pipelines[pipeline.name] = pipeline
             self.pipeline_hashes[pipeline.name] = record.hash

@@ -1,9 +1,10 @@
 """Creates topics from the catalogue; the one module of the contracts library that talks to Kafka."""
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from typing import Any
 
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
 from tidemill_contracts.topics import DEFAULT_PREFIX, Topic
@@ -16,9 +17,7 @@ async def create_topics(
 
     `client`: keyword arguments of the admin client (bootstrap_servers and security). Raises `KafkaError`.
     """
-    admin = AIOKafkaAdminClient(**client)
-    await admin.start()
-    try:
+    async with _opened(client) as admin:
         existing = set(await admin.list_topics())
         missing = [topic for topic in topics if prefix + topic.name not in existing]
         if not missing:
@@ -34,5 +33,27 @@ async def create_topics(
             if code and error is not TopicAlreadyExistsError:
                 raise error(f"creating topic {name}")
         return [prefix + topic.name for topic in missing]
+
+
+async def add_partitions(client: dict[str, Any], topics: Iterable[Topic], prefix: str = DEFAULT_PREFIX) -> list[str]:
+    """Give topics that have fewer partitions than the catalogue says those that they lack; return their names.
+
+    Raises `KafkaError`.
+    """
+    wanted = {prefix + topic.name: topic.partitions for topic in topics}
+    async with _opened(client) as admin:
+        found = {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics(list(wanted))}
+        lacking = {name: NewPartitions(count) for name, count in wanted.items() if 0 < found[name] < count}
+        if lacking:
+            await admin.create_partitions(lacking)
+        return list(lacking)
+
+
+@asynccontextmanager
+async def _opened(client: dict[str, Any]) -> AsyncIterator[AIOKafkaAdminClient]:
+    admin = AIOKafkaAdminClient(**client)
+    await admin.start()
+    try:
+        yield admin
     finally:
         await admin.close()

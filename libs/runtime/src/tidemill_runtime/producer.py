@@ -230,6 +230,8 @@ class Producer:
 
     async def _hand_over_one(self, record: Outgoing) -> Handed:
         try:
+            if record.partition is not None and not await self._has(record.topic, record.partition):
+                return Retryable(f"Kafka: {record.topic} has no partition {record.partition}")
             future: asyncio.Future[Any] = await self._client.send(
                 self._kafka.physical(record.topic),
                 value=record.value,
@@ -241,6 +243,14 @@ class Producer:
         except kafka_errors.KafkaError as error:
             return translate(error)
         return Acknowledgement(future)
+
+    async def _has(self, topic: str, partition: int) -> bool:
+        """Say whether a topic has a partition; one that was added a moment ago is asked for."""
+        physical = self._kafka.physical(topic)
+        if partition in await self._client.partitions_for(physical):
+            return True
+        await self._client.client.force_metadata_update()
+        return partition in await self._client.partitions_for(physical)
 
     def _outcome(self, record: Outgoing, handed: Handed | None) -> Placed | TidemillError:
         if isinstance(handed, TidemillError):

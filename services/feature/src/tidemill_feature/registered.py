@@ -49,6 +49,8 @@ class Definitions:
         # Views that this release cannot compute, with the reason.
         self.faults: dict[str, str] = {}
         self.book = Book()
+        # Whether the topic was read to its end: before, a view that has come back may still look retired.
+        self.complete = False
         self.revision = 0
         self._hashes: dict[str, bytes] = {}
 
@@ -115,6 +117,16 @@ class Definitions:
         """Return the plans that a newer definition has taken the place of."""
         return [plan for versions in self.versions.values() for plan in versions[:-1]]
 
+    def ended(self) -> dict[str, str]:
+        """Return, by view id, the hashes of all versions of views that were retired."""
+        if not self.complete:
+            return {}
+        return {
+            name: view_hash(version.view, version.stream)
+            for name, version in self.book.versions.items()
+            if version.view.name in self.catalogue.retired
+        }
+
     def _folded(self) -> list[tuple[str, int]]:
         return [(plan.hash, plan.build) for versions in self.versions.values() for plan in versions]
 
@@ -144,10 +156,10 @@ class Definitions:
             self.faults[f"{version.view.name} (old version)"] = str(error)
             return None
         before, now = _types(version.stream), _types(stream)
-        if plan.partitions != stream.partitions or any(before[name] != now.get(name) for name in plan.columns):
+        if any(before[name] != now.get(name) for name in plan.columns):
             self.faults[f"{plan.name} (old version)"] = f"stream {stream.name!r} has no longer what it reads"
             return None
-        return self._built(plan)
+        return self._built(replace(plan, partitions=stream.partitions))
 
     def _built(self, plan: ViewPlan) -> ViewPlan:
         return replace(plan, build=self.book.builds.get(_name(plan.hash), 0))

@@ -1,4 +1,4 @@
-"""When an old version or build of a view is no longer folded: pure."""
+"""When a view, an old version or a build of it, is no longer folded: pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,9 +51,19 @@ def retire(
             if since_us is None:
                 changes.first[f"r:{name}"] = now_us
             elif plan.hash not in in_use and now_us - since_us >= grace_us:
-                changes.delete += [f"{kind}:{name}" for kind in "dbfr"]
-                changes.set |= expiring([plan], range(plan.build + 1), now_us, project)
+                _drop(name, plan.hash, plan.build, changes, now_us, project)
+    for name, view_hash in definitions.ended().items():
+        # The registry refuses to retire what is in use; a version of which it hears later is waited for all the same.
+        if view_hash not in in_use:
+            _drop(name, view_hash, definitions.book.builds.get(name, 0), changes, now_us, project)
     return changes
+
+
+def _drop(name: str, view_hash: str, build: int, changes: Changes, now_us: int, project: str) -> None:
+    """Forget a version with all its builds; should it come back, its next build lies beside the shards that expire."""
+    changes.delete += [f"d:{name}", f"r:{name}"]
+    changes.set |= {f"b:{name}": build + 1, f"f:{name}": build + 1}
+    changes.set |= expiring([view_hash], range(build + 1), now_us, project)
 
 
 def _drop_old_builds(
@@ -65,15 +75,15 @@ def _drop_old_builds(
         return
     if all(build_id(plan.hash, plan.build) in point.readable for point in held):
         changes.set[f"f:{name_of(plan)}"] = plan.build
-        changes.set |= expiring([plan], range(floor, plan.build), now_us, project)
+        changes.set |= expiring([plan.hash], range(floor, plan.build), now_us, project)
 
 
-def expiring(plans: Iterable[ViewPlan], builds: Iterable[int], now_us: int, project: str) -> dict[str, int]:
-    """Return the fields that name the shards of some builds as to be expired."""
+def expiring(hashes: Iterable[str], builds: Iterable[int], now_us: int, project: str) -> dict[str, int]:
+    """Return the fields that name the shards of some builds of views, given by hash, as to be expired."""
     numbers = list(builds)
     return {
-        f"x:{shard_prefix(project, plan.hash, build).decode()}": now_us + SETTLE_US
-        for plan in plans
+        f"x:{shard_prefix(project, view_hash, build).decode()}": now_us + SETTLE_US
+        for view_hash in hashes
         for build in numbers
     }
 

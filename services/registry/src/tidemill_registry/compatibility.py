@@ -3,11 +3,12 @@
 The rule for a stream is BACKWARD, kept for the whole log: every event that was right under the registered definition
 is right under the new one, means the same, and a producer that has not heard of the change goes on. So fields are added
 as nullable, int64 may become float64 (JSON's integers are numbers of either), null may become allowed. Views and
-pipelines that are not applied along must find what they read as it was.
+pipelines that are not applied along must find what they read as it was. An operator may allow a break; a final one is
+none that could be lived with.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +38,8 @@ class Break:
     message: str
     breaks: tuple[str, ...]
     fix: str
+    # Kafka cannot do it, or something that answers now would answer no more: it is never allowed.
+    final: bool = False
 
     def sentence(self) -> str:
         """Return it as one line."""
@@ -58,6 +61,11 @@ class State:
             {**self.views, **{one.name: one for one in applied.views}},
             {**self.pipelines, **{one.name: one for one in applied.pipelines}},
         )
+
+    def without(self, views: Iterable[str]) -> "State":
+        """Return the state after views have ended."""
+        ended = set(views)
+        return State(self.streams, {n: one for n, one in self.views.items() if n not in ended}, self.pipelines)
 
 
 def find_breaks(before: State, applied: definition.Definition) -> list[Break]:
@@ -88,12 +96,10 @@ def _stream_breaks(
         if was != would:
             message = f"{name}: its {role} would be {would!r}, not {was!r}"
             yield Break(f"{role}_changed", f"{subject}.{role}_field", message, (LOG, *everybody), _NEW_STREAM)
-    if before.partitions != after.partitions:
-        message = f"{name} has {before.partitions} partitions, not {after.partitions}"
-        why = "keys would move between partitions, lose their order, and a repeat would not be recognised"
-        yield Break(
-            "partitions_changed", f"{subject}.partitions", f"{message}: {why}", (LOG, *everybody), _NEW_STREAM
-        )
+    if before.partitions > after.partitions:
+        message = f"{name} has {before.partitions} partitions: they can become more, not {after.partitions}"
+        fix = f"leave them, or {_NEW_STREAM}"
+        yield Break("partitions_changed", f"{subject}.partitions", message, (LOG, *everybody), fix, final=True)
     old_fields = {one.name: one for one in before.fields}
     new_fields = {one.name: one for one in after.fields}
     for field_name in [*old_fields, *(one for one in new_fields if one not in old_fields)]:
@@ -172,6 +178,26 @@ def _pipeline_breaks(before: definition.Pipeline, after: definition.Pipeline) ->
         message = f"{name}: its label would be joined by {after.label.by!r}, not {before.label.by!r}"
         waiting = "predictions that wait for their label"
         yield Break("label_key_changed", f"{subject}.label.by", message, (waiting, f"label of {name}"), fix)
+
+
+def retired_in_use(names: Sequence[str], after: State, readers: Mapping[str, Sequence[str]]) -> list[Break]:
+    """Return the views that are to end although a pipeline or a model version reads them.
+
+    `readers`: by view, the versions in use that read it, as people call them.
+    """
+    found = []
+    for name in names:
+        using = [pipeline for pipeline, one in sorted(after.pipelines.items()) if name in views_of(one)]
+        breaks = (*(f"pipeline {pipeline!r}" for pipeline in using), *readers.get(name, ()))
+        fix = (
+            f"apply {', '.join(map(repr, using))} without it first"
+            if using
+            else "wait until a version without it is champion, or promote one"
+        )
+        if breaks:
+            message = f"view {name!r} would be retired"
+            found.append(Break("retired_in_use", f"views.{name}", message, breaks, fix, final=True))
+    return found
 
 
 def views_of(pipeline: definition.Pipeline) -> list[str]:

@@ -1,14 +1,14 @@
 """What an applied definition changes: pure functions over registered records; `compatibility` says what it breaks."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from tidemill_contracts.canonical import message_hash
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 
-from tidemill_registry.compatibility import Break, State, find_breaks, views_of
+from tidemill_registry.compatibility import Break, State, find_breaks, retired_in_use, views_of
 
 N = TypeVar("N", definition.Stream, definition.View, definition.Pipeline)
 Key = tuple[str, str]
@@ -23,6 +23,10 @@ MAX_PARTITIONS = 256
 
 class InvalidDefinitionError(ValueError):
     """The definition does not hold together by itself."""
+
+
+class UnknownViewError(ValueError):
+    """A view that is to end was never registered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,34 +48,57 @@ class Change:
     """What applying makes of one object; `revision` is the one that it has afterwards."""
 
     object: Object
-    # "created", "changed" or "unchanged".
+    # "created", "changed", "unchanged" or "retired".
     change: str
     revision: int
 
 
 @dataclass(frozen=True, slots=True)
+class Ending:
+    """Views that are to end, and by view the model versions in use that read it, as people call them."""
+
+    views: Sequence[str] = ()
+    readers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """What applying would do, in the order in which the records are published; with breaks it is not done."""
+    """What applying would do, in the order in which the records are published.
+
+    With breaks it is not done, unless they are allowed and none of them is final.
+    """
 
     changes: list[Change]
     breaks: list[Break]
 
 
-def plan_changes(applied: definition.Definition, registered: Records) -> Plan:
-    """Return what applying a definition would change, and what it would break.
+def plan_changes(
+    applied: definition.Definition, registered: Records, ending: Ending | None = None, *, allow_breaking: bool = False
+) -> Plan:
+    """Return what applying a definition, and ending views, would change, and what it would break.
 
     Raises `InvalidDefinitionError` where the definition does not hold together.
     """
+    ending = ending or Ending()
     objects = objects_of(applied)
+    if not (objects or ending.views):
+        raise InvalidDefinitionError("the definition declares nothing: give it at least one stream")
     touched = {item.key for item in objects}
+    if both := touched & {("view", name) for name in ending.views}:
+        raise InvalidDefinitionError(f"view {min(both)[1]!r} is declared and retired at once: leave one of them out")
     changes = [_change(item, registered) for item in objects]
     before = _state(registered)
-    breaks = find_breaks(before, applied)
+    breaks = retired_in_use(ending.views, before.with_applied(applied), ending.readers)
     if not breaks:
+        # What they read of their streams holds nobody up any more.
+        before = before.without(ending.views)
+    breaks += find_breaks(before, applied)
+    if not breaks or (allow_breaking and not any(one.final for one in breaks)):
         redefined = {change.object.key for change in changes if change.change == "changed"}
         changes += [_change(item, registered) for item in _followers(before.with_applied(applied), redefined, touched)]
     ordered = sorted(changes, key=lambda change: (KINDS.index(change.object.kind), change.object.name))
-    return Plan(ordered, breaks)
+    # Last, so that whoever reads the topic has heard before that the pipelines do without.
+    return Plan(ordered + [_ended(name, registered) for name in sorted(set(ending.views))], breaks)
 
 
 def objects_of(applied: definition.Definition) -> list[Object]:
@@ -82,8 +109,6 @@ def objects_of(applied: definition.Definition) -> list[Object]:
     streams = _by_name("stream", applied.streams)
     views = _by_name("view", applied.views)
     pipelines = _by_name("pipeline", applied.pipelines)
-    if not (streams or views or pipelines):
-        raise InvalidDefinitionError("the definition declares nothing: give it at least one stream")
     for stream in streams.values():
         _check_stream(stream)
     closures = [("stream", name, definition.Definition(streams=[stream])) for name, stream in streams.items()]
@@ -97,6 +122,8 @@ def _state(registered: Records) -> State:
     streams, views, pipelines = {}, {}, {}
     for record in registered.values():
         closure = record.definition
+        if record.retired:
+            continue
         if record.kind == "stream":
             streams[record.name] = closure.streams[0]
         elif record.kind == "view":
@@ -110,9 +137,22 @@ def _change(item: Object, registered: Records) -> Change:
     record = registered.get(item.key)
     if record is None:
         return Change(item, "created", 1)
+    if record.retired:
+        return Change(item, "created", record.revision + 1)
     if record.hash == item.hash:
         return Change(item, "unchanged", record.revision)
     return Change(item, "changed", record.revision + 1)
+
+
+def _ended(name: str, registered: Records) -> Change:
+    """Return the end of a view. Raises `UnknownViewError` where there never was one."""
+    record = registered.get(("view", name))
+    if record is None:
+        raise UnknownViewError(f"no view {name!r} is registered")
+    item = Object("view", name, record.hash, definition.Definition())
+    if record.retired:
+        return Change(item, "unchanged", record.revision)
+    return Change(item, "retired", record.revision + 1)
 
 
 def _followers(state: State, redefined: set[Key], touched: set[Key]) -> Iterator[Object]:

@@ -51,6 +51,7 @@ class DefinitionFeed:
         """Follow until `stop`."""
         async with running(self._follower):
             await _either(self._follower.caught_up, self._stopping)
+            self._definitions.complete = self._follower.caught_up.is_set()
             while not self._stopping.is_set():
                 self._changed.clear()
                 self._on_change()

@@ -75,7 +75,7 @@ class ViewBook:
                 for plan in plans if anew else ():
                     pipe.hset(self._key, f"b:{name_of(plan)}", plan.build + 1)
                     pipe.hset(self._key, f"f:{name_of(plan)}", plan.build + 1)
-                    pipe.hset(self._key, mapping=expiring([plan], range(plan.build + 1), now_us, self._project))
+                    pipe.hset(self._key, mapping=expiring([plan.hash], range(plan.build + 1), now_us, self._project))
                 await pipe.execute()
                 return anew
 

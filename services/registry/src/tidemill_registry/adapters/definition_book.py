@@ -1,22 +1,33 @@
 """Streams, views and pipelines in PostgreSQL."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 from tidemill_contracts.canonical import from_json, to_json
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.instants import to_timestamp
 from tidemill_contracts.reasons import Reason
+from tidemill_contracts.registry.v1 import registry_pb2 as messages
 from tidemill_runtime.errors import Poison
 
+from tidemill_registry.adapters import model_rows as rows
 from tidemill_registry.adapters.ledger import Ledger, Ledgers
-from tidemill_registry.adapters.postgres import LOCK_DEFINITIONS, Connection
+from tidemill_registry.adapters.postgres import Connection, lock_definitions
 from tidemill_registry.audit import Act
 from tidemill_registry.compatibility import Break
-from tidemill_registry.definitions import Change, InvalidDefinitionError, Key, Plan, plan_changes
+from tidemill_registry.definitions import (
+    Change,
+    Ending,
+    InvalidDefinitionError,
+    Key,
+    Plan,
+    UnknownViewError,
+    plan_changes,
+)
 
 TOPIC = "registry.pipelines.v1"
 
-# Creates the topics of the streams; returns once they exist.
+# Creates the topics of the streams, with all their partitions; returns once they exist.
 CreateTopics = Callable[[Sequence[definition.Stream]], Awaitable[None]]
 
 
@@ -27,49 +38,78 @@ class DefinitionBook:
         self._ledgers = ledgers
         self._create_topics = create_topics
 
-    async def apply(self, applied: definition.Definition, *, actor: str, dry_run: bool) -> Plan:
+    async def apply(self, request: messages.ApplyDefinitionRequest, *, actor: str) -> Plan:
         """Register what differs, all or nothing; the topics of its streams exist before anybody hears of them.
 
-        Raises `Poison` where the definition is not sound, or breaks what is there; a dry run returns the breaks.
+        Raises `Poison` where the definition is not sound, or breaks what is there and is not allowed to; a dry run
+        returns the breaks.
         """
-        if dry_run:
+        if request.dry_run:
             async with self._ledgers.reading() as connection:
-                return _planned(applied, await _registered(connection))
+                return await _planned(request, await _registered(connection), connection)
         async with self._ledgers.writing() as ledger:
-            # One apply at a time: whether it conflicts depends on everything that is registered.
-            await ledger.connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK_DEFINITIONS)
+            await lock_definitions(ledger.connection)
             registered = await _registered(ledger.connection)
-            plan = _planned(applied, registered)
-            if plan.breaks:
-                raise _refused(plan.breaks)
+            plan = await _planned(request, registered, ledger.connection)
+            refused = [one for one in plan.breaks if one.final or not request.allow_breaking]
+            if refused:
+                raise _refused(refused)
             differing = [change for change in plan.changes if change.change != "unchanged"]
             await self._create_topics([change.object.closure.streams[0] for change in differing if _is_stream(change)])
             for change in differing:
-                await _store(ledger, change, registered.get(change.object.key), actor)
+                act = Act(_place(change), change.change, actor, _why(change, plan.breaks, request.reason))
+                await _store(ledger, change, registered.get(change.object.key), act)
         return plan
 
     async def get(self, kind: str, name: str) -> definition.DefinitionRecord | None:
         """Return one object, or None."""
         async with self._ledgers.reading() as connection:
             raw = await connection.fetchval("SELECT record FROM definitions WHERE kind = $1 AND name = $2", kind, name)
-        return None if raw is None else _parsed(raw)
+        record = None if raw is None else _parsed(raw)
+        return None if record is None or record.retired else record
 
     async def list(self, kind: str = "") -> list[definition.DefinitionRecord]:
-        """Return all objects, or those of one kind, by kind and name."""
+        """Return all objects that there are, or those of one kind, by kind and name."""
         async with self._ledgers.reading() as connection:
             rows = await connection.fetch(
                 "SELECT record FROM definitions WHERE $1 = '' OR kind = $1 ORDER BY kind, name", kind
             )
-        return [_parsed(row["record"]) for row in rows]
+        return [record for row in rows if not (record := _parsed(row["record"])).retired]
 
 
-def _planned(
-    applied: definition.Definition, registered: dict[Key, definition.DefinitionRecord]
+async def _planned(
+    request: messages.ApplyDefinitionRequest,
+    registered: dict[Key, definition.DefinitionRecord],
+    connection: Connection,
 ) -> Plan:
+    views = list(request.retire_views)
+    ending = Ending(views, await _readers(connection) if views else {})
     try:
-        return plan_changes(applied, registered)
+        return plan_changes(request.definition, registered, ending, allow_breaking=request.allow_breaking)
     except InvalidDefinitionError as error:
         raise Poison(Reason.UNDECODABLE, str(error), field="definition", fix="run `tidemill check`") from error
+    except UnknownViewError as error:
+        raise Poison(Reason.UNKNOWN_VIEW, str(error), field="retire_views") from error
+
+
+async def _readers(connection: Connection) -> dict[str, list[str]]:
+    """Return, by view, the model versions in use that read it, as people call them."""
+    found: dict[str, list[str]] = {}
+    for version in await rows.versions_in_use(connection):
+        for view in version.views:
+            found.setdefault(view, []).append(f"{version.pipeline} v{version.version} ({version.stage})")
+    return found
+
+
+def _place(change: Change) -> str:
+    return f"{change.object.kind}/{change.object.name}"
+
+
+def _why(change: Change, breaks: Sequence[Break], reason: str) -> str:
+    """Return why an object was changed, with what that was allowed to break."""
+    item = change.object
+    own = [one for one in breaks if f"{one.subject}.".startswith(f"{item.kind}s.{item.name}.")]
+    return "; ".join([*filter(None, [reason]), *(one.sentence() for one in own)])
 
 
 def _refused(breaks: Sequence[Break]) -> Poison:
@@ -90,9 +130,7 @@ async def _registered(connection: Connection) -> dict[Key, definition.Definition
     return {(record.kind, record.name): record for record in records}
 
 
-async def _store(
-    ledger: Ledger, change: Change, before: definition.DefinitionRecord | None, actor: str
-) -> None:
+async def _store(ledger: Ledger, change: Change, before: definition.DefinitionRecord | None, act: Act) -> None:
     item = change.object
     record = definition.DefinitionRecord(
         kind=item.kind,
@@ -101,7 +139,8 @@ async def _store(
         hash=item.hash,
         definition=item.closure,
         applied_at=to_timestamp(ledger.now_us),
-        actor=actor,
+        actor=act.actor,
+        retired=change.change == "retired",
     )
     await ledger.connection.execute(
         """INSERT INTO definitions (kind, name, revision, hash, record) VALUES ($1, $2, $3, $4, $5)
@@ -112,23 +151,14 @@ async def _store(
         item.hash,
         to_json(record).decode(),
     )
-    ledger.publish(TOPIC, f"{item.kind}/{item.name}", record)
-    ledger.act(
-        Act(
-            object=f"{item.kind}/{item.name}",
-            action=change.change,
-            actor=actor,
-            reason="",
-            before=None if before is None else _outline(before),
-            after=_outline(record),
-        )
-    )
+    ledger.publish(TOPIC, _place(change), record)
+    ledger.act(replace(act, before=None if before is None else _outline(before), after=_outline(record)))
 
 
 def _outline(record: definition.DefinitionRecord) -> definition.DefinitionRecord:
     # The hash stands for the content, which the topic and the table hold.
     return definition.DefinitionRecord(
-        kind=record.kind, name=record.name, revision=record.revision, hash=record.hash
+        kind=record.kind, name=record.name, revision=record.revision, hash=record.hash, retired=record.retired
     )
 
 

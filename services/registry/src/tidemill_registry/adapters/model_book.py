@@ -12,6 +12,7 @@ from tidemill_runtime.errors import Poison
 
 from tidemill_registry.adapters import model_rows as rows
 from tidemill_registry.adapters.ledger import Ledger, Ledgers
+from tidemill_registry.adapters.postgres import hold_definitions
 from tidemill_registry.adapters.run_book import locked_run, require_pipeline, store_run
 from tidemill_registry.evidence import Paired, weigh
 from tidemill_registry.lifecycle import (
@@ -36,6 +37,7 @@ class ModelBook:
     async def register(self, request: messages.RegisterVersionRequest, *, actor: str) -> records.VersionRecord:
         """Take in the version of a run: refuse it, crown it, or begin its rollout; once per run."""
         async with self._ledgers.writing() as ledger:
+            await hold_definitions(ledger.connection)
             pipeline = _pipeline(await require_pipeline(ledger, request.pipeline))
             run = await locked_run(ledger, request.run_id)
             earlier = await rows.version_of_run(ledger.connection, run.run_id)
@@ -105,6 +107,7 @@ class ModelBook:
         versions: Iterable[int] = (),
     ) -> records.DeploymentRecord:
         async with self._ledgers.writing() as ledger:
+            await hold_definitions(ledger.connection)
             await require_pipeline(ledger, pipeline)
             state = await rows.state_of(ledger.connection, pipeline, versions)
             _require_versions(state, versions)

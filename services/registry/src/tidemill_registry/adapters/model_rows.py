@@ -7,8 +7,10 @@ from dataclasses import asdict
 from google.protobuf.message import Message
 from tidemill_contracts.canonical import from_json, to_json
 from tidemill_contracts.instants import to_timestamp
+from tidemill_contracts.reasons import Reason
 from tidemill_contracts.registry.v1 import records_pb2 as records
 from tidemill_contracts.registry.v1 import registry_pb2 as messages
+from tidemill_runtime.errors import Poison
 
 from tidemill_registry.adapters.ledger import Ledger
 from tidemill_registry.adapters.postgres import Connection
@@ -18,6 +20,8 @@ from tidemill_registry.rollout import Plan, Progress, Step
 
 MODELS = "registry.models.v1"
 DEPLOYMENTS = "registry.deployments.v1"
+# One that waits for its rollout may answer next.
+IN_USE = ["registered", "shadow", "canary", "champion"]
 
 
 async def lock_deployment(connection: Connection, pipeline: str) -> bool:
@@ -67,6 +71,17 @@ async def versions(
         None if wanted is None else list(wanted),
     )
     return {row["version"]: _version(row["record"]) for row in found}
+
+
+async def versions_in_use(connection: Connection) -> list[records.VersionRecord]:
+    """Return the versions of all pipelines that answer, may answer next, or are scored beside those that do."""
+    found = await connection.fetch("SELECT record FROM versions WHERE stage = ANY($1)", IN_USE)
+    known = [_version(row["record"]) for row in found]
+    for row in await connection.fetch("SELECT record FROM deployments"):
+        deployment = from_json(row["record"].encode(), records.DeploymentRecord())
+        compared = {one.version for one in deployment.baselines}
+        known += (await versions(connection, deployment.pipeline, compared)).values()
+    return known
 
 
 async def version_of_run(connection: Connection, run_id: str) -> records.VersionRecord | None:
@@ -122,7 +137,11 @@ async def alias_history(connection: Connection, pipeline: str) -> list[messages.
 
 
 async def store(ledger: Ledger, before: State, change: Change, order: Order) -> None:
-    """Write a change with its events and its audit trail."""
+    """Write a change with its events and its audit trail.
+
+    Raises `Poison` where a version would come into use whose view was retired.
+    """
+    await _require_views(ledger, before, change)
     for version in change.versions:
         await _store_version(ledger, before, version, order)
     if change.deployment is not None and change.deployment != before.deployment:
@@ -138,6 +157,25 @@ async def store(ledger: Ledger, before: State, change: Change, order: Order) -> 
             order.actor,
             order.reason,
         )
+
+
+async def _require_views(ledger: Ledger, before: State, change: Change) -> None:
+    coming = [version for version in change.versions if version.stage in IN_USE]
+    compared = change.deployment.baselines if change.deployment is not None else ()
+    coming += [before.versions[one.version] for one in compared if one.version in before.versions]
+    for version in coming:
+        retired = await ledger.connection.fetchval(
+            """SELECT min(name) FROM definitions
+               WHERE kind = 'view' AND name = ANY($1) AND (record->>'retired')::boolean""",
+            list(version.views),
+        )
+        if retired is not None:
+            raise Poison(
+                Reason.CONFLICT,
+                f"{version.pipeline} v{version.version} reads view {retired!r}, which was retired",
+                field="version",
+                fix="use a version that does without it, or apply the view again",
+            )
 
 
 async def _store_version(ledger: Ledger, before: State, version: records.VersionRecord, order: Order) -> None:

@@ -18,7 +18,7 @@ from tidemill_runtime.settings import PostgresSettings
 SCHEMA = "registry"
 # Advisory locks of the registry: any constant works, as long as it is nobody else's.
 _LOCK_MIGRATE = 0x7469646572656701
-LOCK_DEFINITIONS = 0x7469646572656702
+_LOCK_DEFINITIONS = 0x7469646572656702
 
 _CLOSE_S = 5.0
 _NUMBERED = re.compile(r"(\d{4})_\w+\.sql")
@@ -88,6 +88,16 @@ async def _connected(kwargs: dict[str, Any]) -> Any:
             log.warning("waits_for_postgres", error=str(error))
             await asyncio.sleep(delay_s)
     raise AssertionError("delays never end")
+
+
+async def lock_definitions(connection: Connection) -> None:
+    """Let one apply work at a time: whether it conflicts depends on everything that is registered."""
+    await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK_DEFINITIONS)
+
+
+async def hold_definitions(connection: Connection) -> None:
+    """Let no apply retire a view that a version is about to come into use with. Taken before any row's lock."""
+    await connection.execute("SELECT pg_advisory_xact_lock_shared($1)", _LOCK_DEFINITIONS)
 
 
 async def migrate(connection: Connection, outbox: OutboxTable) -> list[int]:

@@ -39,7 +39,8 @@ class RegistryServicer(services.RegistryServiceServicer):
         self, request: messages.ApplyDefinitionRequest, context: Context
     ) -> messages.ApplyDefinitionResponse:
         actor = require_actor(context)
-        plan = await self._definitions.apply(request.definition, actor=actor, dry_run=request.dry_run)
+        _require(request, *(("reason",) if request.allow_breaking else ()))
+        plan = await self._definitions.apply(request, actor=actor)
         return messages.ApplyDefinitionResponse(
             changes=[
                 messages.ObjectChange(
@@ -52,7 +53,14 @@ class RegistryServicer(services.RegistryServiceServicer):
                 for change in plan.changes
             ],
             breaks=[
-                messages.Break(rule=one.rule, subject=one.subject, message=one.message, breaks=one.breaks, fix=one.fix)
+                messages.Break(
+                    rule=one.rule,
+                    subject=one.subject,
+                    message=one.message,
+                    breaks=one.breaks,
+                    fix=one.fix,
+                    final=one.final,
+                )
                 for one in plan.breaks
             ],
         )

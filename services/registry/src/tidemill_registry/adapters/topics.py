@@ -1,4 +1,4 @@
-"""Creates Kafka topics: the catalogue's at start, a stream's before its definition is registered."""
+"""Creates Kafka topics: the catalogue's at start, a stream's, and its partitions, before its definition is known."""
 
 import asyncio
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Self
 import structlog
 from aiokafka.errors import KafkaError
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
-from tidemill_contracts.kafka_admin import create_topics
+from tidemill_contracts.kafka_admin import add_partitions, create_topics
 from tidemill_contracts.topics import Topic, fixed_topics, stream_topics
 from tidemill_runtime.consumer import sleep_unless
 from tidemill_runtime.errors import Retryable
@@ -57,12 +57,22 @@ class Topics:
         self._stopping.set()
 
     async def ensure_streams(self, streams: Sequence[definition.Stream]) -> None:
-        """Create what is missing of the streams' topics. Raises `Retryable`."""
+        """Create what is missing of the streams' topics, and partitions of theirs. Raises `Retryable`."""
         if streams:
-            await self._create(stream_topics((stream.name, stream.partitions) for stream in streams))
+            topics = stream_topics((stream.name, stream.partitions) for stream in streams)
+            await self._create(topics)
+            await self._grow(topics)
 
     async def _create(self, topics: Sequence[Topic]) -> None:
         try:
             await create_topics(self._kafka.client_kwargs(), topics, self._kafka.topic_prefix, self._replicas)
         except (KafkaError, OSError) as error:
             raise Retryable(f"Kafka does not create topics: {error!r}", retry_after_s=1.0) from error
+
+    async def _grow(self, topics: Sequence[Topic]) -> None:
+        try:
+            grown = await add_partitions(self._kafka.client_kwargs(), topics, self._kafka.topic_prefix)
+        except (KafkaError, OSError) as error:
+            raise Retryable(f"Kafka does not add partitions: {error!r}", retry_after_s=1.0) from error
+        if grown:
+            log.info("partitions_added", topics=grown)

@@ -146,12 +146,16 @@ class _AccuracyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Accuracy.Val
     ACCURACY_UNSPECIFIED: _Accuracy.ValueType  # 0
     ACCURACY_HOP: _Accuracy.ValueType  # 1
     """The window's tail moves in hops."""
+    ACCURACY_EXACT: _Accuracy.ValueType  # 2
+    """Events at as_of - window < time <= as_of, by the raw events of the buckets at a window's edges."""
 
 class Accuracy(_Accuracy, metaclass=_AccuracyEnumTypeWrapper): ...
 
 ACCURACY_UNSPECIFIED: Accuracy.ValueType  # 0
 ACCURACY_HOP: Accuracy.ValueType  # 1
 """The window's tail moves in hops."""
+ACCURACY_EXACT: Accuracy.ValueType  # 2
+"""Events at as_of - window < time <= as_of, by the raw events of the buckets at a window's edges."""
 Global___Accuracy: _TypeAlias = Accuracy  # noqa: Y015
 
 class _RolloutKind:
@@ -315,6 +319,7 @@ class View(_message.Message):
     MAX_AGE_MS_FIELD_NUMBER: _builtins.int
     ACCURACY_FIELD_NUMBER: _builtins.int
     BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    EDGE_EVENTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     stream: _builtins.str
     max_age_ms: _builtins.int
@@ -322,6 +327,8 @@ class View(_message.Message):
     accuracy: Global___Accuracy.ValueType
     budget_bytes: _builtins.int
     """The most that one entity with events in one partition may take in memory; 0 means 256 KiB."""
+    edge_events: _builtins.int
+    """Raw events that are kept of each bucket where accuracy is exact; 0 means 128."""
     @_builtins.property
     def entity(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Fields of the stream that together form the entity key, in this order."""
@@ -338,10 +345,11 @@ class View(_message.Message):
         max_age_ms: _builtins.int = ...,
         accuracy: Global___Accuracy.ValueType = ...,
         budget_bytes: _builtins.int = ...,
+        edge_events: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "budget_bytes", b"budget_bytes", "entity", b"entity", "features", b"features", "max_age_ms", b"max_age_ms", "name", b"name", "stream", b"stream"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "budget_bytes", b"budget_bytes", "edge_events", b"edge_events", "entity", b"entity", "features", b"features", "max_age_ms", b"max_age_ms", "name", b"name", "stream", b"stream"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1024,6 +1032,7 @@ class DefinitionRecord(_message.Message):
     DEFINITION_FIELD_NUMBER: _builtins.int
     APPLIED_AT_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
+    RETIRED_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """"stream", "view" or "pipeline"."""
     name: _builtins.str
@@ -1032,6 +1041,8 @@ class DefinitionRecord(_message.Message):
     hash: _builtins.str
     """"sha256:…" over the canonical JSON of the definition."""
     actor: _builtins.str
+    retired: _builtins.bool
+    """Gone since this revision: nothing computes or reads it any more. `definition` is empty then."""
     @_builtins.property
     def definition(self) -> Global___Definition:
         """The object with everything that it refers to."""
@@ -1048,10 +1059,11 @@ class DefinitionRecord(_message.Message):
         definition: Global___Definition | None = ...,
         applied_at: _timestamp_pb2.Timestamp | None = ...,
         actor: _builtins.str = ...,
+        retired: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["applied_at", b"applied_at", "definition", b"definition"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "applied_at", b"applied_at", "definition", b"definition", "hash", b"hash", "kind", b"kind", "name", b"name", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "applied_at", b"applied_at", "definition", b"definition", "hash", b"hash", "kind", b"kind", "name", b"name", "retired", b"retired", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

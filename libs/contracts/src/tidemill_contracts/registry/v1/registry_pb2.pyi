@@ -28,19 +28,33 @@ class ApplyDefinitionRequest(_message.Message):
 
     DEFINITION_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    RETIRE_VIEWS_FIELD_NUMBER: _builtins.int
+    ALLOW_BREAKING_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     dry_run: _builtins.bool
     """Report what would change and change nothing."""
+    allow_breaking: _builtins.bool
+    """Make the change although it breaks what is there already; needs a reason."""
+    reason: _builtins.str
+    """Kept in the audit trail."""
     @_builtins.property
     def definition(self) -> _definition_pb2.Definition: ...
+    @_builtins.property
+    def retire_views(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Views that end with this change; none that a pipeline or a model version in use reads."""
+
     def __init__(
         self,
         *,
         definition: _definition_pb2.Definition | None = ...,
         dry_run: _builtins.bool = ...,
+        retire_views: _abc.Iterable[_builtins.str] | None = ...,
+        allow_breaking: _builtins.bool = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["definition", b"definition"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["definition", b"definition", "dry_run", b"dry_run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_breaking", b"allow_breaking", "definition", b"definition", "dry_run", b"dry_run", "reason", b"reason", "retire_views", b"retire_views"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -58,7 +72,7 @@ class ObjectChange(_message.Message):
     kind: _builtins.str
     name: _builtins.str
     change: _builtins.str
-    """"created", "changed" or "unchanged"."""
+    """"created", "changed", "unchanged" or "retired"."""
     hash: _builtins.str
     revision: _builtins.int
     def __init__(
@@ -89,14 +103,18 @@ class Break(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     BREAKS_FIELD_NUMBER: _builtins.int
     FIX_FIELD_NUMBER: _builtins.int
+    FINAL_FIELD_NUMBER: _builtins.int
     rule: _builtins.str
     """"field_removed", "type_changed", "null_refused", "field_required", "key_changed", "time_changed",
-    "partitions_changed", "widened_in_use", "redefined_in_use", "request_changed" or "label_key_changed".
+    "partitions_changed", "widened_in_use", "redefined_in_use", "request_changed", "label_key_changed" or
+    "retired_in_use".
     """
     subject: _builtins.str
     """Where in the definition: "streams.rides.fields.tip", "views.busy", …"""
     message: _builtins.str
     fix: _builtins.str
+    final: _builtins.bool
+    """Not even with `allow_breaking`."""
     @_builtins.property
     def breaks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Whom: "view 'busy'", "pipeline 'tips'", "label of pipeline 'tips'", "its producers", "events in the log", …"""
@@ -109,10 +127,11 @@ class Break(_message.Message):
         message: _builtins.str = ...,
         breaks: _abc.Iterable[_builtins.str] | None = ...,
         fix: _builtins.str = ...,
+        final: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["breaks", b"breaks", "fix", b"fix", "message", b"message", "rule", b"rule", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["breaks", b"breaks", "final", b"final", "fix", b"fix", "message", b"message", "rule", b"rule", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -128,7 +147,7 @@ class ApplyDefinitionResponse(_message.Message):
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObjectChange]: ...
     @_builtins.property
     def breaks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Break]:
-        """Only of a dry run; otherwise they are the refusal, one BadRequest violation each."""
+        """Of a dry run, or those that were allowed; otherwise they are the refusal, one BadRequest violation each."""
 
     def __init__(
         self,
