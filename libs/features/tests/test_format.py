@@ -92,10 +92,10 @@ def folded(rows: list[tuple[int, int, float | None, int, str | None]], raw: byte
         "note": column_of(notes, TYPES["note"]),
     }
     events = Events(np.zeros(len(rows), np.int64), np.array(offsets), np.array(times), columns)
-    shard = Shard(0, b"ann")
-    assert shards.missing([shard]) == [shard]
-    shards.load(shard, [raw], TOPIC_ID)
-    shards.fold(events, shards.entities(events))
+    found = shards.find(events)
+    assert found.missing == [Shard(0, "ann")]
+    shards.load(Shard(0, "ann"), [raw], TOPIC_ID)
+    shards.fold(events, found)
     written = shards.dirty({0: next_offset})
     assert list(written) == [KEY]
     return written[KEY]
@@ -144,4 +144,4 @@ def test_every_other_layout_has_another_fingerprint_and_refuses_these_bytes(chan
     with pytest.raises(LayoutError):
         reader.values(request, [GOLDEN, *[None] * (len(request.keys) - 1)], 9 * SECOND)
     with pytest.raises(LayoutError):
-        ViewShards(other, "p", 8).load(Shard(0, b"ann"), [GOLDEN], TOPIC_ID)
+        ViewShards(other, "p", 8).load(Shard(0, "ann"), [GOLDEN], TOPIC_ID)

@@ -27,7 +27,7 @@ from tidemill_feature.adapters.view_book import ViewBook
 from tidemill_feature.registered import Definitions
 from tidemill_feature.settings import Settings
 from tidemill_features.expressions import Column
-from tidemill_features.fold import Events, Shard, ViewShards
+from tidemill_features.fold import Events, ViewShards
 from tidemill_features.layout import Checkpoint, build_id, checkpoint_key
 from tidemill_runtime.grpc_server import GrpcServer
 from tidemill_runtime.health import Health
@@ -124,11 +124,10 @@ def rings(known: Definitions, project: str) -> dict[bytes, bytes]:
     stored: dict[bytes, bytes] = {}
     for plan in known.plans.values():
         shards = ViewShards(plan, project, 1_000)
-        entities = shards.entities(events)
-        wanted = [Shard(p, e) for p, e in zip(events.partition.tolist(), entities, strict=True) if e is not None]
-        for shard in shards.missing(wanted):
+        found = shards.find(events)
+        for shard in found.missing:
             shards.load(shard, [None] * len(shards.keys(shard)), bytes(16))
-        shards.fold(events, entities)
+        shards.fold(events, found)
         stored |= shards.dirty(ends)
     ids = frozenset(build_id(plan.hash) for plan in known.plans.values())
     for partition, end in ends.items():

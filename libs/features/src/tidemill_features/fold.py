@@ -1,11 +1,12 @@
 """One view's shards in memory, and the fold of micro-batches into them; pure, so that live and replay share it.
 
-The worker asks what is `missing`, loads it from Redis, folds, and writes what `dirty` names. At most `capacity` shards
-per ring stay in memory; those used longest ago give way.
+The worker asks where the shards of events lie (`find`), loads those that are missing, folds, and writes what `dirty`
+names. At most `capacity` shards per ring stay in memory; those used longest ago give way.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,16 +21,25 @@ from tidemill_features.ring import RingStore
 Ints = NDArray[np.int64]
 
 FIRST_ROWS = 64
-# Encoded keys that are kept; beyond it they are encoded anew.
-_ENTITIES_MAX = 50_000
-_UNKNOWN = object()
+# Instead of a row: an event without an entity; a shard that is not in memory.
+_NO_ENTITY, _ABSENT = -1, -2
 
 
 class Shard(NamedTuple):
-    """The entity's part of a view within one source partition: one shard in each of the view's rings."""
+    """The entity's part of a view within one source partition: one shard in each of the view's rings.
+
+    `key`: the entity's value; of a key of several fields, all of them.
+    """
 
     partition: int
-    entity: bytes
+    key: EntityValue | tuple[EntityValue, ...]
+
+    @property
+    def entity(self) -> bytes:
+        """The entity as keys in Redis name it."""
+        found = entity_key(self.key if isinstance(self.key, tuple) else (self.key,))
+        assert found is not None
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +67,20 @@ class Counts:
     too_late: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Where the shards of events lie; `missing`: those that must be loaded before, each once."""
+
+    rows: Ints
+    missing: Sequence[Shard]
+    # The shard of each event that is to be looked up once more, by its number.
+    later: Mapping[int, Shard]
+
+
 @dataclass(slots=True)
 class _Index:
-    # By shard; a pair without an entity is no key, but may be asked for.
-    rows: dict[tuple[int, bytes | None], int] = field(default_factory=dict)
+    # By partition and key.
+    rows: dict[int, dict[Any, int]] = field(default_factory=dict)
     shards: list[Shard | None] = field(default_factory=list)
     # By ring, then by row.
     keys: list[list[bytes]] = field(default_factory=list)
@@ -84,46 +104,45 @@ class ViewShards:
         self._add_rows(0)
         self._used = np.zeros(self._rows, np.int64)
         self._tick = 0
-        self._dirty: set[int] = set()
-        # Encoded keys of entities seen lately.
-        self._entities: dict[tuple[EntityValue, ...], Any] = {}
+        # The rows of every fold since the last flush.
+        self._dirty: list[Ints] = []
 
     def __len__(self) -> int:
-        return len(self._index.rows)
+        return sum(map(len, self._index.rows.values()))
 
     @property
     def room(self) -> int:
         """How many more shards may be folded into before some must be written."""
-        return self._capacity - len(self._dirty)
+        return self._capacity - len(self._dirty_rows())
 
-    def entities(self, events: Events) -> list[bytes | None]:
-        """Return the entity of each event; None where a part of its key is null."""
-        parts = [_values(events.columns[name]) for name in self.plan.entity]
-        found = []
-        known = self._entities
-        for values in zip(*parts, strict=True):
-            entity = known.get(values, _UNKNOWN)
-            if entity is _UNKNOWN:
-                entity = known[values] = entity_key(values)
-            found.append(entity)
-        if len(known) > _ENTITIES_MAX:
-            known.clear()
-        return found
-
-    def missing(self, wanted: Iterable[tuple[int, bytes | None]]) -> list[Shard]:
-        """Return the shards that must be loaded before they can be folded into, each once.
-
-        `wanted`: partition and entity of events; without an entity there is no shard.
-        """
-        rows = self._index.rows
-        # A plain pair finds a shard, and costs no making of one.
-        pairs = {pair for pair in wanted if pair[1] is not None}
-        present = [row for row in map(rows.get, pairs) if row is not None]
+    def find(self, events: Events) -> Rows:
+        """Return where the shards of events lie, and which must be loaded before they can be folded into."""
+        columns = [events.columns[name] for name in self.plan.entity]
+        keys: list[Any] = columns[0].values.tolist()
+        nulls = columns[0].nulls
+        if len(columns) > 1:
+            keys = list(zip(*(column.values.tolist() for column in columns), strict=True))
+            nulls = np.logical_or.reduce([column.nulls for column in columns])
+        rows = self._lookup(events.partition, keys)
+        if nulls.any():
+            rows[nulls] = _NO_ENTITY
         # What this batch needs must not give way to what it loads.
-        self._used[present] = self._tick + 1
-        if len(present) == len(pairs):
-            return []
-        return [Shard(partition, entity) for partition, entity in sorted(pairs - rows.keys()) if entity is not None]
+        self._used[rows[rows >= 0]] = self._tick + 1
+        absent = np.flatnonzero(rows == _ABSENT)
+        partitions = events.partition[absent].tolist()
+        later = {n: Shard(p, keys[n]) for n, p in zip(absent.tolist(), partitions, strict=True)}
+        return Rows(rows, list(dict.fromkeys(later.values())), later)
+
+    def _lookup(self, partitions: Ints, keys: Sequence[Any]) -> Ints:
+        """Return the row of each key within its partition."""
+        rows = np.empty(len(keys), np.int64)
+        for partition, place in _by_partition(partitions):
+            known = self._index.rows.setdefault(partition, {})
+            wanted = keys if place is None else [keys[number] for number in place.tolist()]
+            # The loop runs inside `fromiter` and `map`.
+            found = np.fromiter(map(known.get, wanted, repeat(_ABSENT)), np.int64, len(wanted))
+            rows[slice(None) if place is None else place] = found
+        return rows
 
     def keys(self, shard: Shard) -> list[bytes]:
         """Return the Redis keys of a shard, one per ring."""
@@ -148,16 +167,14 @@ class ViewShards:
                     "a re-created topic needs its features rebuilt"
                 )
 
-    def fold(self, events: Events, entities: Sequence[bytes | None]) -> None:
+    def fold(self, events: Events, found: Rows) -> None:
         """Fold events into shards that are all in memory."""
-        rows_of = self._index.rows
-        partitions = events.partition.tolist()
-        # A plain pair finds a shard, and costs no making of one.
-        pairs = zip(partitions, entities, strict=True)
-        rows = np.array([-1 if pair[1] is None else rows_of[pair] for pair in pairs], np.int64)
+        rows = found.rows
+        for number, shard in found.later.items():
+            rows[number] = self._index.rows[shard.partition][shard.key]
         inputs = evaluate_inputs(self.plan, events.columns, len(events))
         event_us, offsets = events.event_us, events.offset
-        keyed = rows >= 0
+        keyed = rows != _NO_ENTITY
         if not keyed.all():
             self.counts.null_keys += int(len(rows) - keyed.sum())
             rows, event_us, offsets = rows[keyed], event_us[keyed], offsets[keyed]
@@ -167,19 +184,17 @@ class ViewShards:
         self.counts.folded += len(rows)
         self._tick += 1
         self._used[rows] = self._tick
-        self._dirty.update(rows.tolist())
+        self._dirty.append(rows)
 
     def dirty(self, next_offsets: Mapping[int, int]) -> dict[bytes, bytes]:
         """Return what must be written, by key; the shards then include everything before `next_offsets` (by partition).
 
         Stays the same until `written` is called.
         """
-        if not self._dirty:
-            return {}
-        rows = sorted(self._dirty)
+        at = self._dirty_rows()
+        rows: list[int] = at.tolist()
         shards = [shard for shard in map(self._index.shards.__getitem__, rows) if shard is not None]
         offsets = np.array([next_offsets[shard.partition] for shard in shards], np.int64)
-        at = np.array(rows, np.int64)
         values: dict[bytes, bytes] = {}
         for place, ring in enumerate(self._rings):
             ring.include(at, offsets)
@@ -190,14 +205,22 @@ class ViewShards:
         """Take note that what `dirty` returned is stored."""
         self._dirty.clear()
 
+    def _dirty_rows(self) -> Ints:
+        """Return the rows that were folded into since the last flush, rising."""
+        if not self._dirty:
+            return np.zeros(0, np.int64)
+        rows = np.unique(np.concatenate(self._dirty))
+        self._dirty = [rows]
+        return rows
+
     def _take_row(self, shard: Shard) -> int:
         index = self._index
-        if shard in index.rows:
-            return index.rows[shard]
+        known = index.rows.setdefault(shard.partition, {})
+        if shard.key in known:
+            return known[shard.key]
         if not index.free:
             self._make_room()
-        row = index.free.pop()
-        index.rows[shard] = row
+        row = known[shard.key] = index.free.pop()
         index.shards[row] = shard
         for held, key in zip(index.keys, self.keys(shard), strict=True):
             held[row] = key
@@ -222,20 +245,25 @@ class ViewShards:
             self._used = np.resize(self._used, self._rows)
             self._add_rows(first)
             return
-        by_age = np.argsort(self._used, kind="stable").tolist()
-        clean = [row for row in by_age if row not in self._dirty and self._used[row] <= self._tick]
-        for row in clean[: max(1, self._rows // 4)]:
+        by_age = np.argsort(self._used, kind="stable")
+        clean = np.isin(by_age, self._dirty_rows(), invert=True) & (self._used[by_age] <= self._tick)
+        for row in by_age[clean][: max(1, self._rows // 4)].tolist():
             gone = index.shards[row]
             if gone is not None:
-                del index.rows[gone]
+                del index.rows[gone.partition][gone.key]
             index.shards[row] = None
             index.free.append(row)
         if not index.free:
             raise MemoryError(f"view {self.plan.name!r}: one batch needs more than {self._capacity} shards in memory")
 
 
-def _values(column: Column) -> list[EntityValue]:
-    values: list[EntityValue] = column.values.tolist()
-    if not column.nulls.any():
-        return values
-    return [None if null else value for value, null in zip(values, column.nulls.tolist(), strict=True)]
+def _by_partition(partitions: Ints) -> Iterator[tuple[int, Ints | None]]:
+    """Yield each partition with the places of its events; None for all of them."""
+    if not len(partitions):
+        return
+    first = int(partitions[0])
+    if (partitions == first).all():
+        yield first, None
+        return
+    for partition in np.unique(partitions).tolist():
+        yield partition, np.flatnonzero(partitions == partition)

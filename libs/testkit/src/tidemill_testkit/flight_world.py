@@ -15,7 +15,7 @@ from tidemill_contracts.feature.v1 import feature_pb2 as feature
 from tidemill_contracts.registry.v1 import records_pb2 as registry
 from tidemill_contracts.topics import events_topic
 from tidemill_features.expressions import Column
-from tidemill_features.fold import Events, Shard, ViewShards
+from tidemill_features.fold import Events, ViewShards
 from tidemill_features.layout import DEFAULT_GROUP, DEFAULT_PROJECT, Checkpoint, checkpoint_key, view_id
 from tidemill_features.plan import compile_view
 from tidemill_features.vector import compile_vector
@@ -188,11 +188,10 @@ def _events(stream: definition.Stream, delay: str, numbers: Sequence[int]) -> Ev
 
 def _shards(view: definition.View, stream: definition.Stream, events: Events, project: str) -> dict[bytes, bytes]:
     shards = ViewShards(compile_view(view, stream), project, 100_000)
-    entities = shards.entities(events)
-    wanted = [Shard(p, e) for p, e in zip(events.partition.tolist(), entities, strict=True) if e is not None]
-    for shard in shards.missing(wanted):
+    found = shards.find(events)
+    for shard in found.missing:
         shards.load(shard, [None] * len(shards.keys(shard)), TOPIC_ID)
-    shards.fold(events, entities)
+    shards.fold(events, found)
     return shards.dirty({p: int((events.partition == p).sum()) for p in range(PARTITIONS)})
 
 

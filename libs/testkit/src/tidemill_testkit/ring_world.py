@@ -14,7 +14,7 @@ from tidemill_features.admission import Admission, duplicate_mask, late_mask, ne
 from tidemill_features.columns import column_of
 from tidemill_features.expressions import Column
 from tidemill_features.finalise import FeatureValues
-from tidemill_features.fold import Events, Shard, ViewShards
+from tidemill_features.fold import Events, ViewShards
 from tidemill_features.layout import Checkpoint, checkpoint_key, view_id
 from tidemill_features.offline import Rows, features_at
 from tidemill_features.plan import ViewPlan, compile_view
@@ -157,11 +157,10 @@ class _Worker:
         """Take in one batch; the worker may die before it writes, or between half the shards and the checkpoint."""
         counting = [record for partition in self.next for record in self._admitted(records, partition)]
         events = self.world.events(counting)
-        entities = self.shards.entities(events)
-        wanted = [Shard(r.partition, e) for r, e in zip(counting, entities, strict=True) if e is not None]
-        for shard in self.shards.missing(wanted):
+        found = self.shards.find(events)
+        for shard in found.missing:
             self.shards.load(shard, [self.store.get(key) for key in self.shards.keys(shard)], _TOPIC_ID)
-        self.shards.fold(events, entities)
+        self.shards.fold(events, found)
         dirty = self.shards.dirty(self.next)
         if crash == "between":
             self.store.update(list(dirty.items())[::2])

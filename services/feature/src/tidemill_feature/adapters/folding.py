@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from tidemill_features.fold import Shard, ViewShards
+from tidemill_features.fold import Rows, Shard, ViewShards
 from tidemill_features.layout import LayoutError
 from tidemill_runtime.errors import Fatal
 from tidemill_runtime.positions import Partition
@@ -18,16 +18,16 @@ async def fold(store: RedisStore, foldings: Sequence[Folding], topic_id: Callabl
     Raises `Fatal` where Redis holds what this version cannot read.
     """
     wanted: list[tuple[ViewShards, Shard, bytes]] = []
-    entities: list[tuple[Folding, ViewShards, list[bytes | None]]] = []
+    places: list[tuple[Folding, ViewShards, Rows]] = []
     for folding in foldings:
-        partitions = folding.events.partition.tolist()
         for view in folding.shards:
-            found = view.entities(folding.events)
-            entities.append((folding, view, found))
-            missing = view.missing(zip(partitions, found, strict=True))
+            found = view.find(folding.events)
+            places.append((folding, view, found))
+            missing = found.missing
             wanted.extend((view, shard, topic_id(Partition(folding.topic, shard.partition))) for shard in missing)
-    await _load(store, wanted)
-    for folding, view, found in entities:
+    if wanted:
+        await _load(store, wanted)
+    for folding, view, found in places:
         view.fold(folding.events, found)
 
 
