@@ -50,7 +50,7 @@ async def fill(kafka: KafkaSettings, dsn: str, warehouse: str) -> None:
     async with Producer(kafka) as producer:
         for first in range(0, EVENTS, BATCH):
             await producer.send_all([event(number, chance) for number in range(first, first + BATCH)])
-    pipeline = ArchivePipeline(dsn, warehouse, Catalogue(streams={"paid": STREAM}), lambda: 0, Limits(64 * 1024 * 1024))
+    pipeline = ArchivePipeline(dsn, warehouse, Catalogue(streams={"paid": STREAM}), Limits(64 * 1024 * 1024))
     options = StreamOptions(f"bench-{uuid4().hex[:8]}", flush_every_ms=1_000)
     runner: StreamRunner[Any, Any] = StreamRunner(pipeline, kafka, options, topics=[TOPIC])
     async with running(runner):

@@ -21,7 +21,6 @@ from tidemill_contracts.cloudevents import from_headers
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
 from tidemill_contracts.topics import STREAM, Topic, load_topics
 from tidemill_feature import archiving
-from tidemill_feature.clock import Clocks
 from tidemill_feature.decode import StreamDecoder
 from tidemill_feature.registered import Definitions
 from tidemill_feature.schemas import Schemas
@@ -120,7 +119,7 @@ def _monitoring_event(example: Example) -> Any:
 
 def _rows(decoder: Callable[..., archiving.Rows]) -> Callable[[Example], Any]:
     def decode(example: Example) -> Any:
-        rows = decoder({0: [example]}, NOW_US)
+        rows = decoder({0: [example]})
         assert not rows.refused, rows.refused
         return rows
 
@@ -145,7 +144,6 @@ DECODERS: Mapping[tuple[str, str], Callable[[Example], Any]] = {
     ("serving.predictions.v1", "monitoring"): monitoring_decode.prediction,
     ("serving.predictions.v1", "feature"): _rows(archiving.prediction_rows),
     ("monitoring.outcomes.v1", "feature"): _rows(archiving.outcome_rows),
-    ("monitoring.clock.v1", "feature"): lambda example: Clocks().fold(example.value),
     ("monitoring.clock.v1", "training"): lambda example: from_json(example.value or b"", monitoring.ClockRecord()),
     ("monitoring.metrics.v1", "registry"): lambda example: read_evidence(example.value),
     ("monitoring.policy-triggers.v1", "monitoring"): decode_trigger,

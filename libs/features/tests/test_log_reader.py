@@ -15,13 +15,13 @@ from pyiceberg.catalog.sql import SqlCatalog
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.topics import events_topic
 from tidemill_features.admission import rules_of
-from tidemill_features.archive import NAMESPACE, PREDICTIONS_TOPIC, columns_of, counting
+from tidemill_features.archive import ARRIVAL_PROPERTY, NAMESPACE, PREDICTIONS_TOPIC, columns_of, counting
 from tidemill_features.columns import column_of
 from tidemill_features.finalise import NOT_FOUND, OUTSIDE_MAX_AGE
 from tidemill_features.iceberg import Archive, arrow_schema
 from tidemill_features.log_reader import read_inputs
 from tidemill_features.logged import Logged, predicted
-from tidemill_features.training_set import StreamLog, TrainingSet, Window
+from tidemill_features.training_set import Arrival, StreamLog, TrainingSet, Window
 from tidemill_features.upkeep import Upkeep
 
 SECOND = 1_000_000
@@ -72,7 +72,7 @@ class Log:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def columns(self) -> dict[str, list[Any]]:
-        names = ("_partition", "_offset", "_identity", "_event_us", "id", "who", "amount")
+        names = ("_partition", "_offset", "_identity", "_event_us", "_available_us", "id", "who", "amount")
         return {name: [row[name] for row in self.rows] for name in names}
 
     def sorted(self) -> "Log":
@@ -83,7 +83,7 @@ class Log:
 def logs(draw: st.DrawFn) -> Log:
     found = Log()
     offsets = [0, 0]
-    now = 0
+    now, loaded = 0, draw(st.sampled_from([0, 0, 60]))
     for number in range(draw(st.integers(0, 40))):
         # Mostly forward, with pauses beyond every window, and some events out of order.
         now += draw(st.sampled_from([0, 0, 1, 2, 3, 9, 40]))
@@ -96,6 +96,8 @@ def logs(draw: st.DrawFn) -> Log:
                 # Names repeat, also with another time.
                 "_identity": draw(st.sampled_from([f"#{number}", "s\x1f1", "s\x1f2"])),
                 "_event_us": (now - draw(st.sampled_from([0, 0, 0, 3, 7, 30]))) * SECOND,
+                # As it happens, or the log's beginning after it was over.
+                "_available_us": max(loaded, now + draw(st.sampled_from([0, 0, 2, 50]))) * SECOND,
                 "id": draw(st.sampled_from(KEYS)),
                 "who": draw(st.sampled_from(PEOPLE)),
                 "amount": draw(st.sampled_from([0.1, 0.2, 3.3, None])),
@@ -155,7 +157,9 @@ def whole(log: Log, described: definition.Stream, names: list[str], limits: dict
     codes = np.array([sorted(set(columns["_identity"])).index(name) for name in columns["_identity"]], np.int64)
     counts = counting(partition, codes, event_us, rules_of(described))
     fields = {name: column_of(columns[name], kind) for name, kind in KINDS.items() if name in names}
-    return StreamLog(partition, offset, event_us, counts, fields)
+    first_us = min((row["_available_us"] for row in log.rows), default=0)
+    arrival = Arrival(np.array(columns["_available_us"], np.int64), first_us)
+    return StreamLog(partition, offset, event_us, counts, fields, arrival=arrival)
 
 
 def reference(
@@ -214,6 +218,7 @@ def test_what_is_left_unread_changes_no_value_and_no_status(
 
 def record(at_s: int, offset: int, key: str, who: str | None, *, name: str = "") -> dict[str, Any]:
     row = {"_partition": 0, "_offset": offset, "_identity": name or f"#{offset}", "_event_us": at_s * SECOND}
+    row["_available_us"] = row["_event_us"]
     return {**row, "id": key, "who": who, "amount": 3.3}
 
 
@@ -301,3 +306,34 @@ def test_rows_span_a_widened_and_an_added_field(tmp_path: Path) -> None:
     (part,) = TrainingSet(after, inputs.logs, inputs.predicted, window).parts()
     # Who it was is not known of the old rows.
     assert part.numbers["v.mean"].tolist() == [0.5]
+
+
+def test_whom_only_the_unread_part_knows_is_not_known_before_that_came_to_the_log(tmp_path: Path) -> None:
+    given = closure(definition.LATE_POLICY_DROP)
+    first = record(10, 1, "-", "z")
+    late = {**record(11, 2, "-", "x"), "_available_us": 185 * SECOND}
+    paid = Log([first, late, *(record(200 + place, 3 + place, f"r{place}", "y") for place in range(2))])
+    asked = Log([record(184, 0, "r0", "x"), record(185, 1, "r1", "x")])
+    window = Window(180 * SECOND, 400 * SECOND)
+    inputs = read_inputs(written(tmp_path, given, asked, paid, []), given, window, {})
+    assert len(inputs.logs["paid"].offset) == 2, "what happened before every window is not read"
+    rows = TrainingSet(given, inputs.logs, inputs.predicted, window)
+    (part,) = rows.parts()
+    assert part.numbers["v.count"].tolist() == pytest.approx([np.nan, 0.0], nan_ok=True)
+    columns_equal(rows, TrainingSet(given, *reference(given, asked, paid, [], {}), window))
+
+
+def test_a_table_of_an_earlier_release_does_not_know_when_its_records_came(tmp_path: Path) -> None:
+    given = closure(definition.LATE_POLICY_DROP)
+    # What stood there was the pipeline clock at the commit, here long after everything.
+    paid = Log([{**record(at, at, "a", "x"), "_available_us": available} for at, available in ((190, 1), (200, 999))])
+    asked = Log([record(199, 0, "a", "x")])
+    window = Window(180 * SECOND, 400 * SECOND)
+    archive = written(tmp_path, given, asked, paid, [])
+    with archive._catalogue.load_table((NAMESPACE, "events_paid")).transaction() as transaction:
+        transaction.remove_properties(ARRIVAL_PROPERTY)
+    inputs = read_inputs(archive, given, window, {})
+    assert inputs.logs["asked"].arrival is not None
+    assert inputs.logs["paid"].arrival is None
+    (part,) = TrainingSet(given, inputs.logs, inputs.predicted, window).parts()
+    assert part.numbers["v.count"].tolist() == [1.0]

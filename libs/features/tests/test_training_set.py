@@ -5,9 +5,18 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_features.archive import available_us
 from tidemill_features.expressions import Column
 from tidemill_features.finalise import HEAD_EXCLUDED_BIT
-from tidemill_features.training_set import Asked, StreamLog, TrainingSet, TrainingSetError, Window, cut_by_time
+from tidemill_features.training_set import (
+    Arrival,
+    Asked,
+    StreamLog,
+    TrainingSet,
+    TrainingSetError,
+    Window,
+    cut_by_time,
+)
 
 MINUTE_US = 60_000_000
 EVER = Window(0, 10**15)
@@ -59,7 +68,10 @@ def closure(label: str = "delay > 15", wait_minutes: int = 600) -> definition.De
 
 @dataclass(frozen=True)
 class Landing:
-    """One record of `landed`; its offset is its place in the list, counted per partition."""
+    """One record of `landed`; its offset is its place in the list, counted per partition.
+
+    `came`: when it came to the log, where the log knows that of any record; by default when it happened.
+    """
 
     id: str
     minute: float
@@ -67,6 +79,7 @@ class Landing:
     partition: int = 0
     counts: bool = True
     origin: str = "JFK"
+    came: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,7 @@ class Request:
     minute: float
     partition: int = 0
     counts: bool = True
+    came: float | None = None
 
 
 def offsets(partitions: list[int]) -> np.ndarray:
@@ -91,7 +105,12 @@ def log(rows: list[Landing] | list[Request], columns: dict[str, Column]) -> Stre
     partitions = [row.partition for row in rows]
     at = Column(event_us, np.zeros(len(rows), dtype=np.bool_))
     counts = np.array([row.counts for row in rows], dtype=np.bool_)
-    return StreamLog(np.array(partitions, dtype=np.int64), offsets(partitions), event_us, counts, {**columns, "at": at})
+    arrival = None
+    if any(row.came is not None for row in rows):
+        came = [round((row.minute if row.came is None else row.came) * MINUTE_US) for row in rows]
+        arrival = Arrival(np.array(came, dtype=np.int64), min(came))
+    places = (np.array(partitions, dtype=np.int64), offsets(partitions))
+    return StreamLog(*places, event_us, counts, {**columns, "at": at}, arrival=arrival)
 
 
 def logs(requests: list[Request], landings: list[Landing]) -> dict[str, StreamLog]:
@@ -311,3 +330,56 @@ def test_a_partition_that_was_added_after_the_definition_is_seen_by_whom_its_pos
     landings = [Landing("x", 10, 20.0), Landing("y", 20, 90.0, partition=5), Landing("a", 50, 0.0)]
     assert table([Request("a", 30)], landings).numbers["o.worst"].tolist() == [90.0]
     assert table([Request("a", 30)], landings, predicted("a", 30, (1, 0))).numbers["o.worst"].tolist() == [20.0]
+
+
+def worst_seen(landings: list[Landing], *minutes: float) -> list[float]:
+    """Return the worst delay that each request sees that nobody predicted; NaN where it sees none."""
+    asked = [Request(f"r{place}", minute) for place, minute in enumerate(minutes)]
+    outcomes = [Landing(one.id, 90, 0.0, origin="LGA") for one in asked]
+    return list(table(asked, [*landings, *outcomes]).numbers["o.worst"])
+
+
+def test_what_came_at_the_very_instant_of_a_request_is_seen_and_what_came_a_microsecond_later_is_not() -> None:
+    landings = [Landing("x", 10, 20.0), Landing("y", 20, 90.0, came=30)]
+    assert worst_seen(landings, 30 - MICROSECOND, 30) == [20.0, 90.0]
+
+
+def test_kafka_tells_milliseconds_and_a_record_is_there_at_the_end_of_its_own() -> None:
+    came_ms = round(30 / MILLISECOND)
+    came = available_us(came_ms) / MINUTE_US
+    landings = [Landing("x", 10, 20.0), Landing("y", 20, 90.0, came=came)]
+    # Within the same millisecond the record may not have been there yet.
+    assert worst_seen(landings, 30 + 0.5 * MILLISECOND, 30 + MILLISECOND) == [20.0, 90.0]
+
+
+def test_a_late_event_in_a_quiet_partition_is_seen_from_when_it_came_though_no_newer_event_lies_before_it() -> None:
+    quiet = Landing("late", 20, 90.0, partition=1, came=35)
+    landings = [Landing("x", 10, 20.0), Landing("clock", 34, 0.0), quiet]
+    assert worst_seen(landings, 30, 35 - MICROSECOND, 35) == [20.0, 20.0, 90.0]
+
+
+def test_what_lies_behind_a_record_that_came_later_came_later_too_whatever_its_producers_clock_says() -> None:
+    landings = [Landing("x", 10, 20.0), Landing("y", 20, 50.0, came=35), Landing("z", 20, 90.0, came=25)]
+    assert worst_seen(landings, 30, 35) == [20.0, 90.0]
+
+
+def test_history_that_was_loaded_later_is_cut_by_event_time_alone() -> None:
+    loaded = [Landing("x", 10, 20.0, came=1_000), Landing("y", 31, 90.0, came=1_000)]
+    assert worst_seen(loaded, 30, 31) == [20.0, 90.0]
+
+
+def test_from_the_first_arrival_on_a_row_sees_what_had_come() -> None:
+    loading = [Landing("x", 10, 20.0, came=40), Landing("y", 20, 90.0, came=41)]
+    assert worst_seen(loading, 40 - MICROSECOND, 40, 41) == [90.0, 20.0, 90.0]
+
+
+def test_a_prediction_sees_what_its_positions_say_whenever_that_came() -> None:
+    landings = [Landing("x", 10, 20.0, came=10), Landing("y", 20, 90.0, came=35), Landing("a", 50, 0.0)]
+    found = table([Request("a", 30)], landings, predicted("a", 30, (2, 0)))
+    assert found.numbers["o.worst"].tolist() == [90.0]
+
+
+def test_a_request_that_came_late_sees_what_was_there_at_its_instant() -> None:
+    landings = [Landing("x", 10, 20.0), Landing("y", 20, 90.0, came=35), Landing("a", 50, 0.0)]
+    found = table([Request("a", 30, came=45)], landings)
+    assert found.numbers["o.worst"].tolist() == [20.0]

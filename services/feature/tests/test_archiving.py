@@ -83,18 +83,19 @@ def test_rows_carry_origin_identity_and_typed_fields_and_leave_out_watermarks() 
         event("t", 6, amount=None, name="again"),
         Row("t", 0, 7, None, b"", watermark("clicks", 1)),
     ]
-    rows = event_rows(stream(), {0: records}, available_us=9)
+    rows = event_rows(stream(), {0: records})
     assert rows.columns["_offset"] == [5, 6]
     assert rows.columns["_identity"] == ["s\x1f5", "s\x1fagain"]
     assert rows.columns["amount"] == [1.0, None]
-    assert rows.columns["_available_us"] == [9, 9]
+    # Kafka tells milliseconds: the record came before the end of its one.
+    assert rows.columns["_available_us"] == [NOW_MS * 1000 + 999] * 2
     assert rows.columns["at"] == rows.columns["_event_us"]
     assert not rows.refused
 
 
 @pytest.mark.parametrize("value", [None, b"", b"{", b"[]", b"\xff", b'{"user": null, "at": "2013-01-01T00:00:00Z"}'])
 def test_poison_is_left_out_and_named(value: bytes | None) -> None:
-    rows = event_rows(stream(), {0: [event("t", 1), Row("t", 0, 2, b"u", value, [])]}, 0)
+    rows = event_rows(stream(), {0: [event("t", 1), Row("t", 0, 2, b"u", value, [])]})
     assert rows.columns["_offset"] == [1]
     assert [refused.record.offset for refused in rows.refused] == [2]
 
@@ -108,7 +109,7 @@ def test_predictions_name_their_positions_by_topic() -> None:
         positions=[TopicPartitionOffset(topic="events.a", partition=n, next_offset=7 + n) for n in (0, 1)],
         request_json=b'{"user":"u"}',
     )
-    rows = prediction_rows({0: [Row("t", 0, 1, b"k", prediction.SerializeToString(), [])]}, 0)
+    rows = prediction_rows({0: [Row("t", 0, 1, b"k", prediction.SerializeToString(), [])]})
     assert json.loads(rows.columns["positions"][0]) == {"events.a": {"0": 7, "1": 8}}
     assert rows.columns["_event_us"] == rows.columns["as_of_us"] == [3]
 
@@ -159,7 +160,7 @@ class Worker:
         self.name = name
         catalogue = Catalogue(streams={name: stream(name)})
         self.streams = catalogue.streams
-        self.pipeline = ArchivePipeline(dsn, str(warehouse), catalogue, lambda: 0, limits)
+        self.pipeline = ArchivePipeline(dsn, str(warehouse), catalogue, limits)
 
     async def restored(self) -> int:
         """Restore, and return from where the log is read."""
@@ -334,7 +335,7 @@ async def test_the_tables_read_as_they_are_in_duckdb(database: str, tmp_path: Pa
 
 @pytest.mark.servers
 async def test_the_predictions_table_reads_as_it_is(database: str, tmp_path: Path, name: str) -> None:
-    pipeline = ArchivePipeline(database, str(tmp_path), Catalogue(), lambda: 5, LIMITS)
+    pipeline = ArchivePipeline(database, str(tmp_path), Catalogue(), LIMITS)
     place = Partition(PREDICTIONS_TOPIC, 0)
     await pipeline.restore(Assignment({place: 0}, {place: 0}, {place: 0}))
     record = serving.PredictionRecord(prediction_id=name, pipeline="x", join_key="k", as_of_us=3)

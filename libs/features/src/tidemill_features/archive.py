@@ -24,6 +24,9 @@ PREDICTIONS_TOPIC = "serving.predictions.v1"
 OUTCOMES_TOPIC = "monitoring.outcomes.v1"
 # Key of the snapshot summary: JSON, partition to next offset.
 OFFSETS_PROPERTY = "tidemill.offsets"
+# Property of a table whose `_available_us` is when records came to the log; in older tables it is the pipeline clock at
+# a commit, which may be weeks later.
+ARRIVAL_PROPERTY, ARRIVAL = "tidemill.available", "log"
 
 BOOL, LONG, DOUBLE, STRING, INSTANT = "bool", "long", "double", "string", "instant"
 KINDS: Mapping[int, str] = {
@@ -65,7 +68,7 @@ ORIGIN = (
     TableColumn("_offset", LONG, required=True),
     TableColumn("_identity", STRING, required=True),
     TableColumn("_event_us", LONG, required=True),
-    # The pipeline clock when the row was appended; 0 where none had started.
+    # When the record was in the log at the latest, by Kafka's time for it.
     TableColumn("_available_us", LONG, required=True),
     TableColumn("_schema_hash", STRING),
 )
@@ -129,6 +132,15 @@ def summary_of(offsets: Mapping[int, int]) -> dict[str, str]:
 def offsets_of(summary: Mapping[str, str]) -> dict[int, int]:
     """Return next offset by partition from a snapshot's properties; empty where they name none."""
     return {int(number): int(offset) for number, offset in json.loads(summary.get(OFFSETS_PROPERTY, "{}")).items()}
+
+
+def available_us(timestamp_ms: int) -> int:
+    """Return the last microsecond of Kafka's time for a record: somewhere in that millisecond it came to the log.
+
+    >>> available_us(7)
+    7999
+    """
+    return timestamp_ms * 1000 + 999
 
 
 def identity_text(identity: tuple[bytes, bytes] | int) -> str:

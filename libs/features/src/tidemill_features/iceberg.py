@@ -33,6 +33,8 @@ from pyiceberg.types import BooleanType, DoubleType, IcebergType, LongType, Nest
 from sqlalchemy import create_engine, text
 
 from tidemill_features.archive import (
+    ARRIVAL,
+    ARRIVAL_PROPERTY,
     BOOL,
     DOUBLE,
     INSTANT,
@@ -71,6 +73,7 @@ _PROPERTIES = {
     "write.parquet.row-group-limit": "65536",
     "commit.manifest-merge.enabled": "true",
     "commit.manifest.min-count-to-merge": "8",
+    ARRIVAL_PROPERTY: ARRIVAL,
 }
 # The catalogue's tables lie in a schema of their own.
 _CATALOGUE_SCHEMA = "iceberg"
@@ -128,6 +131,10 @@ class LogTable:
     def oldest(self, name: str) -> int | None:
         """Return a lower bound of an integer column, from what the files say of themselves; None without rows."""
         return min(self._bounds(name, "lower_bounds"), default=None)
+
+    def first_arrival_us(self) -> int | None:
+        """Return when the first record came to the log; None without rows, and for a table that does not know."""
+        return self.oldest("_available_us") if self._table.properties.get(ARRIVAL_PROPERTY) == ARRIVAL else None
 
     def newest(self, name: str) -> int | None:
         """Return an upper bound of an integer column, from what the files say of themselves; None without rows."""

@@ -13,13 +13,14 @@ from tidemill_contracts.topics import events_topic
 
 from tidemill_features.admission import Rules, rules_of
 from tidemill_features.archive import PREDICTIONS_TOPIC, Filter, counting, reach_us, table_name
+from tidemill_features.cuts import cuts_by_time
 from tidemill_features.entities import UNKNOWN, Entities
 from tidemill_features.expressions import Column, compile_expression, schema_of
 from tidemill_features.horizon import Horizon, Records, horizon, not_late, repeated
 from tidemill_features.iceberg import Archive, LogTable
 from tidemill_features.log_columns import LogRows
 from tidemill_features.logged import Logged, predicted
-from tidemill_features.training_set import THREADS, Asked, StreamLog, Window, take
+from tidemill_features.training_set import THREADS, Arrival, Asked, StreamLog, Window
 from tidemill_features.vector import PipelineVector, compile_vector
 
 Ints = NDArray[np.int64]
@@ -28,6 +29,7 @@ Bools = NDArray[np.bool_]
 Limits = Mapping[tuple[str, int], int]
 
 _PLACE = ("_partition", "_offset", "_event_us")
+_ARRIVED = ("_partition", "_offset", "_available_us")
 _LOGGED = ("prediction_id", "join_key", "as_of_us", "positions", "request_json")
 
 
@@ -121,27 +123,20 @@ class LogReader:
         """Return of a stream's log what events from `from_us` on need, and the rest as `earlier`."""
         topic, rules = events_topic(stream.name), rules_of(stream)
         table, limits = self._table(topic), self._limits_of(topic)
-        names = [*_PLACE, "_identity", *fields]
         if table is None:
-            return _log_of(LogRows.before(None, limits), stream, fields)
-        oldest_us = table.oldest("_event_us")
+            return _log_of(LogRows.before(None, limits), stream, fields, None)
+        oldest_us, arrived_us = table.oldest("_event_us"), table.first_arrival_us()
+        names = [*_PLACE, "_available_us", "_identity", *fields]
         if oldest_us is None or oldest_us >= from_us:
-            return _log_of(LogRows.before(table.read(names), limits), stream, fields)
+            return _log_of(LogRows.before(table.read(names), limits), stream, fields, arrived_us)
         horizons = _horizons(LogRows.before(table.read(_PLACE), limits), from_us, rules)
         spans = {number: (found.read_from, None) for number, found in horizons.items()}
-        log = _log_of(LogRows.before(table.read(names, Filter(spans=spans)), limits), stream, fields)
+        log = _log_of(LogRows.before(table.read(names, Filter(spans=spans)), limits), stream, fields, arrived_us)
         judged = np.zeros(len(log.offset), np.bool_)
         for number, found in horizons.items():
             judged |= (log.partition == number) & (log.offset >= found.judged_from)
         before = {number: found.judged_from for number, found in horizons.items()}
-        return StreamLog(
-            log.partition[judged],
-            log.offset[judged],
-            log.event_us[judged],
-            log.counts[judged],
-            {name: take(column, judged) for name, column in log.columns.items()},
-            _Earlier(table, stream, before),
-        )
+        return log.since(judged, _Earlier(table, stream, before))
 
     def predictions(self, pipeline: str, from_us: int) -> Logged:
         """Return a pipeline's predictions as of `from_us` and later."""
@@ -201,6 +196,12 @@ class _Earlier:
             found |= first[asked.codes] < cuts[:, number]
         return found
 
+    def cuts(self, until_us: Ints, partitions: int) -> Ints:
+        """Return the offset of the first event of each partition that came to the log after `until_us`."""
+        rows = self._read(_ARRIVED)
+        partition, offset, available_us = (rows.ints(name) for name in _ARRIVED)
+        return cuts_by_time(partition, offset, available_us, until_us, partitions)
+
     def _duplicates(self, log: Records, places: Ints) -> Bools:
         """Return which of some records are duplicates, by the identities of these alone."""
         identity = self._read([*_PLACE, "_identity"]).raw("_identity")
@@ -227,8 +228,10 @@ def _horizons(places: LogRows, from_us: int, rules: Rules) -> dict[int, Horizon]
     return found
 
 
-def _log_of(rows: LogRows, stream: definition.Stream, fields: Sequence[str]) -> StreamLog:
+def _log_of(rows: LogRows, stream: definition.Stream, fields: Sequence[str], arrived_us: int | None) -> StreamLog:
     kinds = {field.name: field.type for field in stream.fields}
     partition, offset, event_us = (rows.ints(name) for name in _PLACE)
     counts = counting(partition, rows.codes("_identity"), event_us, rules_of(stream))
-    return StreamLog(partition, offset, event_us, counts, {name: rows.column(name, kinds[name]) for name in fields})
+    columns = {name: rows.column(name, kinds[name]) for name in fields}
+    arrival = None if arrived_us is None else Arrival(rows.ints("_available_us"), arrived_us)
+    return StreamLog(partition, offset, event_us, counts, columns, arrival=arrival)

@@ -1,9 +1,10 @@
 """The point-in-time training set: what could have been asked, what was known then, and what came of it; pure.
 
 A row is one request: a logged prediction, with the offsets that its rings held, or a request event that nobody
-predicted, cut by time. Its features are those of the offline twin at its `as_of` and cut; its label is the newest one
-that had come when the set was asked for, neither before the request nor later than the label's wait. A row whose label
-has not come, or is null, is left out. Features are computed a part at a time, which bounds memory.
+predicted, cut by event time and by when events came to the log. Its features are those of the offline twin at its
+`as_of` and cut; its label is the newest one that had come when the set was asked for, neither before the request nor
+later than the label's wait. A row whose label has not come, or is null, is left out. Features are computed a part at a
+time, which bounds memory.
 """
 
 import json
@@ -20,6 +21,7 @@ from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_features.cuts import cuts_by_time
 from tidemill_features.expressions import Column, compile_expression, schema_of
 from tidemill_features.fold import Events
+from tidemill_features.layout import INT64_MAX
 from tidemill_features.offline import OfflineValues, OfflineView, Rows
 from tidemill_features.partials import LAST, MAX, MEAN, MIN, SUM
 from tidemill_features.plan import ViewPlan
@@ -61,13 +63,24 @@ class Earlier(Protocol):
     def seen(self, entity: Sequence[str], keys: Sequence[Column], cuts: Ints) -> Bools:
         """Return the rows of whose entity a counted event lies before the row's cuts, int64[rows, partitions]."""
 
+    def cuts(self, until_us: Ints, partitions: int) -> Ints:
+        """Return int64[rows, partitions]: the offset of the first event that came to the log after `until_us`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """When records came to the log, µs: `available_us` of each, and the first of the whole stream's."""
+
+    available_us: Ints
+    first_us: int
+
 
 @dataclass(frozen=True)
 class StreamLog:
     """The archived records of one stream that the rows' values can depend on, in offset order within each partition.
 
     `counts`: neither a duplicate nor dropped as late; only these are features, labels and requests. `earlier`: what was
-    left out, None where nothing was.
+    left out, None where nothing was. `arrival`: when records came to the log, None where that is not known.
     """
 
     partition: Ints
@@ -76,6 +89,16 @@ class StreamLog:
     counts: Bools
     columns: Mapping[str, Column]
     earlier: Earlier | None = None
+    arrival: Arrival | None = None
+
+    def since(self, kept: Bools, earlier: Earlier) -> "StreamLog":
+        """Return some records, and what stands for the others."""
+        columns = {name: take(column, kept) for name, column in self.columns.items()}
+        arrival = None
+        if self.arrival is not None:
+            arrival = Arrival(self.arrival.available_us[kept], self.arrival.first_us)
+        places = (self.partition[kept], self.offset[kept], self.event_us[kept])
+        return StreamLog(*places, self.counts[kept], columns, earlier, arrival)
 
     @property
     def partitions(self) -> int:
@@ -305,17 +328,30 @@ def labels_of(
 
 
 def cut_by_time(asked: Asked, logs: Mapping[str, StreamLog]) -> Asked:
-    """Return the rows with the cuts that no prediction named: before the first record after the row's `as_of`."""
+    """Return the rows with the cuts that no prediction named: before the first record after the row's `as_of`.
+
+    After by event time, or by when it came to the log. What was loaded later says nothing of when it could have been
+    known: rows from before the stream's first arrival are cut by event time alone.
+    """
     cuts = dict(asked.cuts)
     for stream, named in asked.cuts.items():
         rows = np.flatnonzero((named == UNNAMED).any(axis=1))
         log = logs.get(stream)
         if not len(rows) or log is None:
             continue
-        found = cuts_by_time(log.partition, log.offset, log.event_us, asked.as_of_us[rows], named.shape[1])
+        found = _cuts(log, asked.as_of_us[rows], named.shape[1])
         cuts[stream] = named.copy()
         cuts[stream][rows] = np.where(named[rows] == UNNAMED, found, named[rows])
     return Asked(asked.join_key, asked.as_of_us, asked.columns, cuts)
+
+
+def _cuts(log: StreamLog, as_of_us: Ints, partitions: int) -> Ints:
+    found = cuts_by_time(log.partition, log.offset, log.event_us, as_of_us, partitions)
+    if log.arrival is None or not (as_of_us >= log.arrival.first_us).any():
+        return found
+    until_us = np.where(as_of_us >= log.arrival.first_us, as_of_us, INT64_MAX)
+    found = np.minimum(found, cuts_by_time(log.partition, log.offset, log.arrival.available_us, until_us, partitions))
+    return found if log.earlier is None else np.minimum(found, log.earlier.cuts(until_us, partitions))
 
 
 def _inside(asked: Asked, window: Window) -> Asked:

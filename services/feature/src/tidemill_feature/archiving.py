@@ -13,7 +13,7 @@ from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
 from tidemill_contracts.reasons import Reason
 from tidemill_contracts.serving.v1 import records_pb2 as serving
-from tidemill_features.archive import OUTCOME_COLUMNS, PREDICTION_COLUMNS, identity_text
+from tidemill_features.archive import OUTCOME_COLUMNS, PREDICTION_COLUMNS, available_us, identity_text
 from tidemill_runtime.batches import Record, Refused
 from tidemill_runtime.errors import Poison
 from tidemill_runtime.positions import Partition
@@ -77,7 +77,7 @@ class Rows:
         return len(self.columns["_offset"])
 
 
-def event_rows(stream: definition.Stream, partitions: Mapping[int, Sequence[Record]], available_us: int) -> Rows:
+def event_rows(stream: definition.Stream, partitions: Mapping[int, Sequence[Record]]) -> Rows:
     """Return the events of a stream; what the online role calls poison is left out here too."""
     decoder = StreamDecoder(stream)
     names = [field.name for field in stream.fields]
@@ -88,7 +88,9 @@ def event_rows(stream: definition.Stream, partitions: Mapping[int, Sequence[Reco
         decoded = decoder.decode(records)
         refused.extend(decoded.refused)
         count = len(decoded.offset)
-        _extend_origin(columns, number, decoded.offset.tolist(), decoded.event_us.tolist(), available_us, schema)
+        times = {record.offset: record.timestamp for record in records}
+        offsets = decoded.offset.tolist()
+        _extend_origin(columns, number, offsets, decoded.event_us.tolist(), [times[one] for one in offsets], schema)
         columns["_identity"].extend(map(identity_text, decoded.identities))
         for name, column in decoder.columns(decoded.values, names).items():
             values = column.values.tolist()
@@ -98,7 +100,7 @@ def event_rows(stream: definition.Stream, partitions: Mapping[int, Sequence[Reco
     return Rows(columns, refused)
 
 
-def prediction_rows(partitions: Mapping[int, Sequence[Record]], available_us: int) -> Rows:
+def prediction_rows(partitions: Mapping[int, Sequence[Record]]) -> Rows:
     """Return logged predictions; their event time is their `as_of`."""
     names = tuple(column.name for column in PREDICTION_COLUMNS)
     columns: Columns = {name: [] for name in (*ORIGIN_NAMES, *names)}
@@ -110,7 +112,7 @@ def prediction_rows(partitions: Mapping[int, Sequence[Record]], available_us: in
         except DecodeError as error:
             refused.append(Refused(record, Poison(Reason.UNDECODABLE, f"no PredictionRecord: {error}")))
             continue
-        _extend_origin(columns, number, [record.offset], [prediction.as_of_us], available_us, "")
+        _extend_origin(columns, number, [record.offset], [prediction.as_of_us], [record.timestamp], "")
         columns["_identity"].append(prediction.prediction_id)
         key = b"".join(position.SerializeToString() for position in prediction.positions)
         positions = shown.get(key) or shown.setdefault(key, _positions_json(prediction))
@@ -142,7 +144,7 @@ def served_json(features: serving.ServedFeatures) -> str:
     return _encode_json(content).decode()
 
 
-def outcome_rows(partitions: Mapping[int, Sequence[Record]], available_us: int) -> Rows:
+def outcome_rows(partitions: Mapping[int, Sequence[Record]]) -> Rows:
     """Return outcomes; their event time is their label's."""
     names = tuple(column.name for column in OUTCOME_COLUMNS)
     columns: Columns = {name: [] for name in (*ORIGIN_NAMES, *names)}
@@ -153,7 +155,7 @@ def outcome_rows(partitions: Mapping[int, Sequence[Record]], available_us: int) 
         except DecodeError as error:
             refused.append(Refused(record, Poison(Reason.UNDECODABLE, f"no OutcomeRecord: {error}")))
             continue
-        _extend_origin(columns, number, [record.offset], [outcome.label_time_us], available_us, "")
+        _extend_origin(columns, number, [record.offset], [outcome.label_time_us], [record.timestamp], "")
         columns["_identity"].append(f"{outcome.prediction_id}/{outcome.revision}")
         prediction = outcome.prediction
         values = (
@@ -178,13 +180,13 @@ def _ordered(partitions: Mapping[int, Sequence[Record]]) -> list[tuple[int, Reco
 
 
 def _extend_origin(
-    columns: Columns, number: int, offsets: list[int], event_us: list[int], available_us: int, schema: str
+    columns: Columns, number: int, offsets: list[int], event_us: list[int], timestamps_ms: list[int], schema: str
 ) -> None:
     count = len(offsets)
     columns["_partition"].extend([number] * count)
     columns["_offset"].extend(offsets)
     columns["_event_us"].extend(event_us)
-    columns["_available_us"].extend([available_us] * count)
+    columns["_available_us"].extend(map(available_us, timestamps_ms))
     columns["_schema_hash"].extend([schema] * count)
 
 

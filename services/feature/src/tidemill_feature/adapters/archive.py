@@ -5,7 +5,7 @@ a worker that was killed before its offsets were committed, is then seen for wha
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import monotonic, time_ns
 
@@ -39,18 +39,12 @@ class Limits:
 
 
 class ArchivePipeline(Pipeline[None, Batch]):
-    """Buffers what the runner reads; one commit per table at each flush, and upkeep after one when it is time.
+    """Buffers what the runner reads; one commit per table at each flush, and upkeep after one when it is time."""
 
-    `clock_us` returns the pipeline clock (microseconds), the availability time of what is appended now.
-    """
-
-    def __init__(
-        self, dsn: str, warehouse: str, catalogue: Catalogue, clock_us: Callable[[], int], limits: Limits
-    ) -> None:
+    def __init__(self, dsn: str, warehouse: str, catalogue: Catalogue, limits: Limits) -> None:
         self._dsn = dsn
         self._warehouse = warehouse
         self._catalogue = catalogue
-        self._clock_us = clock_us
         self._limits = limits
         self._buffer = Buffer(limits.buffer_bytes)
         self._archive: Archive | None = None
@@ -75,8 +69,7 @@ class ArchivePipeline(Pipeline[None, Batch]):
     async def flush(self) -> None:
         if not self._buffer.read:
             return
-        available_us = self._clock_us()
-        await asyncio.to_thread(self._commit, available_us)
+        await asyncio.to_thread(self._commit)
         self._buffer.clear()
         metrics.archive_buffered.set(0)
         if monotonic() - self._looked_after_s >= self._limits.upkeep_every_s:
@@ -99,12 +92,12 @@ class ArchivePipeline(Pipeline[None, Batch]):
         except OperationalError as error:
             raise Retryable(f"PostgreSQL (Iceberg catalogue): {error.orig!r}") from error
 
-    def _commit(self, available_us: int) -> None:
+    def _commit(self) -> None:
         for topic in self._buffer.topics():
             read = {place.number: span for place, span in self._buffer.read.items() if place.topic == topic}
             records = {place.number: taken for place, taken in self._buffer.records.items() if place.topic == topic}
             try:
-                self._append(topic, records, read, available_us)
+                self._append(topic, records, read)
             except ArchiveMovedError as error:
                 metrics.archive_conflicts.inc()
                 raise StateLost(str(error)) from error
@@ -127,14 +120,8 @@ class ArchivePipeline(Pipeline[None, Batch]):
             metrics.archive_expired.labels(topic).inc(done.expired_snapshots)
             metrics.archive_deleted.labels(topic).inc(done.deleted_files)
 
-    def _append(
-        self,
-        topic: str,
-        records: Mapping[int, list[Record]],
-        read: Mapping[int, tuple[int, int]],
-        available_us: int,
-    ) -> None:
-        rows = self._rows(topic, records, available_us)
+    def _append(self, topic: str, records: Mapping[int, list[Record]], read: Mapping[int, tuple[int, int]]) -> None:
+        rows = self._rows(topic, records)
         if rows.refused:
             metrics.archive_refused.labels(topic).inc(len(rows.refused))
         columns = columns_of(topic, self._catalogue.streams)
@@ -144,10 +131,10 @@ class ArchivePipeline(Pipeline[None, Batch]):
         metrics.archive_rows.labels(topic).inc(len(rows))
         metrics.archive_commits.labels(topic).inc()
 
-    def _rows(self, topic: str, records: Mapping[int, list[Record]], available_us: int) -> Rows:
+    def _rows(self, topic: str, records: Mapping[int, list[Record]]) -> Rows:
         if topic == PREDICTIONS_TOPIC:
-            return prediction_rows(records, available_us)
+            return prediction_rows(records)
         if topic == OUTCOMES_TOPIC:
-            return outcome_rows(records, available_us)
+            return outcome_rows(records)
         stream = next(s for name, s in self._catalogue.streams.items() if events_topic(name) == topic)
-        return event_rows(stream, records, available_us)
+        return event_rows(stream, records)

@@ -20,7 +20,6 @@ from tidemill_runtime.redis_client import Client, redis_client
 from tidemill_runtime.settings import KafkaSettings
 from tidemill_runtime.stream import StreamRunner
 
-from tidemill_feature import clock
 from tidemill_feature.adapters.builder import Builder, History, LaterHistory
 from tidemill_feature.adapters.cluster_store import ring_store
 from tidemill_feature.adapters.definition_feed import DefinitionFeed
@@ -148,19 +147,13 @@ def _history(settings: Settings) -> History:
 
 @asynccontextmanager
 async def open_offline(settings: Settings, health: Health, definitions: Definitions) -> AsyncIterator[Role]:
-    """Open the offline consumer, with the clock that says when a row became available."""
+    """Open the offline consumer."""
     # pyiceberg and pyarrow cost 80 MB: they are loaded only where the role is on.
     archive = import_module("tidemill_feature.adapters.archive")
-    clocks = clock.Clocks()
-
-    def on_clock(record: Record) -> None:
-        clocks.fold(record.value)
-
     pipeline = archive.ArchivePipeline(
         settings.postgres.url(),
         str(settings.warehouse),
         definitions.catalogue,
-        clocks.now_us,
         archive.Limits(
             settings.archive_buffer_bytes,
             settings.upkeep_every_s,
@@ -183,10 +176,7 @@ async def open_offline(settings: Settings, health: Health, definitions: Definiti
         ),
         health=health,
     )
-    async with (
-        running(TopicFollower(settings.kafka, clock.TOPIC, on_clock, fetch_wait_ms=_OFFLINE_WAIT_MS)),
-        _measured(settings, definitions, runner),
-    ):
+    async with _measured(settings, definitions, runner):
         yield Role("offline", runner, lambda: archive.archived_topics(definitions.catalogue))
 
 
