@@ -175,6 +175,7 @@ def calls(shared: Any) -> list[tuple[Any, Any, Reason]]:
         (runs.GetRun, training.GetRunRequest(run_id="none"), Reason.UNKNOWN_ENTITY),
         (runs.GetRun, training.GetRunRequest(run_id="a\0b"), Reason.BAD_UTF8),
         (runs.SubmitRun, training.SubmitRunRequest(pipeline=PIPELINE), Reason.MISSING_FIELD),
+        (runs.SubmitRun, training.SubmitRunRequest(pipeline="nothing", reason="test"), Reason.UNKNOWN_PIPELINE),
         (runs.SubmitRun, training.SubmitRunRequest(pipeline=PIPELINE, reason="x" * 600), Reason.OVERSIZED),
     ]
 

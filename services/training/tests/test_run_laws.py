@@ -10,7 +10,10 @@ from typing import Any
 import asyncpg
 import grpc
 import pytest
+from tidemill_contracts.reasons import Reason
 from tidemill_contracts.training.v1 import training_pb2 as training
+from tidemill_runtime.errors import Poison
+from tidemill_runtime.rpc_errors import from_rpc
 from tidemill_testkit.eventually import aeventually
 from tidemill_testkit.orphans import dying_with_us
 
@@ -192,6 +195,32 @@ async def test_an_operator_submits_watches_and_cancels(world: World) -> None:
         assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
     assert len(world.registry.runs) == 1
     assert [run.status for run in world.registry.runs.values()] == ["cancelled"]
+
+
+async def test_a_run_of_a_pipeline_that_nobody_registered_is_refused_by_that_name(world: World) -> None:
+    named, unnamed = (
+        training.SubmitRunRequest(reason="why", event_time=world.at),
+        training.SubmitRunRequest(reason="why"),
+    )
+    async with world.service(), world.client() as client:
+
+        async def refused(asked: training.SubmitRunRequest, pipeline: str) -> grpc.aio.AioRpcError:
+            asked.pipeline = pipeline
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await client.SubmitRun(asked, metadata=ACTOR, wait_for_ready=True)
+            return caught.value
+
+        for asked in (named, unnamed):
+            unknown = from_rpc(await refused(asked, "nothing"))
+            assert isinstance(unknown, Poison)
+            assert unknown.reason is Reason.UNKNOWN_PIPELINE
+        # What is missing of a registered one is the time: its clock does not run yet.
+        missing = from_rpc(await refused(unnamed, world.pipeline))
+        assert isinstance(missing, Poison)
+        assert (missing.reason, missing.field) == (Reason.MISSING_FIELD, "event_time")
+        world.registry.away = True
+        assert (await refused(unnamed, "nothing")).code() is grpc.StatusCode.UNAVAILABLE
+    assert not world.registry.runs
 
 
 async def _has(client: Any, run_id: str) -> bool:

@@ -55,7 +55,7 @@ async def open_service(
         health.require_ready("producer", producer.fault)
 
         server = GrpcServer(settings.grpc, health, hop_delay_ms=settings.test_hop_delay_ms, seed=settings.test_seed)
-        servicer = TrainingServicer(settings.kafka, producer, ledger, feed, _now_us)
+        servicer = TrainingServicer(parts, producer)
         server.add(add_TrainingServiceServicer_to_server, servicer)
         stage = RunsStage(agents, ledger, feed, producer)
         server.add(add_ProgressServiceServicer_to_server, ProgressServicer({"runs": stage}))

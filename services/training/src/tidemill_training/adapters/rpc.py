@@ -1,6 +1,6 @@
 """TrainingService: an operator's requests go by the topic like everybody's; runs are answered from the ledger."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from uuid import uuid4
 
 import grpc
@@ -11,11 +11,9 @@ from tidemill_contracts.training.v1 import training_pb2_grpc as services
 from tidemill_runtime.actor import require_actor
 from tidemill_runtime.errors import Poison
 from tidemill_runtime.producer import Outgoing, Producer
-from tidemill_runtime.settings import KafkaSettings
 
-from tidemill_training.adapters.ledger import Ledger
+from tidemill_training.adapters.executor import Parts
 from tidemill_training.adapters.positions import latest_clock
-from tidemill_training.adapters.run_feed import RunFeed
 from tidemill_training.requests import TOPIC, operator_request, timed
 from tidemill_training.run_records import ENDINGS
 
@@ -28,22 +26,22 @@ _WATCH_EVERY_S = 1.0
 class TrainingServicer(services.TrainingServiceServicer):
     """Answers TrainingService."""
 
-    def __init__(
-        self, kafka: KafkaSettings, producer: Producer, ledger: Ledger, feed: RunFeed, clock: Callable[[], int]
-    ) -> None:
-        self._kafka = kafka
+    def __init__(self, parts: Parts, producer: Producer) -> None:
+        self._parts = parts
         self._producer = producer
-        self._ledger = ledger
-        self._feed = feed
-        self._clock = clock
+        self._ledger = parts.ledger
+        self._feed = parts.feed
 
     async def SubmitRun(  # noqa: N802 -- the wire's name
         self, request: messages.SubmitRunRequest, context: Context
     ) -> messages.SubmitRunResponse:
         actor = require_actor(context)
         asked = operator_request(request, key=request.idempotency_key or str(uuid4()), actor=actor)
-        clock = await latest_clock(self._kafka, asked.pipeline)
-        complete = timed(asked, clock, self._clock())
+        clock = await latest_clock(self._parts.settings.kafka, asked.pipeline)
+        if clock is None:
+            # Whose clock runs is registered; of another it is not the time that is missing.
+            await self._parts.registry.definition(asked.pipeline)
+        complete = timed(asked, clock, self._parts.clock())
         headers = [("content-type", b"application/json")]
         await self._producer.send(Outgoing(TOPIC, to_json(complete), complete.pipeline.encode(), headers))
         return messages.SubmitRunResponse(request_id=complete.request_id)
