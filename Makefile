@@ -16,8 +16,19 @@ SERVICES := ingestion feature training registry serving monitoring
 PACKAGES := tidemill $(addprefix tidemill_,$(filter-out sdk,$(LIBS)) $(SERVICES))
 MANIFESTS := pyproject.toml uv.lock $(wildcard libs/*/pyproject.toml services/*/pyproject.toml)
 WITHOUT_SERVERS := not servers and not e2e
+WITH_SERVERS := servers and not e2e
 
-.PHONY: help install gen lint types imports protos unit check servers e2e members test demo bench chaos up down clean
+# Folders whose tests share one set of servers; each starts its own, so that any number of them run side by side.
+SERVER_TESTS := $(addprefix servers/,$(addprefix services/,feature monitoring training serving registry ingestion) libs tests)
+E2E_TESTS := e2e/loop e2e/stack
+# Folders that hold scripts beside their tests, and import them as the scripts do.
+SCRIPTED := tests/chaos tests/bench
+# How many parts of `make test` run at a time: on two cores one more than cores, since most of them wait for servers.
+JOBS ?= 3
+AT_ONCE = $(MAKE) --no-print-directory --jobs=$(JOBS) $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+
+.PHONY: help install gen lint types imports protos unit check servers e2e members test demo bench chaos up down clean \
+	unit/tests $(SERVER_TESTS) $(E2E_TESTS)
 
 help: ## List every target with what it does.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -42,11 +53,12 @@ gen: $(SYNCED) ## Generate the code of the contracts, the reference of settings 
 lint: $(SYNCED)
 	$(RUN) ruff check .
 
-# Test modules of different members share names, so each folder is checked by itself.
+# Test modules of different members share names, so their folders tell them apart.
 types: $(SYNCED)
 	$(RUN) mypy $(addprefix -p ,$(PACKAGES))
-	@for folder in $(sort $(dir $(wildcard libs/*/tests/*.py services/*/tests/*.py tests/*/*.py))); do \
-		echo "mypy $$folder"; $(RUN) mypy "$$folder" || exit 1; done
+	$(RUN) mypy --explicit-package-bases \
+		$(filter-out $(SCRIPTED),$(patsubst %/,%,$(sort $(dir $(wildcard libs/*/tests/*.py services/*/tests/*.py tests/*/*.py)))))
+	@for folder in $(SCRIPTED); do $(RUN) mypy $$folder || exit 1; done
 
 imports: $(SYNCED)
 	$(RUN) lint-imports
@@ -59,18 +71,33 @@ protos: $(SYNCED)
 unit: $(SYNCED)
 	$(RUN) pytest -q -m '$(WITHOUT_SERVERS)'
 
+# What `members` leaves of `unit`.
+unit/tests: $(SYNCED)
+	$(RUN) pytest -q -m '$(WITHOUT_SERVERS)' tests
+
 check: lint types imports protos unit ## Lint, type-check, check import rules and contracts, run the tests that need no server (under a minute).
 
 servers: $(SYNCED) ## Run the tests that need the real Kafka, Redis and PostgreSQL; they are started for it.
-	$(RUN) pytest -q -m 'servers and not e2e'
+	@$(AT_ONCE) $(SERVER_TESTS)
+
+$(SERVER_TESTS): servers/%: $(SYNCED)
+	$(RUN) pytest -q -m '$(WITH_SERVERS)' $*
 
 e2e: $(SYNCED) ## Run the tests that drive the six services as separate processes.
-	$(RUN) pytest -q -m e2e
+	@$(AT_ONCE) $(E2E_TESTS)
+
+e2e/loop: $(SYNCED)
+	$(RUN) pytest -q -m e2e tests/e2e/test_loop.py
+
+e2e/stack: $(SYNCED)
+	$(RUN) pytest -q -m e2e --ignore tests/e2e/test_loop.py
 
 members: $(SYNCED) ## Run each member's tests alone, in an environment with only what it declares.
 	$(RUN) python .ci/members.py $(UV)
 
-test: check members servers e2e ## Run everything CI runs.
+# The longest first; the members' tests without servers run once, each in its own environment.
+test: $(SYNCED) ## Run everything CI runs, JOBS parts at a time.
+	@$(AT_ONCE) $(E2E_TESTS) members $(SERVER_TESTS) types unit/tests lint imports protos
 
 demo: $(SYNCED) ## Watch a year of real flights go through the whole loop, in a few minutes.
 	$(RUN) tidemill demo
