@@ -10,6 +10,7 @@ from redis.crc import key_slot
 from redis.exceptions import MovedError
 from tidemill_feature.adapters.cluster_store import ClusterStore, ring_store
 from tidemill_feature.adapters.redis_store import Move
+from tidemill_feature.adapters.view_book import ViewBook
 from tidemill_features.layout import Checkpoint
 from tidemill_runtime.errors import Retryable, StateLost
 from tidemill_runtime.positions import Partition
@@ -201,4 +202,25 @@ async def test_keys_are_found_while_their_slot_moves(cluster: Any, keys: list[by
         clients[target].delete(*keys[:2])
         for client in clients:
             client.cluster("setslot", slot, "node", names[source])
+        redis_cluster.settled()
+
+
+async def test_who_begins_while_the_node_that_it_knows_is_away_waits_for_it(
+    redis_cluster: Any, redis_namespace: str
+) -> None:
+    node = redis_cluster.nodes[0]
+    node.kill()
+    try:
+        async with redis_client(RedisSettings(url=redis_cluster.url, cluster=True, timeout_s=2)) as client:
+            store, book = ring_store(client, redis_namespace, "g"), ViewBook(client, redis_namespace, "g")
+            for asked in (lambda: store.watch([HERE]), store.run_id, book.read):
+                with pytest.raises(Retryable):
+                    await asked()
+            node.start()
+            redis_cluster.settled()
+            assert await store.watch([HERE]) == {HERE: None}
+            assert not (await book.read()).versions
+            await store.close()
+    finally:
+        node.start()
         redis_cluster.settled()

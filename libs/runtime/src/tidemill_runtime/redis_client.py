@@ -1,8 +1,8 @@
 """Redis, alone or as a cluster: a client from the settings, and many keys in one trip per node."""
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from itertools import chain
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
@@ -23,11 +23,15 @@ _HELD_BY_OTHERS = 4
 _gates: WeakKeyDictionary[Any, asyncio.Semaphore] = WeakKeyDictionary()
 
 
-def redis_client(settings: RedisSettings) -> Client:
-    """Return a client, to be used in an `async with`; it connects there, or at the first command."""
-    if settings.cluster:
-        return RedisCluster.from_url(**settings.client_kwargs())
-    return Redis.from_url(**settings.client_kwargs())
+@asynccontextmanager
+async def redis_client(settings: RedisSettings) -> AsyncIterator[Client]:
+    """Lend a client, which connects at the first command: who begins while Redis is away waits as everybody does."""
+    kind: Any = RedisCluster if settings.cluster else Redis
+    client: Client = kind.from_url(**settings.client_kwargs())
+    try:
+        yield client
+    finally:
+        await client.aclose()
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from tidemill_testkit.eventually import eventually
 from tidemill_testkit.orphans import dying_with_us
 
+LOOPBACK = "127.0.0.1"
 SLOTS = 16_384
 # A node's bus listens this far above its port.
 BUS = 10_000
@@ -25,19 +26,7 @@ class ClusterNode:
     def __init__(self, server: Path, folder: Path, port: int) -> None:
         self.port = port
         self._folder = folder
-        options = {
-            "port": port,
-            "bind": "127.0.0.1",
-            "dir": folder,
-            "cluster-enabled": "yes",
-            "cluster-config-file": "nodes.conf",
-            "cluster-node-timeout": 2_000,
-            # A test takes a node away and looks at the others.
-            "cluster-require-full-coverage": "no",
-            "appendonly": "no",
-            "save": '""',
-            "maxmemory-policy": "noeviction",
-        }
+        options = {**node_options(port, folder), "appendonly": "no", "save": '""'}
         folder.mkdir(parents=True, exist_ok=True)
         config = folder / "redis.conf"
         config.write_text("".join(f"{name} {value}\n" for name, value in options.items()))
@@ -45,7 +34,9 @@ class ClusterNode:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the process and wait until it answers."""
+        """Start the process, if it does not run, and wait until it answers."""
+        if self._process is not None:
+            return
         with (self._folder / "redis.log").open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own arguments
                 self._command,
@@ -64,7 +55,7 @@ class ClusterNode:
 
     def client(self) -> Any:
         """Return a client of this node alone."""
-        return importlib.import_module("redis").Redis(host="127.0.0.1", port=self.port, socket_timeout=5)
+        return _client(self.port)
 
 
 class RedisNodes:
@@ -72,18 +63,13 @@ class RedisNodes:
 
     def __init__(self, nodes: list[ClusterNode]) -> None:
         self.nodes = nodes
-        self.url = f"redis://127.0.0.1:{nodes[0].port}/0"
+        self.url = f"redis://{LOOPBACK}:{nodes[0].port}/0"
 
     def settled(self) -> None:
         """Wait until every node serves the whole cluster."""
 
-        def whole() -> bool:
-            infos = [node.client().cluster("info") for node in self.nodes]
-            return all(
-                info["cluster_state"] == "ok" and info["cluster_slots_ok"] == str(SLOTS) for info in infos
-            ) and all(info["cluster_known_nodes"] == str(len(self.nodes)) for info in infos)
-
-        eventually(whole, START_S, claim="the cluster is whole")
+        ports = [node.port for node in self.nodes]
+        eventually(lambda: is_whole(ports), START_S, claim="the cluster is whole")
 
     def flush(self) -> None:
         """Empty all nodes."""
@@ -95,17 +81,11 @@ class RedisNodes:
 def running_cluster(folder: Path, count: int = 3) -> Iterator[RedisNodes]:
     """Start a cluster of primaries with the slots shared out in order; everything ends with the context."""
     server = importlib.import_module("tidemill.stack.wheels").redis_server()
-    nodes = [ClusterNode(server, folder / str(number), _port()) for number in range(count)]
+    nodes = [ClusterNode(server, folder / str(number), free_port()) for number in range(count)]
     try:
         for node in nodes:
             node.start()
-        for number, node in enumerate(nodes):
-            client = node.client()
-            first, last = number * SLOTS // count, (number + 1) * SLOTS // count
-            client.execute_command("CLUSTER", "ADDSLOTS", *range(first, last))
-            client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-        for node in nodes[1:]:
-            nodes[0].client().execute_command("CLUSTER", "MEET", "127.0.0.1", node.port)
+        join([node.port for node in nodes])
         cluster = RedisNodes(nodes)
         cluster.settled()
         yield cluster
@@ -114,18 +94,58 @@ def running_cluster(folder: Path, count: int = 3) -> Iterator[RedisNodes]:
             node.kill()
 
 
-def _port() -> int:
+def node_options(port: int, folder: Path) -> dict[str, Any]:
+    """Return what makes a Redis a node of a cluster."""
+    return {
+        "port": port,
+        "bind": LOOPBACK,
+        "dir": folder,
+        "cluster-enabled": "yes",
+        "cluster-config-file": "nodes.conf",
+        "cluster-node-timeout": 2_000,
+        # A test takes a node away and looks at the others.
+        "cluster-require-full-coverage": "no",
+        "maxmemory-policy": "noeviction",
+    }
+
+
+def join(ports: Sequence[int]) -> None:
+    """Make a cluster of fresh nodes, all of them primaries, with the slots shared out in order."""
+    for number, port in enumerate(ports):
+        client = _client(port)
+        first, last = number * SLOTS // len(ports), (number + 1) * SLOTS // len(ports)
+        client.execute_command("CLUSTER", "ADDSLOTS", *range(first, last))
+        client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+    for port in ports[1:]:
+        _client(ports[0]).execute_command("CLUSTER", "MEET", LOOPBACK, port)
+
+
+def is_whole(ports: Sequence[int]) -> bool:
+    """Say whether every node serves the whole cluster."""
+    infos = [_client(port).cluster("info") for port in ports]
+    return all(
+        (info["cluster_state"], info["cluster_slots_ok"]) == ("ok", str(SLOTS))
+        and info["cluster_known_nodes"] == str(len(ports))
+        for info in infos
+    )
+
+
+def free_port() -> int:
     """Return a free port whose bus is free too."""
     deadline_s = time.monotonic() + START_S
     while time.monotonic() < deadline_s:
         with socket.socket() as listening, socket.socket() as bus:
-            listening.bind(("127.0.0.1", 0))
+            listening.bind((LOOPBACK, 0))
             port = int(listening.getsockname()[1])
             if port + BUS > 65_535:
                 continue
             try:
-                bus.bind(("127.0.0.1", port + BUS))
+                bus.bind((LOOPBACK, port + BUS))
             except OSError:
                 continue
             return port
     raise RuntimeError("no free pair of ports")
+
+
+def _client(port: int) -> Any:
+    return importlib.import_module("redis").Redis(host=LOOPBACK, port=port, socket_timeout=5)

@@ -33,7 +33,7 @@ from redis.exceptions import (
 from tidemill_features.layout import Checkpoint, LayoutError, checkpoint_key
 from tidemill_runtime.errors import Fatal, Retryable
 from tidemill_runtime.positions import Partition
-from tidemill_runtime.redis_client import fetch_many, packed
+from tidemill_runtime.redis_client import as_outage, fetch_many, packed
 
 
 class Move(NamedTuple):
@@ -60,7 +60,8 @@ _PASSING = (
 def translated() -> Iterator[None]:
     """Turn the library's errors into the runtime's: an outage or a full store is waited out, all else is fatal."""
     try:
-        yield
+        with as_outage():
+            yield
     except _PASSING as error:
         raise Retryable(f"Redis: {error}") from error
     except LayoutError as error:
