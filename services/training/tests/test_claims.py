@@ -1,5 +1,6 @@
 """Locks of PostgreSQL on runs: one holder, and none lost for good when the server goes away."""
 
+import asyncio
 from typing import Any
 
 import asyncpg
@@ -43,3 +44,12 @@ async def test_a_closed_connection_costs_a_claim_and_no_more(database: str) -> N
             return await taken(claims, "a") is True
 
         await aeventually(again, 20, claim="the cause can be claimed again")
+
+
+async def test_connections_that_broke_unnoticed_by_their_pool_do_not_use_it_up(database: str) -> None:
+    async with asyncpg.create_pool(database, min_size=1, max_size=1) as pool, open_claims(pool) as claims:
+        assert await taken(claims, "a")
+        # What the driver does where what it reads cannot be: it says nothing to the pool.
+        claims._connection._protocol.abort()
+        async with asyncio.timeout(10):
+            assert await taken(claims, "a")

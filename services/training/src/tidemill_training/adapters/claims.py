@@ -40,9 +40,9 @@ class Claims:
                 await self._release(cause_key)
 
     async def close(self) -> None:
-        """Give the connection back, its locks with it."""
+        """Give the connection back, its locks with it; also a broken one: not always does the pool notice by itself."""
         connection, self._connection = self._connection, None
-        if _usable(connection):
+        if connection is not None:
             async with translated():
                 await self._pool.release(connection)
 
@@ -59,6 +59,7 @@ class Claims:
     async def _lock(self, cause_key: str) -> bool:
         async with translated():
             if not _usable(self._connection):
+                await self.close()
                 self._connection = await self._pool.acquire()
                 for held in self._held:
                     await self._ask(held)
