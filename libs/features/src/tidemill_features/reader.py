@@ -3,10 +3,11 @@
     request = reader.request([Lookup("origin", [("JFK",), ("LGA",)])])
     result = reader.values(request, await redis.mget(request.keys), as_of_us)
 
-All entities of a view are merged at once. Buckets merge in the order of (bucket, partition), floats strictly so.
+All entities of a view are merged at once, and with them those of every view of the same shape. Buckets merge in the
+order of (bucket, partition), floats strictly so.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -57,6 +58,12 @@ class ViewRequest:
     row_of: Ints
     first_key: int
 
+    def shards(self, raws: Sequence[bytes | None], ring: int) -> Sequence[bytes | None]:
+        """Return those of the fetched bytes that are the shards of one of the view's rings."""
+        size = self.entities * self.reader.plan.partitions
+        first = self.first_key + ring * size
+        return raws[first : first + size]
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -93,18 +100,51 @@ class Result:
     moved: bool = False
 
 
+class Merger:
+    """Merges entities of views of one shape, which differ in nothing but names and in what was folded into them."""
+
+    def __init__(self, plan: ViewPlan) -> None:
+        self._max_age_us = plan.max_age_us
+        self._features = len(plan.features)
+        self._rings: list[tuple[RingReader, list[int]]] = []
+        for index, ring in enumerate(plan.rings):
+            places = [place for place, feature in enumerate(plan.features) if feature.ring == index]
+            reader = RingReader(ring, [plan.features[place] for place in places], plan.partitions)
+            self._rings.append((reader, places))
+
+    @staticmethod
+    def shape(plan: ViewPlan) -> Hashable:
+        """Return what is equal for views that one merger serves."""
+        features = tuple(replace(feature, name="") for feature in plan.features)
+        return plan.partitions, plan.max_age_us, plan.rings, features
+
+    def values(
+        self, views: Sequence[ViewRequest], raws: Sequence[bytes | None], as_of_us: int
+    ) -> tuple[list[FeatureValues], Bools]:
+        """Return the features of all entities of some look-ups, one behind the other. Raises `LayoutError`."""
+        found: dict[int, FeatureValues] = {}
+        excluded = np.zeros(0, np.bool_)
+        for index, (ring, places) in enumerate(self._rings):
+            shards = ring.shards([raw for view in views for raw in view.shards(raws, index)])
+            if index == 0:
+                # Every ring of a view takes in the same events, so that the first one's headers speak for all.
+                newest_us = shards.newest_us()
+                entity = Known(newest_us, shards.found(), as_of_us, self._max_age_us)
+                excluded = newest_us > as_of_us
+            for place, feature, merged in zip(places, ring.features, ring.merge(shards, as_of_us), strict=True):
+                found[place] = finalise(feature, merged, entity, as_of_us)
+        return [found[place] for place in range(self._features)], excluded
+
+
 class ViewReader:
     """Reads one view."""
 
-    def __init__(self, plan: ViewPlan, project: str = DEFAULT_PROJECT) -> None:
+    def __init__(self, plan: ViewPlan, merger: Merger, project: str = DEFAULT_PROJECT) -> None:
         self.plan = plan
+        self.merger = merger
         self.build = build_id(plan.hash, plan.build)
         self._prefix = shard_prefix(project, plan.hash, plan.build)
         self._suffixes = [[shard_suffix(ring, p) for p in range(plan.partitions)] for ring in plan.rings]
-        self._rings = [
-            RingReader(ring, [feature for feature in plan.features if feature.ring == index], plan.partitions)
-            for index, ring in enumerate(plan.rings)
-        ]
 
     def request(self, keys: Iterable[Sequence[EntityValue]], into: list[bytes]) -> ViewRequest:
         """Append to `into` the keys of every shard wanted, ring by ring, within it entity by entity."""
@@ -126,35 +166,34 @@ class ViewReader:
         row_of = np.array(rows, np.int64)
         return ViewRequest(self, len(heads), row_of, first)
 
-    def values(self, request: ViewRequest, raws: Sequence[bytes | None], as_of_us: int) -> ViewValues:
-        """Return the features of every row of a lookup. Raises `LayoutError`."""
-        plan, size = self.plan, request.entities * self.plan.partitions
-        features: dict[str, FeatureValues] = {}
-        excluded = np.zeros(request.entities, np.bool_)
-        for index, ring in enumerate(self._rings):
-            first = request.first_key + index * size
-            shards = ring.shards(raws[first : first + size])
-            if index == 0:
-                # Every ring of a view takes in the same events, so that the first one's headers speak for all.
-                newest_us = shards.newest_us()
-                entity = Known(newest_us, shards.found(), as_of_us, plan.max_age_us)
-                excluded = newest_us > as_of_us
-            for feature, merged in zip(ring.features, ring.merge(shards, as_of_us), strict=True):
-                features[feature.name] = finalise(feature, merged, entity, as_of_us)
-        ordered = [features[feature.name] for feature in plan.features]
-        rows = request.row_of
+    def values(
+        self, request: ViewRequest, features: Sequence[FeatureValues], excluded: Bools, first: int
+    ) -> ViewValues:
+        """Return the features of a look-up's rows; its entities begin at `first` of those that were merged."""
+        plan, rows = self.plan, request.row_of
         if len(rows) == request.entities:
-            return ViewValues(plan.name, plan.hash, ordered, excluded)
+            part = slice(first, first + request.entities)
+            cut = [_cut(feature, known.name, part) for feature, known in zip(features, plan.features, strict=True)]
+            return ViewValues(plan.name, plan.hash, cut, excluded[part])
         null_key = rows < 0
-        spread = [_spread(feature, rows, null_key) for feature in ordered]
+        rows = np.where(null_key, 0, rows + first)
+        spread = [
+            _spread(feature, known.name, rows, null_key) for feature, known in zip(features, plan.features, strict=True)
+        ]
         return ViewValues(plan.name, plan.hash, spread, _take(excluded, rows, null_key, False))
 
 
-def _spread(feature: FeatureValues, rows: Ints, null_key: Bools) -> FeatureValues:
+def _cut(feature: FeatureValues, name: str, part: slice) -> FeatureValues:
+    return FeatureValues(
+        name, feature.type, feature.counts, feature.values[part], feature.status[part], feature.event_us[part]
+    )
+
+
+def _spread(feature: FeatureValues, name: str, rows: Ints, null_key: Bools) -> FeatureValues:
     """Give each row its entity's value; NOT_FOUND where the key is null."""
     nothing = {"O": None, "f": np.nan}.get(feature.values.dtype.kind, 0)
     return FeatureValues(
-        feature.name,
+        name,
         feature.type,
         feature.counts,
         _take(feature.values, rows, null_key, nothing),
@@ -170,6 +209,21 @@ def _take(values: Any, rows: Ints, null_key: Bools, nothing: Any) -> Any:
     if null_key.any():
         taken[null_key] = nothing
     return taken
+
+
+def _merged(views: Sequence[ViewRequest], raws: Sequence[bytes | None], as_of_us: int) -> list[ViewValues]:
+    """Return the values of look-ups in their order, those of one shape merged together. Raises `LayoutError`."""
+    alike: dict[Merger, list[ViewRequest]] = {}
+    for view in views:
+        alike.setdefault(view.reader.merger, []).append(view)
+    found: dict[int, ViewValues] = {}
+    for merger, members in alike.items():
+        features, excluded = merger.values(members, raws, as_of_us)
+        first = 0
+        for view in members:
+            found[id(view)] = view.reader.values(view, features, excluded, first)
+            first += view.entities
+    return [found[id(view)] for view in views]
 
 
 class Reader:
@@ -189,7 +243,8 @@ class Reader:
             self._versions.setdefault(plan.name, []).append(plan)
         newest = [versions[-1] for versions in self._versions.values()]
         self._partitions = {plan.stream: plan.partitions for plan in newest}
-        self.views = {plan.name: ViewReader(plan, project) for plan in newest}
+        self._mergers: dict[Hashable, Merger] = {}
+        self.views = {plan.name: self._view(plan) for plan in newest}
         # What the checkpoints said when it was last chosen what to read.
         self._followed: tuple[Any, Any] = ({}, {})
         self._lay_out()
@@ -203,7 +258,7 @@ class Reader:
 
     def values(self, request: Request, raws: Sequence[bytes | None], as_of_us: int) -> Result:
         """Return the values of all lookups as of one instant, from the fetched bytes. Raises `LayoutError`."""
-        views = [view.reader.values(view, raws, as_of_us) for view in request.views]
+        views = _merged(request.views, raws, as_of_us)
         stored = raws[len(raws) - len(request.places) :]
         checkpoints = {
             place: Checkpoint.unpack(raw) for place, raw in zip(request.places, stored, strict=True) if raw is not None
@@ -214,6 +269,12 @@ class Reader:
         read = self.views | {view.reader.plan.name: view.reader for view in request.views}
         unready = [name for name, reader in read.items() if not _is_ready(reader, covered)]
         return Result(views, positions, unready, self._follow(checkpoints, covered))
+
+    def _view(self, plan: ViewPlan) -> ViewReader:
+        shape = Merger.shape(plan)
+        if shape not in self._mergers:
+            self._mergers[shape] = Merger(plan)
+        return ViewReader(plan, self._mergers[shape], self._project)
 
     def _lay_out(self) -> None:
         """List the checkpoints that every request fetches."""
@@ -239,7 +300,7 @@ class Reader:
             chosen = _newest(versions, covered.get(events_topic(current.stream), frozenset())) or current
             plan = replace(chosen, partitions=partitions[chosen.stream])
             if plan != current:
-                self.views[name] = ViewReader(plan, self._project)
+                self.views[name] = self._view(plan)
                 moved = True
         return moved
 
