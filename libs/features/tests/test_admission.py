@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_features.admission import Admission, Rules, duplicate_mask, late_mask, newest_so_far
 
-WINDOW_US, LATENESS_US = 10, 4
-RULES = Rules(WINDOW_US, LATENESS_US, definition.LATE_POLICY_DROP)
+WINDOW_US, LATENESS_US, REACH = 10, 4, 12
+RULES = Rules(WINDOW_US, LATENESS_US, definition.LATE_POLICY_DROP, REACH)
 Record = tuple[int, str]
 
 
@@ -42,15 +42,37 @@ def test_a_repeat_within_one_batch_is_a_duplicate() -> None:
     assert judge([(5, "a"), (5, "a"), (5, "a")])[0] == [False, True, True]
 
 
+@pytest.mark.parametrize(("apart", "duplicate"), [(REACH - 1, True), (REACH, True), (REACH + 1, False)])
+def test_an_identity_is_remembered_for_so_many_offsets_and_no_more(apart: int, duplicate: bool) -> None:
+    between = [(100, f"other-{place}") for place in range(apart - 1)]
+    assert judge([(100, "a"), *between, (100, "a")])[0][-1] is duplicate
+
+
+def test_offsets_that_no_event_has_count_too() -> None:
+    # Watermarks and poison lie between: how many, the offsets alone say.
+    admitted = Admission(RULES).admit([0, REACH, 2 * REACH + 1], np.full(3, 100), ["a", "a", "a"])
+    assert admitted.duplicate.tolist() == [False, True, False]
+
+
+def test_memory_is_bounded_by_offsets_whatever_the_window_and_what_is_cut_short_is_counted() -> None:
+    admission = Admission(Rules(10**15, 10**15, definition.LATE_POLICY_DROP, REACH))
+    for first in range(0, 1000, 5):
+        admission.admit(range(first, first + 5), np.full(5, 100), [f"id-{first + place}" for place in range(5)])
+    assert admission.identities <= REACH + 5
+    assert admission.low_offset(1000) >= 1000 - REACH - 5
+    assert admission.cut_short == 1000 - admission.identities
+
+
 def test_what_is_outside_the_window_is_forgotten() -> None:
     admission = Admission(RULES)
     for step in range(1000):
         admission.admit([step], np.array([step * 5]), [f"id-{step}"])
     assert admission.identities <= 4
+    assert admission.cut_short == 0
     assert admission.low_offset(1000) >= 996
 
 
-RECORDS = st.lists(st.tuples(st.integers(0, 40), st.sampled_from("abc")), max_size=25)
+RECORDS = st.lists(st.tuples(st.integers(0, 40), st.sampled_from("abcdefgh")), max_size=40)
 
 
 @given(records=RECORDS, cuts=st.lists(st.integers(0, 25), max_size=4), restart=st.integers(0, 25))
@@ -81,5 +103,5 @@ def test_a_whole_log_at_once_gives_the_same_verdicts(records: list[Record]) -> N
     times = np.array([time for time, _ in records], np.int64)
     codes = np.array([ord(identity) for _, identity in records], np.int64)
     before = newest_so_far(times)
-    duplicate = duplicate_mask(codes, times, before, WINDOW_US).tolist()
+    duplicate = duplicate_mask(codes, np.arange(len(records)), times, before, RULES).tolist()
     assert (duplicate, late_mask(times, before, LATENESS_US).tolist()) == judge(records)

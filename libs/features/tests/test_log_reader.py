@@ -155,7 +155,7 @@ def whole(log: Log, described: definition.Stream, names: list[str], limits: dict
     columns = Log(rows).columns()
     partition, offset, event_us = (np.array(columns[n], np.int64) for n in ("_partition", "_offset", "_event_us"))
     codes = np.array([sorted(set(columns["_identity"])).index(name) for name in columns["_identity"]], np.int64)
-    counts = counting(partition, codes, event_us, rules_of(described))
+    counts = counting(partition, offset, codes, event_us, rules_of(described))
     fields = {name: column_of(columns[name], kind) for name, kind in KINDS.items() if name in names}
     first_us = min((row["_available_us"] for row in log.rows), default=0)
     arrival = Arrival(np.array(columns["_available_us"], np.int64), first_us)

@@ -141,9 +141,9 @@ def test_what_counts_is_what_the_online_role_would_fold() -> None:
     event_us = np.array([0, 100, 100, 10, 101]) * 1_000_000
     identity = np.array([0, 1, 1, 2, 3])
     rules = Rules(60_000_000, 60_000_000, definition.LATE_POLICY_DROP)
-    assert counting(partition, identity, event_us, rules).tolist() == [True, True, False, False, True]
+    assert counting(partition, np.arange(5), identity, event_us, rules).tolist() == [True, True, False, False, True]
     corrected = Rules(60_000_000, 60_000_000, definition.LATE_POLICY_CORRECT)
-    assert counting(partition, identity, event_us, corrected).tolist() == [True, True, False, True, True]
+    assert counting(partition, np.arange(5), identity, event_us, corrected).tolist() == [True, True, False, True, True]
 
 
 LIMITS = Limits(10_000_000)

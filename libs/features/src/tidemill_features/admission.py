@@ -1,7 +1,8 @@
 """Which records of a partition count: duplicates and late events, decided from the log alone so that it replays.
 
-- A record is a *duplicate* when a record at a lower offset of its partition had its identity and an event time no older
-  than the deduplication window behind the partition's newest event time so far.
+- A record is a *duplicate* when a record at a lower offset of its partition had its identity, an event time no older
+  than the deduplication window behind the partition's newest event time so far, and a place at most `DEDUP_OFFSETS`
+  before it. So much is to be remembered and no more, whatever the window and the rate.
 - An event is *late* when it lies more than the stream's lateness behind the newest event time at lower offsets.
 
 Both look at every record that is no poison and no watermark, whether it counted or not.
@@ -22,13 +23,18 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 
+# How far back in its partition's log a record is compared. An offset, so that it replays; some 70 MB of identities.
+DEDUP_OFFSETS = 262_144
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a stream's definition says about duplicates and late events."""
+    """What a stream's definition says about duplicates and late events; `dedup_offsets` is the same for all."""
 
     dedup_window_us: int
     lateness_us: int
     policy: definition.LatePolicy.ValueType
+    dedup_offsets: int = DEDUP_OFFSETS
 
     @property
     def late_counts(self) -> bool:
@@ -49,17 +55,23 @@ class Admitted(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    first_offset: int
+    offsets: Ints
+    event_us: Ints
     newest_us: int
     identities: Sequence[Hashable]
 
 
 class Admission:
-    """What one partition remembers: its newest event time, and the identities within the deduplication window."""
+    """What one partition remembers: its newest event time, and the identities within the deduplication window.
+
+    `cut_short`: identities that were forgotten within the window, since too many came after them.
+    """
 
     def __init__(self, rules: Rules, newest_us: int = EMPTY) -> None:
         self.rules = rules
         self.newest_us = newest_us
+        self.cut_short = 0
+        # The last offset of each.
         self._seen: dict[Hashable, int] = {}
         self._chunks: deque[_Chunk] = deque()
 
@@ -67,46 +79,67 @@ class Admission:
         """Judge the next records of the partition, in offset order, and remember them."""
         newest_before = newest_so_far(event_us, self.newest_us)
         late = late_mask(event_us, newest_before, self.rules.lateness_us)
-        duplicate = self._duplicates(event_us, newest_before, identities)
-        self.remember(offsets, event_us, identities)
+        places = np.asarray(offsets, np.int64)
+        duplicate = self._duplicates(places, event_us, newest_before, identities)
+        self.remember(places, event_us, identities)
         return Admitted(duplicate, late)
 
     def remember(self, offsets: Sequence[int] | Ints, event_us: Ints, identities: Sequence[Hashable]) -> None:
         """Take in records without judging them, as when the window is reread after an assignment."""
         if not len(event_us):
             return
-        newest = int(event_us.max())
-        self._seen.update(zip(identities, event_us.tolist(), strict=True))
-        self._chunks.append(_Chunk(int(offsets[0]), newest, identities))
+        newest, places = int(event_us.max()), np.asarray(offsets, np.int64)
+        self._seen.update(zip(identities, places.tolist(), strict=True))
+        self._chunks.append(_Chunk(places, event_us, newest, identities))
         self.newest_us = max(self.newest_us, newest)
-        horizon = self.newest_us - self.rules.dedup_window_us
-        while self._chunks and self._chunks[0].newest_us < horizon:
-            for identity in self._chunks.popleft().identities:
-                if self._seen.get(identity, horizon) < horizon:
-                    del self._seen[identity]
+        horizon_us, lowest = self.newest_us - self.rules.dedup_window_us, int(places[-1]) - self.rules.dedup_offsets
+        while self._chunks and (self._chunks[0].newest_us < horizon_us or self._chunks[0].offsets[-1] <= lowest):
+            self._forget(self._chunks.popleft(), horizon_us)
 
     def low_offset(self, next_offset: int) -> int:
         """Return from where the log must be reread to remember the same identities."""
-        return self._chunks[0].first_offset if self._chunks else next_offset
+        return int(self._chunks[0].offsets[0]) if self._chunks else next_offset
 
     @property
     def identities(self) -> int:
         """How many identities are remembered."""
         return len(self._seen)
 
-    def _duplicates(self, event_us: Ints, newest_before: Ints, identities: Sequence[Hashable]) -> Bools:
+    def _forget(self, chunk: _Chunk, horizon_us: int) -> None:
+        if chunk.newest_us >= horizon_us:
+            self.cut_short += int((chunk.event_us >= horizon_us).sum())
+        last = int(chunk.offsets[-1])
+        for identity in chunk.identities:
+            if self._seen.get(identity, last + 1) <= last:
+                del self._seen[identity]
+
+    def _duplicates(self, offsets: Ints, event_us: Ints, newest_before: Ints, identities: Sequence[Hashable]) -> Bools:
         duplicate = np.zeros(len(event_us), np.bool_)
         seen = self._seen
         if len(set(identities)) == len(identities) and seen.keys().isdisjoint(identities):
             return duplicate
         batch: dict[Hashable, int] = {}
-        window_us = self.rules.dedup_window_us
+        window_us, reach = self.rules.dedup_window_us, self.rules.dedup_offsets
         for index, identity in enumerate(identities):
-            previous = batch.get(identity, seen.get(identity))
-            if previous is not None and previous >= int(newest_before[index]) - window_us:
-                duplicate[index] = True
-            batch[identity] = int(event_us[index])
+            place = batch.get(identity)
+            if place is not None:
+                before, at_us = int(offsets[place]), int(event_us[place])
+            else:
+                before, at_us = self._last(identity)
+            batch[identity] = index
+            near = int(offsets[index]) - before <= reach
+            duplicate[index] = near and at_us >= int(newest_before[index]) - window_us
         return duplicate
+
+    def _last(self, identity: Hashable) -> tuple[int, int]:
+        """Return offset and event time of an identity's last record; EMPTY for one that is not remembered."""
+        offset = self._seen.get(identity)
+        if offset is None:
+            return EMPTY, EMPTY
+        for chunk in reversed(self._chunks):
+            if chunk.offsets[0] <= offset:
+                return offset, int(chunk.event_us[np.searchsorted(chunk.offsets, offset)])
+        raise AssertionError("an identity without a chunk")
 
 
 def newest_so_far(event_us: Ints, start_us: int = EMPTY) -> Ints:
@@ -125,7 +158,7 @@ def late_mask(event_us: Ints, newest_before: Ints, lateness_us: int) -> Bools:
     return event_us < newest_before - lateness_us
 
 
-def duplicate_mask(identity_codes: Ints, event_us: Ints, newest_before: Ints, window_us: int) -> Bools:
+def duplicate_mask(identity_codes: Ints, offset: Ints, event_us: Ints, newest_before: Ints, rules: Rules) -> Bools:
     """Return which records of one partition are duplicates, for a whole log at once.
 
     `identity_codes`: equal numbers for equal identities, in offset order.
@@ -135,5 +168,6 @@ def duplicate_mask(identity_codes: Ints, event_us: Ints, newest_before: Ints, wi
     repeats = np.flatnonzero(codes[1:] == codes[:-1])
     duplicate = np.zeros(len(codes), np.bool_)
     current, previous = order[repeats + 1], order[repeats]
-    duplicate[current] = event_us[previous] >= newest_before[current] - window_us
+    duplicate[current] = event_us[previous] >= newest_before[current] - rules.dedup_window_us
+    duplicate[current] &= offset[current] - offset[previous] <= rules.dedup_offsets
     return duplicate

@@ -151,7 +151,7 @@ def identity_text(identity: tuple[bytes, bytes] | int) -> str:
     return f"{source.decode('utf-8', 'replace')}\x1f{event_id.decode('utf-8', 'replace')}"
 
 
-def counting(partition: Ints, identity: Ints, event_us: Ints, rules: Rules) -> Bools:
+def counting(partition: Ints, offset: Ints, identity: Ints, event_us: Ints, rules: Rules) -> Bools:
     """Return which archived records count, as the online role decided: no duplicate, and not late unless corrected.
 
     Rows in offset order within each partition; `identity`: equal numbers for equal identities.
@@ -161,7 +161,7 @@ def counting(partition: Ints, identity: Ints, event_us: Ints, rules: Rules) -> B
         mine = np.flatnonzero(partition == number)
         times = event_us[mine]
         newest = newest_so_far(times)
-        refused = duplicate_mask(identity[mine], times, newest, rules.dedup_window_us)
+        refused = duplicate_mask(identity[mine], offset[mine], times, newest, rules)
         if not rules.late_counts:
             refused |= late_mask(times, newest, rules.lateness_us)
         counts[mine] = ~refused

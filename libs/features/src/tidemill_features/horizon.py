@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemill_features.admission import duplicate_mask, late_mask, newest_so_far
+from tidemill_features.admission import Rules, duplicate_mask, late_mask, newest_so_far
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -62,7 +62,7 @@ def not_late(log: Records, lateness_us: int) -> Bools:
     return kept
 
 
-def repeated(log: Records, rows: Ints, identity: Ints, dedup_window_us: int) -> Bools:
+def repeated(log: Records, rows: Ints, identity: Ints, rules: Rules) -> Bools:
     """Return which of some records are duplicates.
 
     `rows`: the places of all records that have one of certain identities; `identity`: a number per row for its own.
@@ -72,5 +72,5 @@ def repeated(log: Records, rows: Ints, identity: Ints, dedup_window_us: int) -> 
         whole = np.flatnonzero(log.partition == number)
         mine = np.flatnonzero(log.partition[rows] == number)
         newest = newest_so_far(log.event_us[whole])[np.searchsorted(whole, rows[mine])]
-        found[mine] = duplicate_mask(identity[mine], log.event_us[rows[mine]], newest, dedup_window_us)
+        found[mine] = duplicate_mask(identity[mine], log.offset[rows[mine]], log.event_us[rows[mine]], newest, rules)
     return found

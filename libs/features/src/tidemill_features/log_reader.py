@@ -208,7 +208,7 @@ class _Earlier:
         mine = identity.take(pa.array(places))
         same = np.flatnonzero(pc.is_in(identity, value_set=mine).to_numpy(zero_copy_only=False))
         codes = np.asarray(identity.take(pa.array(same)).dictionary_encode().indices, dtype=np.int64)
-        found = repeated(log, same, codes, self._rules.dedup_window_us)
+        found = repeated(log, same, codes, self._rules)
         return np.asarray(found[np.searchsorted(same, places)], np.bool_)
 
     def _read(self, names: Sequence[str]) -> LogRows:
@@ -231,7 +231,7 @@ def _horizons(places: LogRows, from_us: int, rules: Rules) -> dict[int, Horizon]
 def _log_of(rows: LogRows, stream: definition.Stream, fields: Sequence[str], arrived_us: int | None) -> StreamLog:
     kinds = {field.name: field.type for field in stream.fields}
     partition, offset, event_us = (rows.ints(name) for name in _PLACE)
-    counts = counting(partition, rows.codes("_identity"), event_us, rules_of(stream))
+    counts = counting(partition, offset, rows.codes("_identity"), event_us, rules_of(stream))
     columns = {name: rows.column(name, kinds[name]) for name in fields}
     arrival = None if arrived_us is None else Arrival(rows.ints("_available_us"), arrived_us)
     return StreamLog(partition, offset, event_us, counts, columns, arrival=arrival)

@@ -116,7 +116,8 @@ class RingWorld:
         before = newest_so_far(event_us)
         numbers = {identity: number for number, identity in enumerate({one.identity for one in mine})}
         identities = np.array([numbers[one.identity] for one in mine], np.int64)
-        bad = duplicate_mask(identities, event_us, before, rules.dedup_window_us)
+        offsets = np.array([one.offset for one in mine], np.int64)
+        bad = duplicate_mask(identities, offsets, event_us, before, rules)
         if not rules.late_counts:
             bad |= late_mask(event_us, before, rules.lateness_us)
         return [one for one, refused in zip(mine, bad.tolist(), strict=True) if not refused]

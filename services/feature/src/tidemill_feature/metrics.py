@@ -14,6 +14,11 @@ shards_written = counter("feature_shards_written", "Shards written to Redis.")
 shards_loaded = counter("feature_shards_loaded", "Shards read from Redis because they were not in memory.")
 shards_held = gauge("feature_shards_held", "Shards in memory.", ("view",))
 identities_held = gauge("feature_identities_held", "Identities remembered for deduplication.", ("stream",))
+identities_cut_short = gauge(
+    "feature_identities_cut_short",
+    "Identities forgotten within the deduplication window since the assignment, as too many records came after them.",
+    ("stream",),
+)
 flush_seconds = histogram("feature_flush_seconds", "One conditional flush of shards and checkpoints to Redis.")
 flush_refused = counter("feature_flush_refused", "Flushes that Redis refused because its checkpoint was another.")
 replayed = counter("feature_replayed_records", "Records to be replayed because Redis had lost them.")

@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 from tidemill_contracts.topics import events_topic
+from tidemill_features.admission import Admission
 from tidemill_features.fold import Counts, ViewShards
 from tidemill_features.plan import ViewPlan
 from tidemill_runtime.batches import Assignment, Batch, Pipeline, Restored, Step
@@ -312,12 +313,12 @@ class OnlinePipeline(Pipeline[OnlineState, Work]):
                 metrics.shards_held.labels(view.plan.name).set(len(view))
                 for verdict in ("folded", "null_keys", "too_late"):
                     metrics.view_events.labels(view.plan.name, verdict).set(getattr(view.counts, verdict))
-        held: dict[str, int] = {}
+        held: dict[str, list[Admission]] = {}
         for partition, place in state.partitions.items():
-            name = partition.topic.removeprefix("events.")
-            held[name] = held.get(name, 0) + place.admission.identities
-        for name, count in held.items():
-            metrics.identities_held.labels(name).set(count)
+            held.setdefault(partition.topic.removeprefix("events."), []).append(place.admission)
+        for name, admissions in held.items():
+            metrics.identities_held.labels(name).set(sum(one.identities for one in admissions))
+            metrics.identities_cut_short.labels(name).set(sum(one.cut_short for one in admissions))
 
 
 def _next_offset(state: PartitionState) -> Callable[[], int]:
