@@ -111,7 +111,7 @@ class _Aggregation:
         }
 
     def _single(self, expression: Expression) -> list[Read]:
-        dtype = _dtype(expression.type)
+        dtype = dtype_of(expression.type)
         if dtype is Dtype.STRING:
             _refuse("orders strings; only first, last, last-k, top-k and approx-distinct take them")
         value = self._place(_SINGLE[self._declared.function], dtype)
@@ -119,7 +119,7 @@ class _Aggregation:
 
     def _one(self, expression: Expression) -> list[Read]:
         kind = Kind.FIRST if self._declared.function == p.FIRST else Kind.LAST
-        return [Read(None, self._place(kind, _dtype(expression.type)))]
+        return [Read(None, self._place(kind, dtype_of(expression.type)))]
 
     def _moments(self, _: Expression) -> list[Read]:
         count = self._count()
@@ -140,13 +140,13 @@ class _Aggregation:
         return [Read(self._count(), value, weight=_place(self._ring, counted))]
 
     def _last_k(self, expression: Expression) -> list[Read]:
-        value = self._place(Kind.LAST_K, _dtype(expression.type), size=self._k())
+        value = self._place(Kind.LAST_K, dtype_of(expression.type), size=self._k())
         return [Read(None, value, element=element) for element in range(self._k())]
 
     def _top_k(self, expression: Expression) -> list[Read]:
         if expression.type == FLOAT64:
             _refuse("counts floats; round or cast what top-k takes")
-        value = self._place(Kind.HEAVY, _dtype(expression.type), size=counters_of(self._k()))
+        value = self._place(Kind.HEAVY, dtype_of(expression.type), size=counters_of(self._k()))
         count = self._count()
         return [Read(count, value, element=element) for element in range(self._k())]
 
@@ -155,7 +155,7 @@ class _Aggregation:
             if not 0 <= self._declared.quantile <= 1:
                 _refuse("takes a quantile from 0 to 1")
             return [Read(self._count(), self._place(Kind.QUANTILES, Dtype.FLOAT))]
-        return [Read(self._count(), self._place(Kind.DISTINCT, _dtype(expression.type)))]
+        return [Read(self._count(), self._place(Kind.DISTINCT, dtype_of(expression.type)))]
 
     def _histogram(self, expression: Expression) -> list[Read]:
         edges = self._declared.edges
@@ -194,7 +194,8 @@ def _refuse(why: str) -> NoReturn:
     raise RefusedError(why)
 
 
-def _dtype(kind: Type) -> Dtype:
+def dtype_of(kind: Type) -> Dtype:
+    """Return how values of a type lie in a word."""
     if kind == STRING:
         return Dtype.STRING
     return Dtype.FLOAT if kind == FLOAT64 else Dtype.INT

@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill_features.layout import EMPTY, INT64_MAX, SIZES_WORD, LayoutError
-from tidemill_features.partials import SKETCHES, Partial
+from tidemill_features.partials import SKETCHES, Partial, RawPlan
 from tidemill_features.plan import HEADER_WORDS, RingPlan
+from tidemill_features.raw_events import RawEvents
 from tidemill_features.sketches import Merged, Sketch, blank, merge, unpack
 
 Ints = NDArray[np.int64]
@@ -21,12 +22,15 @@ class Area:
         self._plan = plan
         self._held: dict[int, dict[int, Any]] = {}
         partials = [(partial, pointer) for partial in plan.partials for pointer in partial.pointers]
-        # Every pointing word of a shard, in order, and whether it is a sketch's.
+        # Every pointing word of a shard, and whether it is 0 where there is nothing, as of a sketch.
         self._pointers = [
             (HEADER_WORDS + slot * plan.slot_words + pointer, partial.kind in SKETCHES, partial.words)
             for slot in range(plan.slots)
             for partial, pointer in partials
         ]
+        if plan.raw is not None:
+            first = range(HEADER_WORDS + plan.raw.word, plan.words, plan.slot_words)
+            self._pointers += [(word, True, 1) for word in first]
 
     def put(self, place: int, raw: bytes) -> None:
         """Point a word (counted from the first shard's first) to a string."""
@@ -51,6 +55,16 @@ class Area:
         sketch: Sketch = found
         return sketch
 
+    def raw_events(self, place: int, plan: RawPlan) -> RawEvents:
+        """Return the raw events that a word points to, ready to be added to."""
+        row, word = divmod(place, self._plan.words)
+        held = self._held.setdefault(row, {})
+        found = held.get(word)
+        if not isinstance(found, RawEvents):
+            found = RawEvents(plan.room_bytes) if found is None else RawEvents.unpack(plan, found)
+            held[word] = found
+        return found
+
     def forget_row(self, row: int) -> None:
         """Forget a shard's."""
         self._held.pop(row, None)
@@ -72,10 +86,10 @@ class Area:
             return
         area = self._plan.words * 8
         held: dict[int, Any] = {}
-        for word, is_sketch, width in self._pointers:
+        for word, is_zero, width in self._pointers:
             pointer = int(words[word])
             # The event time stands before a string: two words of `last`, whose offset lies between, else one.
-            present = pointer != 0 if is_sketch else int(words[word - (2 if width == 3 else 1)]) not in _NO_TIME
+            present = pointer != 0 if is_zero else int(words[word - (2 if width == 3 else 1)]) not in _NO_TIME
             if present:
                 held[word] = pointed(raw, area, pointer)
         self._held[row] = held

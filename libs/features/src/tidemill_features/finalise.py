@@ -8,7 +8,7 @@
 - NULL: found, but nothing to aggregate. PRESENT otherwise.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,8 @@ OUTSIDE_MAX_AGE = int(feature_pb2.STATUS_OUTSIDE_MAX_AGE)
 
 # Set in a logged status byte beside the status.
 HEAD_EXCLUDED_BIT = 0x80
+HOP_ACCURACY_BIT = 0x40
+STATUS_BITS = HOP_ACCURACY_BIT - 1
 
 
 # Not frozen, as many are made in each read: that would take four times as long.
@@ -41,13 +43,16 @@ class Merged:
     """One feature's partials merged over its window, one per row.
 
     `count`: int64, None for first and last; `value`: None for count, of moments their state, of a sketch what it says;
-    `event_us`: EMPTY where nothing was merged; `weight`: of an EWMA.
+    `event_us`: EMPTY where nothing was merged; `weight`: of an EWMA. Of an exact window, else None: `coarse`, where a
+    bucket at an edge could not be cut; `left_out`, where it was left out therefore.
     """
 
     count: Any
     value: Any
     event_us: Ints
     weight: Any = None
+    coarse: Bools | None = None
+    left_out: Bools | None = None
 
 
 class Known:
@@ -85,7 +90,8 @@ class FeatureValues:
     """One feature over many rows.
 
     `values`: float64 (NaN under a null), int64, bool or object (None); `status`: uint8; `event_us`: the newest event in
-    the window, or of last the value's own; 0 where there is none.
+    the window, or of last the value's own; 0 where there is none; `coarse`: where a value of an exact window is only as
+    accurate as a hop, None for nowhere.
     """
 
     name: str
@@ -94,6 +100,7 @@ class FeatureValues:
     values: Any
     status: Bytes
     event_us: Ints
+    coarse: Bools | None = None
 
     @property
     def nulls(self) -> Bools:
@@ -112,6 +119,14 @@ class FeatureValues:
 
 def finalise(feature: Feature, merged: Merged, entity: Known, as_of_us: Any) -> FeatureValues:
     """Return a feature's values. `as_of_us`: one instant, or int64[rows]."""
+    values = _finalised(feature, merged, entity, as_of_us)
+    if merged.coarse is None:
+        return values
+    coarse = merged.coarse & ~entity.withheld
+    return replace(values, coarse=coarse) if coarse.any() else values
+
+
+def _finalised(feature: Feature, merged: Merged, entity: Known, as_of_us: Any) -> FeatureValues:
     if feature.function == p.TIME_SINCE_LAST and merged.value is not None:
         merged = Merged(None, None, merged.value)
     event_us = entity.of_times(merged.event_us)

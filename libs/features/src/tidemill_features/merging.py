@@ -1,7 +1,7 @@
 """Merging the shards of one ring at a read: slots in the order of (bucket, partition), floats strictly so."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tidemill_features import moments
 from tidemill_features.area import merged_sketches, pointed
 from tidemill_features.decay import weights
+from tidemill_features.edges import Cut, Edges, Span
 from tidemill_features.finalise import Merged
 from tidemill_features.layout import (
     EMPTY,
@@ -22,7 +23,7 @@ from tidemill_features.layout import (
     to_words,
 )
 from tidemill_features.partials import SKETCHES, Dtype, Feature, Kind, Partial
-from tidemill_features.plan import HEADER_WORDS, RingPlan
+from tidemill_features.plan import HEADER_WORDS, WORD_BYTES, RingPlan
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -54,6 +55,7 @@ class RingReader:
         self._longest_us = max(feature.window_us for feature in features)
         self._blank = empty_shard(plan, NO_TOPIC_ID, 0).tobytes()
         self._slot = empty_slot(plan)
+        self._edges = None if plan.raw is None else Edges(plan)
         # Where each word of each slot lies within the shards of an entity: [slot, partition, word].
         shard = np.arange(partitions)[:, None] * plan.words + HEADER_WORDS
         slot = np.arange(plan.slots)[:, None, None] * plan.slot_words
@@ -74,17 +76,23 @@ class RingReader:
         # [entity, (bucket, partition), word]: the order in which partials merge.
         slots = shards.words.reshape(entities, partitions * plan.words).take(at, axis=1)
         dead = slots[:, :, 0] != lanes
-        beyond = shards.words[:, :, NEWEST_WORD] > as_of_us
-        if beyond.any():
-            dead[:, -partitions:] |= beyond
+        if self._edges is None:
+            beyond = shards.words[:, :, NEWEST_WORD] > as_of_us
+            if beyond.any():
+                dead[:, -partitions:] |= beyond
         np.copyto(slots, self._slot, where=dead[:, :, None])
-        windows: dict[int, _Window] = {}
+        windows: dict[tuple[int, Span | None], _Window] = {}
         merged = []
         for feature in self.features:
             start = (plan.window_buckets(as_of_us, feature.window_us)[0] - first) * partitions
-            if start not in windows:
-                windows[start] = _Window(plan, shards, slots[:, start:], lanes[start:], as_of_us)
-            merged.append(windows[start].feature(feature))
+            span = None if self._edges is None else Span.of(feature, as_of_us)
+            window = windows.get((start, span))
+            if window is None:
+                cut = Cut(slots[:, start:])
+                if self._edges is not None and span is not None:
+                    cut = self._edges.cut(cut.slots, shards.raws, partitions, span)
+                window = windows[start, span] = _Window(plan, shards, cut, lanes[start:], as_of_us)
+            merged.append(window.feature(feature))
         return merged
 
     def _lanes(self, first: int, last: int) -> tuple[Ints, Ints]:
@@ -101,10 +109,11 @@ class RingReader:
 class _Window:
     """The slots of one window; what features share is merged once."""
 
-    def __init__(self, plan: RingPlan, shards: Shards, slots: Ints, buckets: Ints, as_of_us: int) -> None:
+    def __init__(self, plan: RingPlan, shards: Shards, cut: Cut, buckets: Ints, as_of_us: int) -> None:
         self._plan = plan
         self._shards = shards
-        self._slots = slots
+        self._cut = cut
+        self._slots = slots = cut.slots
         self._buckets = buckets
         self._as_of_us = as_of_us
         self._newest = np.maximum.reduce(slots[:, :, 1], axis=1)
@@ -112,6 +121,11 @@ class _Window:
 
     def feature(self, feature: Feature) -> Merged:
         """Return a feature's merged partials."""
+        merged = self._merged(feature)
+        cut = self._cut
+        return merged if cut.coarse is None else replace(merged, coarse=cut.coarse, left_out=cut.left_out)
+
+    def _merged(self, feature: Feature) -> Merged:
         count = None if feature.count is None else self._partial(feature.count)
         if feature.value is None:
             return Merged(count, None, self._newest)
@@ -210,11 +224,14 @@ class _Window:
         return found
 
     def _pointed(self, row: int, lane: int, pointer: int) -> bytes:
+        cut = self._cut.shards.get((row, lane))
+        if cut is not None:
+            return pointed(cut, (HEADER_WORDS + self._plan.slot_words) * WORD_BYTES, pointer)
         partitions = self._shards.words.shape[1]
         # Windows begin with a bucket, so that lanes count partitions from 0.
         raw = self._shards.raws[row * partitions + lane % partitions]
         assert raw is not None
-        return pointed(raw, self._plan.words * 8, pointer)
+        return pointed(raw, self._plan.words * WORD_BYTES, pointer)
 
     def _typed(self, dtype: Dtype) -> Any:
         return self._slots.view(np.float64) if dtype is Dtype.FLOAT else self._slots

@@ -5,13 +5,22 @@ in the order of (bucket, partition), and are finalised by the same code.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tidemill_features.accumulators import Accumulator, Decayed, MomentsHeld, NewestK, Simple, SketchesHeld, Slot
+from tidemill_features.accumulators import (
+    Accumulator,
+    Decayed,
+    MomentsHeld,
+    NewestK,
+    Simple,
+    SketchesHeld,
+    Slot,
+    sketch_of,
+)
 from tidemill_features.decay import decays
 from tidemill_features.entities import Entities
 from tidemill_features.expressions import Column
@@ -21,12 +30,16 @@ from tidemill_features.inputs import Values, evaluate_inputs
 from tidemill_features.layout import EMPTY, INT64_MAX
 from tidemill_features.moments import Moments
 from tidemill_features.newest import Newest
+from tidemill_features.offline_edges import Cells, Merging, OfflineEdges, Spans
 from tidemill_features.partials import SKETCHES, Feature, Kind, Partial
 from tidemill_features.plan import RingPlan, ViewPlan
-from tidemill_features.segments import UFUNCS, first_newer, identity_of, segments_of
+from tidemill_features.raw_events import sizes
+from tidemill_features.segments import UFUNCS, Segments, first_newer, identity_of, segments_of
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+
+_ALL = slice(None)
 
 # Rows computed at a time, which bounds memory.
 _ROWS = 200_000
@@ -113,18 +126,22 @@ class OfflineView:
             found |= seen_before
         entity = Known(newest.max(axis=1), found, rows.as_of_us, self.plan.max_age_us)
         asked = _Asked(code, rows.as_of_us, cut, beyond, entity)
+        exact = any(ring.raw is not None for ring in self.plan.rings)
+        excluded = np.zeros(len(rows), np.bool_) if exact else np.asarray(beyond.any(axis=1), np.bool_)
         values: list[FeatureValues | None] = [None] * len(self.plan.features)
         for index, ring in enumerate(self._rings):
-            for window_us in {feature.window_us for feature in self.plan.features if feature.ring == index}:
-                wanted = [
-                    (place, feature)
-                    for place, feature in enumerate(self.plan.features)
-                    if feature.ring == index and feature.window_us == window_us
-                ]
+            # A last without a window has one that is held to its age alone.
+            windows: dict[tuple[int, int], list[tuple[int, Feature]]] = {}
+            for place, feature in enumerate(self.plan.features):
+                if feature.ring == index:
+                    windows.setdefault((feature.window_us, feature.max_age_us), []).append((place, feature))
+            for (window_us, _), wanted in windows.items():
                 merged = ring.merge([feature for _, feature in wanted], window_us, asked)
                 for (place, feature), partials in zip(wanted, merged, strict=True):
                     values[place] = finalise(feature, partials, entity, rows.as_of_us)
-        return OfflineValues([value for value in values if value is not None], np.asarray(beyond.any(axis=1), np.bool_))
+                    if partials.left_out is not None:
+                        excluded |= partials.left_out
+        return OfflineValues([value for value in values if value is not None], excluded)
 
     def _cut(self, rows: Rows) -> Ints:
         """Return int64[rows, partitions]: the first event, in arrival order, that a row does not see."""
@@ -179,35 +196,47 @@ class _OfflineRing:
         self._age_order = np.lexsort((np.arange(len(bucket)), view._event_us))
         self._ranks = np.empty(len(bucket), np.int64)
         self._ranks[self._age_order] = np.arange(len(bucket))
-        self._running = [self._scan(partial, view._inputs[partial.input]) for partial in plan.partials]
+        self._running = {index: self._scan(partial, self._segments) for index, partial in enumerate(plan.partials)}
+        self._edges = None
+        if plan.raw is not None:
+            self._edges = OfflineEdges(
+                self._segments,
+                plan.hop_us,
+                self._bucket,
+                view._event_us,
+                self._newest,
+                self._segments.scan(np.add, sizes(plan.raw, view._inputs, len(bucket))),
+                plan.raw.room_bytes,
+                self._states,
+            )
 
-    def _scan(self, partial: Partial, part: Values) -> Any:
-        """Return the running partial: of first, last and last-k ranks of events by (event time, offset)."""
+    def _scan(self, partial: Partial, segments: Segments, events: Any = _ALL) -> Any:
+        """Return the running partial over some events: of first, last and last-k ranks by (event time, offset)."""
         if partial.kind in SKETCHES:
             return None
+        part, ranks = self._view._inputs[partial.input].take(events), self._ranks[events]
         if partial.kind is Kind.MOMENTS:
             # The count is part of the state while it runs; what is kept of it lies in the partial beside.
             numbers = np.asarray(part.values, np.float64)
             blank = [np.float64(0.0)] * (1 + partial.size)
-            return self._segments.step(Moments(), blank, [numbers], part.present)[1:]
-        ranks = self._ranks
+            return segments.step(Moments(), blank, [numbers], part.present)[1:]
         if partial.kind is Kind.LAST_K:
             nothing = np.full(partial.size, -1)
-            return self._segments.step(Newest(partial.size), [nothing] * 2, [ranks] * 2, part.present)[0]
-        values = self._values(partial, part)
+            return segments.step(Newest(partial.size), [nothing] * 2, [ranks] * 2, part.present)[0]
+        values = self._values(partial, part, ranks, self._view._event_us[events])
         if part.present is not None:
             values = np.where(part.present, values, identity_of(partial.kind, partial.dtype))
-        return self._segments.scan(UFUNCS[partial.kind], values)
+        return segments.scan(UFUNCS[partial.kind], values)
 
-    def _values(self, partial: Partial, part: Values) -> Any:
+    def _values(self, partial: Partial, part: Values, ranks: Ints, event_us: Ints) -> Any:
         if partial.kind is Kind.COUNT:
-            return np.ones(len(self._ranks), np.int64)
+            return np.ones(len(ranks), np.int64)
         if partial.kind is Kind.NEWEST:
-            return self._view._event_us
+            return event_us
         if partial.kind in (Kind.FIRST, Kind.LAST):
-            return self._ranks
+            return ranks
         if partial.kind in (Kind.DECAYED, Kind.DECAYED_COUNT):
-            weight = decays(self._view._event_us, self._plan.hop_us, partial.half_life_us)
+            weight = decays(event_us, self._plan.hop_us, partial.half_life_us)
             return weight if partial.kind is Kind.DECAYED_COUNT else part.values * weight + 0.0
         return part.values
 
@@ -218,8 +247,8 @@ class _OfflineRing:
         begin = np.searchsorted(segments.key, self._key(asked.code, first))
         end = np.searchsorted(segments.key, self._key(asked.code, head + 1))
         end[asked.code < 0] = begin[asked.code < 0]
-        sums = self._accumulators(features, len(begin))
-        newest = np.full(len(begin), EMPTY)
+        into = Merging(self._accumulators(features, len(begin)), np.full(len(begin), EMPTY))
+        spans = Spans.of(features[0], asked.as_of_us, first)
         rows = np.flatnonzero(begin < end)
         step = 0
         while len(rows):
@@ -228,40 +257,50 @@ class _OfflineRing:
             cut = asked.cut[rows, partition]
             place = segments.last_before(segment, cut)
             live = (place >= 0) & (self._newer[segment] >= cut)
-            live &= ~(asked.beyond[rows, partition] & (self._bucket[segment] == head[rows]))
+            if self._edges is None:
+                live &= ~(asked.beyond[rows, partition] & (self._bucket[segment] == head[rows]))
+            else:
+                live &= ~self._edges.merge(Cells(np.where(live, rows, -1), segment, place), spans, into)
             chosen, place = rows[live], place[live]
-            anchor_us = (self._bucket[segment[live]] + 1) * plan.hop_us
-            slot = Slot(chosen, place, asked.as_of_us[chosen] - anchor_us)
-            for accumulator in sums.values():
-                accumulator.add(slot)
-            newest[chosen] = np.maximum(newest[chosen], self._newest[place])
+            age_us = asked.as_of_us[chosen] - (self._bucket[segment[live]] + 1) * plan.hop_us
+            into.add(Slot(chosen, place, age_us, self._running), self._newest[place])
             step += 1
             rows = rows[begin[rows] + step < end[rows]]
-        results = {index: accumulator.result() for index, accumulator in sums.items()}
-        return [self._merged(feature, results, newest) for feature in features]
+        results = {index: accumulator.result() for index, accumulator in into.sums.items()}
+        merged = [self._merged(feature, results, into.newest_us) for feature in features]
+        if self._edges is None:
+            return merged
+        return [replace(one, coarse=spans.coarse, left_out=spans.left_out) for one in merged]
+
+    def _states(self, index: int, parts: Segments, events: Ints) -> Any:
+        """Return a partial over the events of each part: of a sketch its bytes."""
+        partial = self._plan.partials[index]
+        if partial.kind in SKETCHES:
+            part = self._view._inputs[partial.input]
+            bounds = zip(parts.start.tolist(), parts.end.tolist(), strict=True)
+            return [sketch_of(partial, part, events[start:end]) for start, end in bounds]
+        running = self._scan(partial, parts, events)
+        last = parts.end - 1
+        return [part[last] for part in running] if isinstance(running, list) else running[last]
 
     def _accumulators(self, features: list[Feature], rows: int) -> dict[int, Accumulator]:
         """Return an accumulator per partial that the features read; counts come last, since others stand beside."""
         read = {index for one in features for index in (one.count, one.value, one.weight) if index is not None}
         partials = self._plan.partials
-        counts = {
-            index: Simple(partials[index], self._running[index], rows)
-            for index in read
-            if partials[index].kind is Kind.COUNT
-        }
+        counts = {index: Simple(partials[index], index, rows) for index in read if partials[index].kind is Kind.COUNT}
         found: dict[int, Accumulator] = {}
         for index in sorted(read - counts.keys()):
-            partial, running = partials[index], self._running[index]
+            partial = partials[index]
             if partial.kind in SKETCHES:
-                found[index] = SketchesHeld(partial, self._view._inputs[partial.input], self._segments, rows)
+                found[index] = SketchesHeld(partial, index, self._view._inputs[partial.input], self._segments, rows)
             elif partial.kind is Kind.MOMENTS:
-                found[index] = MomentsHeld(running, counts[partial.beside], rows)
+                found[index] = MomentsHeld(partial, index, counts[partial.beside], rows)
             elif partial.kind is Kind.LAST_K:
-                found[index] = NewestK(partial, running, rows)
+                found[index] = NewestK(partial, index, rows)
             elif partial.kind in (Kind.DECAYED, Kind.DECAYED_COUNT):
-                found[index] = Decayed(partial, running, rows)
+                found[index] = Decayed(partial, index, rows)
             else:
-                found[index] = Simple(partial, running, rows)
+                found[index] = Simple(partial, index, rows)
         return {**found, **counts}
 
     def _key(self, code: Ints, bucket: Ints) -> Ints:
@@ -297,4 +336,6 @@ def _slice(rows: Rows, first: int, end: int) -> Rows:
 def _joined(parts: list[FeatureValues]) -> FeatureValues:
     head = parts[0]
     arrays = [np.concatenate([getattr(part, name) for part in parts]) for name in ("values", "status", "event_us")]
-    return FeatureValues(head.name, head.type, head.counts, *arrays)
+    coarse = [np.zeros(len(part.status), np.bool_) if part.coarse is None else part.coarse for part in parts]
+    joined = FeatureValues(head.name, head.type, head.counts, *arrays)
+    return joined if all(part.coarse is None for part in parts) else replace(joined, coarse=np.concatenate(coarse))

@@ -143,6 +143,32 @@ class Partial:
 
 
 @dataclass(frozen=True, slots=True)
+class RawPlan:
+    """The raw events that a slot of an exact ring keeps beside its partials. `word`: what points to them in the slot.
+
+    `inputs`: the view's inputs that the ring's partials take; `column_of`: the column of each, -1 where only events
+    count; `columns`: of each distinct expression an input that has it, and how its values lie in a word; `room_bytes`:
+    events that would need more are not kept.
+    """
+
+    word: int
+    inputs: tuple[int, ...]
+    column_of: tuple[int, ...]
+    columns: tuple[tuple[int, Dtype], ...]
+    room_bytes: int
+
+    @property
+    def mask_words(self) -> int:
+        """Words of bits, one for each input."""
+        return -(-len(self.inputs) // 64)
+
+    @property
+    def row_words(self) -> int:
+        """Words of an event: its time and offset, its bits, and a value per column (of a string its length)."""
+        return 2 + self.mask_words + len(self.columns)
+
+
+@dataclass(frozen=True, slots=True)
 class Feature:
     """One number of an aggregation, and where it is found: `count`, `value` and `weight` index the ring's partials.
 

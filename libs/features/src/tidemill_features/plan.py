@@ -5,26 +5,43 @@ A view's windows are grouped by hop class; every class is one ring. A ring's slo
 """
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from tidemill_contracts.canonical import view_hash
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 
-from tidemill_features.aggregates import Inputs, RefusedError, reads_of
+from tidemill_features.aggregates import Inputs, RefusedError, dtype_of, reads_of
 from tidemill_features.expressions import schema_of
 from tidemill_features.expressions_tree import Type
 from tidemill_features.hops import MAX_SLOTS, hop_ms, slots_of
-from tidemill_features.partials import HISTOGRAM, LAST, LAST_K, SKETCHES, TOP_K, Feature, Input, Partial, Wanted
+from tidemill_features.partials import (
+    HISTOGRAM,
+    LAST,
+    LAST_K,
+    SKETCHES,
+    TOP_K,
+    Dtype,
+    Feature,
+    Input,
+    Partial,
+    RawPlan,
+    Wanted,
+)
 from tidemill_features.sketch_heavy import NOMINAL_STRING_BYTES
 from tidemill_features.sketches import max_bytes
 
+WORD_BYTES = 8
 HEADER_WORDS = 8
 # The bucket number and the newest event time, before the partials.
 SLOT_PREFIX_WORDS = 2
 # What one entity may take with events in one partition, where its view does not say.
 DEFAULT_BUDGET_BYTES = 256 * 1024
+
+# Raw events that a slot of an exact view keeps, where the view does not say; and the most that it may say.
+EDGE_EVENTS = 128
+MAX_EDGE_EVENTS = 10_000
 
 # Aggregates of several numbers, each a feature of its own.
 _SEVERAL = frozenset({LAST_K, TOP_K, HISTOGRAM})
@@ -38,7 +55,7 @@ class PlanError(ValueError):
 class RingPlan:
     """One hop class of a view. A shard is `words` words of eight bytes: a header, then slots of `slot_words`.
 
-    `pointers`: the words of a slot that point into the variable-length area.
+    `pointers`: the words of a slot that point into the variable-length area. `raw`: None where windows move in hops.
     """
 
     hop_us: int
@@ -48,6 +65,7 @@ class RingPlan:
     slot_words: int
     words: int
     pointers: tuple[int, ...]
+    raw: RawPlan | None = None
 
     def bucket(self, instant_us: int) -> int:
         """Return the number of the bucket that holds an instant."""
@@ -64,6 +82,8 @@ class RingPlan:
         for partial in self.partials:
             sketch = partial.kind in SKETCHES
             found += max_bytes(partial) if sketch else len(partial.pointers) * NOMINAL_STRING_BYTES
+        if self.raw is not None:
+            found += WORD_BYTES + self.raw.room_bytes
         return found * self.slots
 
 
@@ -132,6 +152,8 @@ class _Compiler:
 
     def plan(self) -> ViewPlan:
         view = self._view
+        if not 0 <= view.edge_events <= MAX_EDGE_EVENTS:
+            raise PlanError(f"view {view.name!r}: edge_events is 1 to {MAX_EDGE_EVENTS:,}, not {view.edge_events}")
         windows = [self._window(aggregation) for aggregation in view.features]
         hops = sorted({hop_us for _, hop_us in windows})
         self._rings = {hop_us: [] for hop_us in hops}
@@ -207,17 +229,41 @@ class _Compiler:
         for one in self._rings[hop_us]:
             partials.append(Partial(one.kind, one.dtype, one.input, word, one.size, one.half_life_us, one.beside))
             word += partials[-1].words
+        pointers = [pointer for partial in partials for pointer in partial.pointers]
+        raw = None
+        if self._view.accuracy == definition.ACCURACY_EXACT:
+            raw = self._raw(partials, word)
+            pointers.append(word)
+            word += 1
         return RingPlan(
             hop_us,
             slots,
             tuple(partials),
-            self._fingerprint(hop_us, slots),
+            self._fingerprint(hop_us, slots, raw),
             slot_words=word,
             words=HEADER_WORDS + slots * word,
-            pointers=tuple(pointer for partial in partials for pointer in partial.pointers),
+            pointers=tuple(pointers),
+            raw=raw,
         )
 
-    def _fingerprint(self, hop_us: int, slots: int) -> int:
+    def _raw(self, partials: Sequence[Partial], word: int) -> RawPlan:
+        """Return what an exact ring's slots keep of their events; expressions that inputs share are kept once."""
+        inputs = sorted({partial.input for partial in partials})
+        columns: dict[str, tuple[int, Dtype]] = {}
+        column_of = []
+        for number in inputs:
+            expression = self._inputs.all[number].expression
+            if expression is None:
+                column_of.append(-1)
+                continue
+            columns.setdefault(expression.canonical, (number, dtype_of(expression.type)))
+            column_of.append(list(columns).index(expression.canonical))
+        raw = RawPlan(word, tuple(inputs), tuple(column_of), tuple(columns.values()), 0)
+        strings = sum(dtype is Dtype.STRING for _, dtype in raw.columns)
+        event_bytes = raw.row_words * WORD_BYTES + strings * NOMINAL_STRING_BYTES
+        return replace(raw, room_bytes=(self._view.edge_events or EDGE_EVENTS) * event_bytes)
+
+    def _fingerprint(self, hop_us: int, slots: int, raw: RawPlan | None) -> int:
         """Return a number that differs wherever bytes of one layout would be misread under another."""
         parts: list[str] = [str(hop_us), str(slots)]
         for one in self._rings[hop_us]:
@@ -226,14 +272,18 @@ class _Compiler:
             # the same bytes.
             options = f":{one.size}:{one.half_life_us}" if one.size or one.half_life_us else ""
             parts.append(f"{int(one.kind)}:{int(one.dtype)}:{list(part.key)!r}{options}")
+        if raw is not None:
+            parts.append(f"raw:{raw.room_bytes}")
         return int.from_bytes(hashlib.sha256("|".join(parts).encode()).digest()[:8], "little", signed=True)
 
     def _check_budget(self, plan: ViewPlan) -> None:
         budget = self._view.budget_bytes or DEFAULT_BUDGET_BYTES
         if plan.max_bytes_per_key > budget:
+            exact = self._view.accuracy == definition.ACCURACY_EXACT
+            fewer = "keep fewer raw events (edge_events)" if exact else "drop sketches"
             raise PlanError(
                 f"view {plan.name!r} needs up to {plan.max_bytes_per_key:,} bytes for an entity with events in one "
-                f"partition; its budget is {budget:,}: shorten windows, drop sketches, or declare a larger budget"
+                f"partition; its budget is {budget:,}: shorten windows, {fewer}, or declare a larger budget"
             )
 
     def _refuse(self, aggregation: definition.Aggregation, why: str) -> NoReturn:

@@ -130,9 +130,12 @@ class Merger:
                 # Every ring of a view takes in the same events, so that the first one's headers speak for all.
                 newest_us = shards.newest_us()
                 entity = Known(newest_us, shards.found(), as_of_us, self._max_age_us)
-                excluded = newest_us > as_of_us
+                exact = ring.plan.raw is not None
+                excluded = np.zeros(len(newest_us), np.bool_) if exact else newest_us > as_of_us
             for place, feature, merged in zip(places, ring.features, ring.merge(shards, as_of_us), strict=True):
                 found[place] = finalise(feature, merged, entity, as_of_us)
+                if merged.left_out is not None:
+                    excluded |= merged.left_out
         return [found[place] for place in range(self._features)], excluded
 
 
@@ -185,7 +188,13 @@ class ViewReader:
 
 def _cut(feature: FeatureValues, name: str, part: slice) -> FeatureValues:
     return FeatureValues(
-        name, feature.type, feature.counts, feature.values[part], feature.status[part], feature.event_us[part]
+        name,
+        feature.type,
+        feature.counts,
+        feature.values[part],
+        feature.status[part],
+        feature.event_us[part],
+        None if feature.coarse is None else feature.coarse[part],
     )
 
 
@@ -199,6 +208,7 @@ def _spread(feature: FeatureValues, name: str, rows: Ints, null_key: Bools) -> F
         _take(feature.values, rows, null_key, nothing),
         _take(feature.status, rows, null_key, NOT_FOUND),
         _take(feature.event_us, rows, null_key, 0),
+        None if feature.coarse is None else _take(feature.coarse, rows, null_key, False),
     )
 
 

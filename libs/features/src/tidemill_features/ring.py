@@ -6,6 +6,7 @@ depend on how the log was cut into batches.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +23,24 @@ from tidemill_features.layout import (
     empty_slot,
     topic_id_of,
 )
-from tidemill_features.partials import Kind, Partial
+from tidemill_features.partials import Kind, Partial, RawPlan
 from tidemill_features.plan import HEADER_WORDS, RingPlan
+from tidemill_features.raw_events import Encoded, encode
+from tidemill_features.sequential import runs_of
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+
+
+class Left(NamedTuple):
+    """How many events a ring left out, since a newer bucket has their slot.
+
+    `too_late`: it had it before their batch; `overtaken`: within it, so that no read could have found them, as happens
+    where a backlog is read whose batches are longer than the ring.
+    """
+
+    too_late: int
+    overtaken: int
 
 
 class RingStore:
@@ -87,36 +101,50 @@ class RingStore:
         at = rows * self.plan.words + NEXT_OFFSET_WORD
         self._words[at] = np.maximum(self._words[at], next_offsets)
 
-    def fold(self, rows: Ints, event_us: Ints, offsets: Ints, inputs: Sequence[Values]) -> int:
-        """Fold events, in offset order within each partition, into the shards in `rows`; return how many came too late.
+    def fold(self, rows: Ints, event_us: Ints, offsets: Ints, inputs: Sequence[Values]) -> Left:
+        """Fold events, in offset order within each partition, into the shards in `rows`; return what was left out.
 
-        An event that its shard's header includes is skipped; one whose bucket gave way to a newer one is too late.
+        An event that its shard's header includes is skipped.
         """
         plan, words = self.plan, self._words
         base = rows * plan.words
         fresh = offsets >= words[base + NEXT_OFFSET_WORD]
         if not fresh.all():
             if not fresh.any():
-                return 0
+                return Left(0, 0)
             base, event_us, offsets = base[fresh], event_us[fresh], offsets[fresh]
             inputs = [part.take(fresh) for part in inputs]
         bucket = event_us // plan.hop_us
         at = base + HEADER_WORDS + (bucket % plan.slots) * plan.slot_words
-        newer = bucket > words[at]
+        before = words[at]
+        newer = bucket > before
         if newer.any():
             self._turn(at[newer], bucket[newer])
         np.maximum.at(words, base + NEWEST_WORD, event_us)
         held = bucket == words[at]
-        lost = 0
+        left = Left(0, 0)
         if not held.all():
-            lost = int(len(held) - held.sum())
+            too_late = int((bucket < before).sum())
+            left = Left(too_late, int(len(held) - held.sum()) - too_late)
             at, event_us, offsets = at[held], event_us[held], offsets[held]
             inputs = [part.take(held) for part in inputs]
         np.maximum.at(words, at + 1, event_us)
         memory = Memory(words, words.view(np.float64), self._area)
         for partial in self._order:
             self._accumulate(memory, partial, at, event_us, offsets, inputs[partial.input])
-        return lost
+        if plan.raw is not None and len(at):
+            self._keep(plan.raw, at, encode(plan.raw, event_us, offsets, inputs))
+        return left
+
+    def _keep(self, plan: RawPlan, slot: Ints, events: Encoded) -> None:
+        """Add raw events to those of their slots."""
+        order, start, end = runs_of(slot)
+        rows = events.rows[order]
+        texts = None if events.texts is None else [events.texts[event] for event in order.tolist()]
+        places = (slot[order][start] + plan.word).tolist()
+        for place, first, last in zip(places, start.tolist(), end.tolist(), strict=True):
+            text = b"" if texts is None else b"".join(texts[first:last])
+            self._area.raw_events(place, plan).add(last - first, rows[first:last].tobytes(), text)
 
     def _turn(self, at: Ints, bucket: Ints) -> None:
         """Give slots to newer buckets."""

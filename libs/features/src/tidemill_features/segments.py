@@ -54,6 +54,13 @@ class Segments:
             place[partial] = np.where(found >= self.start[segment[partial]], found, -1)
         return place
 
+    def up_to(self, segment: Ints, place: Ints) -> tuple[Ints, Ints]:
+        """Return the events of segments, each up to a place: whose they are (0, 1, … as given), and which."""
+        counts = place - self.start[segment] + 1
+        whose = np.repeat(np.arange(len(segment)), counts)
+        within = np.arange(len(whose)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return whose, self.order[self.start[segment][whose] + within]
+
     def scan(self, ufunc: np.ufunc, values: Any) -> Any:
         """Return, per place, `ufunc` over the segment's values up to there, strictly one after the other.
 

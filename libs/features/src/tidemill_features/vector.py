@@ -16,7 +16,7 @@ from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_features.columns import column_of
 from tidemill_features.expressions import Column, Expression, Schema, compile_expression, schema_of
 from tidemill_features.expressions_tree import Type
-from tidemill_features.finalise import HEAD_EXCLUDED_BIT, NULL, PRESENT
+from tidemill_features.finalise import HEAD_EXCLUDED_BIT, HOP_ACCURACY_BIT, NULL, PRESENT
 from tidemill_features.offline import OfflineValues
 from tidemill_features.plan import PlanError, ViewPlan, compile_view
 from tidemill_features.reader import Lookup, ViewValues
@@ -32,7 +32,7 @@ class VectorRows:
     """The vectors of n requests, by name and in order.
 
     `category[i]`: whether name i is in `categories` (n strings, None for null) or in `numbers` (float64[n], NaN for
-    null); `status`: uint8[n, names], bit 7 says HEAD_EXCLUDED; `event_us`: int64[n, names].
+    null); `status`: uint8[n, names], bit 7 says HEAD_EXCLUDED, bit 6 HOP_ACCURACY; `event_us`: int64[n, names].
     """
 
     names: tuple[str, ...]
@@ -100,6 +100,8 @@ class PipelineVector:
             excluded = np.where(view.head_excluded, HEAD_EXCLUDED_BIT, 0).astype(np.uint8)
             for feature in view.features:
                 status[:, len(values)] = feature.status | excluded
+                if feature.coarse is not None:
+                    status[:, len(values)] |= np.where(feature.coarse, HOP_ACCURACY_BIT, 0).astype(np.uint8)
                 event_us[:, len(values)] = feature.event_us
                 strings = feature.type == definition.FIELD_TYPE_STRING
                 values.append(feature.values.tolist() if strings else feature.numbers())

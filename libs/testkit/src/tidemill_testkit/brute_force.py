@@ -6,7 +6,7 @@ sums are fractions or decimals of fifty digits; distinct counts, quantiles and t
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Context, Decimal, localcontext
 from fractions import Fraction
 from typing import Any
@@ -28,6 +28,8 @@ class Wanted:
     """One aggregation: its window, the ring that holds it, and its expression and predicate as functions of the fields.
 
     `exact_age`: a last without a window of its own, whose value must be no older than `window_us` to the microsecond.
+    `edge_events`: the window is exact, and cut where a bucket of a partition has at most so many events; 0: it moves in
+    hops.
     """
 
     name: str
@@ -42,19 +44,21 @@ class Wanted:
     edges: tuple[float, ...] = ()
     quantile: float = 0.0
     half_life_us: int = 0
+    edge_events: int = 0
 
 
 @dataclass(frozen=True)
 class Answer:
     """A status and a value; `exact` is the value without rounding, where they may differ.
 
-    `scale`: the largest magnitude that went into it.
+    `scale`: the largest magnitude that went into it; `coarse`: of an exact window, one that could not be cut.
     """
 
     status: str
     value: Any = None
     exact: Fraction | None = None
     scale: float = 0.0
+    coarse: bool = False
 
 
 def counted(log: Iterable[Logged], dedup_us: int, lateness_us: int, *, late_counts: bool) -> list[Logged]:
@@ -79,9 +83,15 @@ def brute_force(wanted: Wanted, events: Iterable[Logged], as_of_us: int, max_age
     events = list(events)
     if not events:
         return Answer("NOT_FOUND")
-    values = _inside(wanted, events, as_of_us)
     if max(event.event_us for event in events) < as_of_us - max_age_us:
         return Answer("OUTSIDE_MAX_AGE", 0 if wanted.function in _COUNTING else None)
+    if not wanted.edge_events:
+        return _aggregated(wanted, _taken(wanted, _covered(wanted, events, as_of_us)), as_of_us)
+    inside, coarse = _exactly(wanted, events, as_of_us)
+    return replace(_aggregated(wanted, _taken(wanted, inside), as_of_us), coarse=coarse)
+
+
+def _aggregated(wanted: Wanted, values: list[tuple[Logged, Any]], as_of_us: int) -> Answer:
     if wanted.function in _COUNTING:
         return Answer("PRESENT", _COUNTING[wanted.function](wanted, [value for _, value in values]))
     if not values:
@@ -180,17 +190,55 @@ def _skew(count: int, second: Fraction, third: Fraction) -> float:
         return float(Decimal(count).sqrt() * lean / (spread * spread.sqrt()))
 
 
-def _inside(wanted: Wanted, events: list[Logged], as_of_us: int) -> list[tuple[Logged, Any]]:
-    """Return the events in the window, with their values; nulls are left out."""
-    hop_us = wanted.hop_us
-    first, head = (as_of_us - wanted.window_us) // hop_us, as_of_us // hop_us
+def _covered(wanted: Wanted, events: list[Logged], as_of_us: int) -> list[Logged]:
+    """Return the events of the buckets that a window covers which moves in hops."""
     ahead = {event.partition for event in events if event.event_us > as_of_us}
+    head = as_of_us // wanted.hop_us
+    return [
+        event
+        for event in _held(wanted, events, as_of_us)
+        if event.event_us // wanted.hop_us < head or event.partition not in ahead
+    ]
+
+
+def _exactly(wanted: Wanted, events: list[Logged], as_of_us: int) -> tuple[list[Logged], bool]:
+    """Return the events of an exact window, as_of - window < time <= as_of, and whether a bucket could not be cut.
+
+    Of one that has more events than are kept all count, or none where it holds newer ones than `as_of`. A last without
+    a window is not cut at its tail: its value's own age decides.
+    """
+    after_us = None if wanted.exact_age else as_of_us - wanted.window_us
+    held = _held(wanted, events, as_of_us)
+    found, coarse = [], False
+    for place in {(event.event_us // wanted.hop_us, event.partition) for event in held}:
+        bucket = [event for event in held if (event.event_us // wanted.hop_us, event.partition) == place]
+        inside = [e for e in bucket if e.event_us <= as_of_us and (after_us is None or e.event_us > after_us)]
+        newer = any(event.event_us > as_of_us for event in bucket)
+        at_tail = after_us is not None and place[0] == after_us // wanted.hop_us
+        expired = after_us is not None and all(event.event_us <= after_us for event in bucket)
+        if len(bucket) > wanted.edge_events and (newer or at_tail) and not expired:
+            coarse = True
+            inside = [] if newer else bucket
+        found += inside
+    return found, coarse
+
+
+def _held(wanted: Wanted, events: list[Logged], as_of_us: int) -> list[Logged]:
+    """Return the events of the window's buckets that a ring still holds."""
+    first, head = (as_of_us - wanted.window_us) // wanted.hop_us, as_of_us // wanted.hop_us
+    return [
+        event
+        for event in events
+        if first <= event.event_us // wanted.hop_us <= head
+        and not _gave_way(event, events, wanted.hop_us, wanted.slots)
+    ]
+
+
+def _taken(wanted: Wanted, events: list[Logged]) -> list[tuple[Logged, Any]]:
+    """Return those of some events that are aggregated, with their values; nulls are left out."""
     found = []
     for event in events:
-        bucket = event.event_us // hop_us
-        if not first <= bucket <= head or (bucket == head and event.partition in ahead):
-            continue
-        if _gave_way(event, events, hop_us, wanted.slots) or (wanted.where and wanted.where(event.fields) is not True):
+        if wanted.where and wanted.where(event.fields) is not True:
             continue
         value = 1 if wanted.value is None else wanted.value(event.fields)
         if value is not None:

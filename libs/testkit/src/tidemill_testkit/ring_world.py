@@ -126,7 +126,14 @@ class RingWorld:
 def answers(features: Sequence[FeatureValues]) -> list[list[Answer]]:
     """Return [key][feature], floats as they are."""
     return [
-        [Answer(STATUSES[int(f.status[row])], None if f.nulls[row] else f.values[row]) for f in features]
+        [
+            Answer(
+                STATUSES[int(f.status[row])],
+                None if f.nulls[row] else f.values[row],
+                coarse=f.coarse is not None and bool(f.coarse[row]),
+            )
+            for f in features
+        ]
         for row in range(len(features[0].status))
     ]
 

@@ -26,15 +26,15 @@ from tidemill_contracts.definition.v1 import definition_pb2 as tidemill_dot_defi
 from tidemill_contracts.progress.v1 import progress_pb2 as tidemill_dot_progress_dot_v1_dot_progress__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!tidemill/feature/v1/feature.proto\x12\x13tidemill.feature.v1\x1a\'tidemill/definition/v1/definition.proto\x1a#tidemill/progress/v1/progress.proto\"\x87\x01\n\x06Scalar\x12\x14\n\nbool_value\x18\x01 \x01(\x08H\x00\x12\x15\n\x0bint64_value\x18\x02 \x01(\x03H\x00\x12\x17\n\rfloat64_value\x18\x03 \x01(\x01H\x00\x12\x16\n\x0cstring_value\x18\x04 \x01(\tH\x00\x12\x16\n\x0ctimestamp_us\x18\x05 \x01(\x03H\x00\x42\x07\n\x05value\"8\n\tEntityKey\x12+\n\x06values\x18\x01 \x03(\x0b\x32\x1b.tidemill.feature.v1.Scalar\"Y\n\x08ViewKeys\x12\x0c\n\x04view\x18\x01 \x01(\t\x12,\n\x04keys\x18\x02 \x03(\x0b\x32\x1e.tidemill.feature.v1.EntityKey\x12\x11\n\tview_hash\x18\x03 \x01(\t\"\xa3\x01\n\x12GetFeaturesRequest\x12,\n\x05views\x18\x01 \x03(\x0b\x32\x1d.tidemill.feature.v1.ViewKeys\x12\x10\n\x08\x61s_of_us\x18\x02 \x01(\x03\x12;\n\x07include\x18\x03 \x03(\x0b\x32*.tidemill.progress.v1.TopicPartitionOffset\x12\x10\n\x08\x63olumnar\x18\x04 \x01(\x08\"\x95\x01\n\x0c\x46\x65\x61tureValue\x12*\n\x05value\x18\x01 \x01(\x0b\x32\x1b.tidemill.feature.v1.Scalar\x12+\n\x06status\x18\x02 \x01(\x0e\x32\x1b.tidemill.feature.v1.Status\x12\x15\n\revent_time_us\x18\x03 \x01(\x03\x12\x15\n\rhead_excluded\x18\x04 \x01(\x08\"?\n\nFeatureRow\x12\x31\n\x06values\x18\x01 \x03(\x0b\x32!.tidemill.feature.v1.FeatureValue\"n\n\nViewValues\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12-\n\x04rows\x18\x03 \x03(\x0b\x32\x1f.tidemill.feature.v1.FeatureRow\x12\x11\n\tview_hash\x18\x04 \x01(\t\"\xe4\x01\n\rFeatureColumn\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12/\n\x04type\x18\x02 \x01(\x0e\x32!.tidemill.definition.v1.FieldType\x12\x16\n\x0e\x66loat64_values\x18\x03 \x03(\x01\x12\x14\n\x0cint64_values\x18\x04 \x03(\x10\x12\x15\n\rstring_values\x18\x05 \x03(\t\x12\x13\n\x0b\x62ool_values\x18\x06 \x03(\x08\x12\x10\n\x08statuses\x18\x07 \x01(\x0c\x12\x16\n\x0e\x65vent_times_us\x18\x08 \x03(\x10\x12\r\n\x05nulls\x18\t \x01(\x0c\"\x89\x01\n\x0bViewColumns\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x11\n\tview_hash\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x01(\x05\x12\x34\n\x08\x66\x65\x61tures\x18\x04 \x03(\x0b\x32\".tidemill.feature.v1.FeatureColumn\x12\x15\n\rhead_excluded\x18\x05 \x01(\x0c\"\xc9\x01\n\x13GetFeaturesResponse\x12.\n\x05views\x18\x01 \x03(\x0b\x32\x1f.tidemill.feature.v1.ViewValues\x12\x10\n\x08\x61s_of_us\x18\x02 \x01(\x03\x12=\n\tpositions\x18\x03 \x03(\x0b\x32*.tidemill.progress.v1.TopicPartitionOffset\x12\x31\n\x07\x63olumns\x18\x04 \x03(\x0b\x32 .tidemill.feature.v1.ViewColumns\"x\n\x16\x45xplainFeaturesRequest\x12\x0c\n\x04view\x18\x01 \x01(\t\x12+\n\x03key\x18\x02 \x01(\x0b\x32\x1e.tidemill.feature.v1.EntityKey\x12\x10\n\x08\x61s_of_us\x18\x03 \x01(\x03\x12\x11\n\tview_hash\x18\x04 \x01(\t\"y\n\x07Partial\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.tidemill.feature.v1.Scalar\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\x12\x15\n\revent_time_us\x18\x04 \x01(\x03\x12\x0e\n\x06offset\x18\x05 \x01(\x03\"\x9d\x01\n\x08RingSlot\x12\x11\n\tpartition\x18\x01 \x01(\x05\x12\x0f\n\x07\x66rom_us\x18\x02 \x01(\x03\x12\r\n\x05to_us\x18\x03 \x01(\x03\x12\x17\n\x0fnewest_event_us\x18\x04 \x01(\x03\x12.\n\x08partials\x18\x05 \x03(\x0b\x32\x1c.tidemill.feature.v1.Partial\x12\x15\n\rhead_excluded\x18\x06 \x01(\x08\"L\n\tRingShard\x12\x11\n\tpartition\x18\x01 \x01(\x05\x12\x13\n\x0bnext_offset\x18\x02 \x01(\x03\x12\x17\n\x0fnewest_event_us\x18\x03 \x01(\x03\"\xda\x01\n\x12\x46\x65\x61tureExplanation\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\x10\n\x08\x66unction\x18\x02 \x01(\t\x12\x30\n\x05value\x18\x03 \x01(\x0b\x32!.tidemill.feature.v1.FeatureValue\x12\x11\n\twindow_us\x18\x04 \x01(\x03\x12\x0e\n\x06hop_us\x18\x05 \x01(\x03\x12\x0f\n\x07\x66rom_us\x18\x06 \x01(\x03\x12\r\n\x05to_us\x18\x07 \x01(\x03\x12,\n\x05slots\x18\x08 \x03(\x0b\x32\x1d.tidemill.feature.v1.RingSlot\"\xc7\x01\n\x17\x45xplainFeaturesResponse\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x11\n\tview_hash\x18\x02 \x01(\t\x12\x0e\n\x06stream\x18\x03 \x01(\t\x12\x10\n\x08\x61s_of_us\x18\x04 \x01(\x03\x12\x39\n\x08\x66\x65\x61tures\x18\x05 \x03(\x0b\x32\'.tidemill.feature.v1.FeatureExplanation\x12.\n\x06shards\x18\x06 \x03(\x0b\x32\x1e.tidemill.feature.v1.RingShard\"\x11\n\x0fGetStatsRequest\"\x97\x01\n\tViewStats\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x11\n\tview_hash\x18\x02 \x01(\t\x12\x15\n\revents_folded\x18\x03 \x01(\x03\x12\x12\n\nduplicates\x18\x04 \x01(\x03\x12\x14\n\x0clate_dropped\x18\x05 \x01(\x03\x12\x11\n\tnull_keys\x18\x06 \x01(\x03\x12\x15\n\rdead_lettered\x18\x07 \x01(\x03\"A\n\x10GetStatsResponse\x12-\n\x05views\x18\x01 \x03(\x0b\x32\x1e.tidemill.feature.v1.ViewStats\".\n\x0eRebuildRequest\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x0e\n\x06stream\x18\x02 \x01(\t\" \n\x0fRebuildResponse\x12\r\n\x05views\x18\x01 \x03(\t\" \n\x10GetBuildsRequest\x12\x0c\n\x04view\x18\x01 \x01(\t\"g\n\tViewBuild\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x11\n\tview_hash\x18\x02 \x01(\t\x12\r\n\x05\x62uild\x18\x03 \x01(\x05\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x0b\n\x03old\x18\x05 \x01(\x08\x12\x0e\n\x06stream\x18\x06 \x01(\t\"p\n\rBuildProgress\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x14\n\x0c\x66irst_offset\x18\x03 \x01(\x03\x12\x13\n\x0bnext_offset\x18\x04 \x01(\x03\x12\x12\n\nend_offset\x18\x05 \x01(\x03\"z\n\x11GetBuildsResponse\x12-\n\x05views\x18\x01 \x03(\x0b\x32\x1e.tidemill.feature.v1.ViewBuild\x12\x36\n\npartitions\x18\x02 \x03(\x0b\x32\".tidemill.feature.v1.BuildProgress*w\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATUS_PRESENT\x10\x01\x12\x0f\n\x0bSTATUS_NULL\x10\x02\x12\x14\n\x10STATUS_NOT_FOUND\x10\x03\x12\x1a\n\x16STATUS_OUTSIDE_MAX_AGE\x10\x04\x32\xeb\x03\n\x0e\x46\x65\x61tureService\x12`\n\x0bGetFeatures\x12\'.tidemill.feature.v1.GetFeaturesRequest\x1a(.tidemill.feature.v1.GetFeaturesResponse\x12l\n\x0f\x45xplainFeatures\x12+.tidemill.feature.v1.ExplainFeaturesRequest\x1a,.tidemill.feature.v1.ExplainFeaturesResponse\x12W\n\x08GetStats\x12$.tidemill.feature.v1.GetStatsRequest\x1a%.tidemill.feature.v1.GetStatsResponse\x12T\n\x07Rebuild\x12#.tidemill.feature.v1.RebuildRequest\x1a$.tidemill.feature.v1.RebuildResponse\x12Z\n\tGetBuilds\x12%.tidemill.feature.v1.GetBuildsRequest\x1a&.tidemill.feature.v1.GetBuildsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!tidemill/feature/v1/feature.proto\x12\x13tidemill.feature.v1\x1a\'tidemill/definition/v1/definition.proto\x1a#tidemill/progress/v1/progress.proto\"\x87\x01\n\x06Scalar\x12\x14\n\nbool_value\x18\x01 \x01(\x08H\x00\x12\x15\n\x0bint64_value\x18\x02 \x01(\x03H\x00\x12\x17\n\rfloat64_value\x18\x03 \x01(\x01H\x00\x12\x16\n\x0cstring_value\x18\x04 \x01(\tH\x00\x12\x16\n\x0ctimestamp_us\x18\x05 \x01(\x03H\x00\x42\x07\n\x05value\"8\n\tEntityKey\x12+\n\x06values\x18\x01 \x03(\x0b\x32\x1b.tidemill.feature.v1.Scalar\"Y\n\x08ViewKeys\x12\x0c\n\x04view\x18\x01 \x01(\t\x12,\n\x04keys\x18\x02 \x03(\x0b\x32\x1e.tidemill.feature.v1.EntityKey\x12\x11\n\tview_hash\x18\x03 \x01(\t\"\xa3\x01\n\x12GetFeaturesRequest\x12,\n\x05views\x18\x01 \x03(\x0b\x32\x1d.tidemill.feature.v1.ViewKeys\x12\x10\n\x08\x61s_of_us\x18\x02 \x01(\x03\x12;\n\x07include\x18\x03 \x03(\x0b\x32*.tidemill.progress.v1.TopicPartitionOffset\x12\x10\n\x08\x63olumnar\x18\x04 \x01(\x08\"\xab\x01\n\x0c\x46\x65\x61tureValue\x12*\n\x05value\x18\x01 \x01(\x0b\x32\x1b.tidemill.feature.v1.Scalar\x12+\n\x06status\x18\x02 \x01(\x0e\x32\x1b.tidemill.feature.v1.Status\x12\x15\n\revent_time_us\x18\x03 \x01(\x03\x12\x15\n\rhead_excluded\x18\x04 \x01(\x08\x12\x14\n\x0chop_accuracy\x18\x05 \x01(\x08\"?\n\nFeatureRow\x12\x31\n\x06values\x18\x01 \x03(\x0b\x32!.tidemill.feature.v1.FeatureValue\"n\n\nViewValues\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12-\n\x04rows\x18\x03 \x03(\x0b\x32\x1f.tidemill.feature.v1.FeatureRow\x12\x11\n\tview_hash\x18\x04 \x01(\t\"\xfa\x01\n\rFeatureColumn\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12/\n\x04type\x18\x02 \x01(\x0e\x32!.tidemill.definition.v1.FieldType\x12\x16\n\x0e\x66loat64_values\x18\x03 \x03(\x01\x12\x14\n\x0cint64_values\x18\x04 \x03(\x10\x12\x15\n\rstring_values\x18\x05 \x03(\t\x12\x13\n\x0b\x62ool_values\x18\x06 \x03(\x08\x12\x10\n\x08statuses\x18\x07 \x01(\x0c\x12\x16\n\x0e\x65vent_times_us\x18\x08 \x03(\x10\x12\r\n\x05nulls\x18\t \x01(\x0c\x12\x14\n\x0chop_accuracy\x18\n \x01(\x0c\"\x89\x01\n\x0bViewColumns\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x11\n\tview_hash\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x01(\x05\x12\x34\n\x08\x66\x65\x61tures\x18\x04 \x03(\x0b\x32\".tidemill.feature.v1.FeatureColumn\x12\x15\n\rhead_excluded\x18\x05 \x01(\x0c\"\xc9\x01\n\x13GetFeaturesResponse\x12.\n\x05views\x18\x01 \x03(\x0b\x32\x1f.tidemill.feature.v1.ViewValues\x12\x10\n\x08\x61s_of_us\x18\x02 \x01(\x03\x12=\n\tpositions\x18\x03 \x03(\x0b\x32*.tidemill.progress.v1.TopicPartitionOffset\x12\x31\n\x07\x63olumns\x18\x04 \x03(\x0b\x32 .tidemill.feature.v1.ViewColumns\"x\n\x16\x45xplainFeaturesRequest\x12\x0c\n\x04view\x18\x01 \x01(\t\x12+\n\x03key\x18\x02 \x01(\x0b\x32\x1e.tidemill.feature.v1.EntityKey\x12\x10\n\x08\x61s_of_us\x18\x03 \x01(\x03\x12\x11\n\tview_hash\x18\x04 \x01(\t\"y\n\x07Partial\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.tidemill.feature.v1.Scalar\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\x12\x15\n\revent_time_us\x18\x04 \x01(\x03\x12\x0e\n\x06offset\x18\x05 \x01(\x03\"A\n\x08RawEvent\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x15\n\revent_time_us\x18\x02 \x01(\x03\x12\x0e\n\x06\x63ounts\x18\x03 \x01(\x08\"\xe2\x01\n\x08RingSlot\x12\x11\n\tpartition\x18\x01 \x01(\x05\x12\x0f\n\x07\x66rom_us\x18\x02 \x01(\x03\x12\r\n\x05to_us\x18\x03 \x01(\x03\x12\x17\n\x0fnewest_event_us\x18\x04 \x01(\x03\x12.\n\x08partials\x18\x05 \x03(\x0b\x32\x1c.tidemill.feature.v1.Partial\x12\x15\n\rhead_excluded\x18\x06 \x01(\x08\x12-\n\x06\x65vents\x18\x07 \x03(\x0b\x32\x1d.tidemill.feature.v1.RawEvent\x12\x14\n\x0chop_accuracy\x18\x08 \x01(\x08\"L\n\tRingShard\x12\x11\n\tpartition\x18\x01 \x01(\x05\x12\x13\n\x0bnext_offset\x18\x02 \x01(\x03\x12\x17\n\x0fnewest_event_us\x18\x03 \x01(\x03\"\xda\x01\n\x12\x46\x65\x61tureExplanation\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\x10\n\x08\x66unction\x18\x02 \x01(\t\x12\x30\n\x05value\x18\x03 \x01(\x0b\x32!.tidemill.feature.v1.FeatureValue\x12\x11\n\twindow_us\x18\x04 \x01(\x03\x12\x0e\n\x06hop_us\x18\x05 \x01(\x03\x12\x0f\n\x07\x66rom_us\x18\x06 \x01(\x03\x12\r\n\x05to_us\x18\x07 \x01(\x03\x12,\n\x05slots\x18\x08 \x03(\x0b\x32\x1d.tidemill.feature.v1.RingSlot\"\xc7\x01\n\x17\x45xplainFeaturesResponse\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x11\n\tview_hash\x18\x02 \x01(\t\x12\x0e\n\x06stream\x18\x03 \x01(\t\x12\x10\n\x08\x61s_of_us\x18\x04 \x01(\x03\x12\x39\n\x08\x66\x65\x61tures\x18\x05 \x03(\x0b\x32\'.tidemill.feature.v1.FeatureExplanation\x12.\n\x06shards\x18\x06 \x03(\x0b\x32\x1e.tidemill.feature.v1.RingShard\"\x11\n\x0fGetStatsRequest\"\x97\x01\n\tViewStats\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x11\n\tview_hash\x18\x02 \x01(\t\x12\x15\n\revents_folded\x18\x03 \x01(\x03\x12\x12\n\nduplicates\x18\x04 \x01(\x03\x12\x14\n\x0clate_dropped\x18\x05 \x01(\x03\x12\x11\n\tnull_keys\x18\x06 \x01(\x03\x12\x15\n\rdead_lettered\x18\x07 \x01(\x03\"A\n\x10GetStatsResponse\x12-\n\x05views\x18\x01 \x03(\x0b\x32\x1e.tidemill.feature.v1.ViewStats\".\n\x0eRebuildRequest\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x0e\n\x06stream\x18\x02 \x01(\t\" \n\x0fRebuildResponse\x12\r\n\x05views\x18\x01 \x03(\t\" \n\x10GetBuildsRequest\x12\x0c\n\x04view\x18\x01 \x01(\t\"g\n\tViewBuild\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x11\n\tview_hash\x18\x02 \x01(\t\x12\r\n\x05\x62uild\x18\x03 \x01(\x05\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x0b\n\x03old\x18\x05 \x01(\x08\x12\x0e\n\x06stream\x18\x06 \x01(\t\"p\n\rBuildProgress\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x11\n\tpartition\x18\x02 \x01(\x05\x12\x14\n\x0c\x66irst_offset\x18\x03 \x01(\x03\x12\x13\n\x0bnext_offset\x18\x04 \x01(\x03\x12\x12\n\nend_offset\x18\x05 \x01(\x03\"z\n\x11GetBuildsResponse\x12-\n\x05views\x18\x01 \x03(\x0b\x32\x1e.tidemill.feature.v1.ViewBuild\x12\x36\n\npartitions\x18\x02 \x03(\x0b\x32\".tidemill.feature.v1.BuildProgress*w\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATUS_PRESENT\x10\x01\x12\x0f\n\x0bSTATUS_NULL\x10\x02\x12\x14\n\x10STATUS_NOT_FOUND\x10\x03\x12\x1a\n\x16STATUS_OUTSIDE_MAX_AGE\x10\x04\x32\xeb\x03\n\x0e\x46\x65\x61tureService\x12`\n\x0bGetFeatures\x12\'.tidemill.feature.v1.GetFeaturesRequest\x1a(.tidemill.feature.v1.GetFeaturesResponse\x12l\n\x0f\x45xplainFeatures\x12+.tidemill.feature.v1.ExplainFeaturesRequest\x1a,.tidemill.feature.v1.ExplainFeaturesResponse\x12W\n\x08GetStats\x12$.tidemill.feature.v1.GetStatsRequest\x1a%.tidemill.feature.v1.GetStatsResponse\x12T\n\x07Rebuild\x12#.tidemill.feature.v1.RebuildRequest\x1a$.tidemill.feature.v1.RebuildResponse\x12Z\n\tGetBuilds\x12%.tidemill.feature.v1.GetBuildsRequest\x1a&.tidemill.feature.v1.GetBuildsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tidemill.feature.v1.feature_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATUS']._serialized_start=3098
-  _globals['_STATUS']._serialized_end=3217
+  _globals['_STATUS']._serialized_start=3278
+  _globals['_STATUS']._serialized_end=3397
   _globals['_SCALAR']._serialized_start=137
   _globals['_SCALAR']._serialized_end=272
   _globals['_ENTITYKEY']._serialized_start=274
@@ -44,47 +44,49 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETFEATURESREQUEST']._serialized_start=424
   _globals['_GETFEATURESREQUEST']._serialized_end=587
   _globals['_FEATUREVALUE']._serialized_start=590
-  _globals['_FEATUREVALUE']._serialized_end=739
-  _globals['_FEATUREROW']._serialized_start=741
-  _globals['_FEATUREROW']._serialized_end=804
-  _globals['_VIEWVALUES']._serialized_start=806
-  _globals['_VIEWVALUES']._serialized_end=916
-  _globals['_FEATURECOLUMN']._serialized_start=919
-  _globals['_FEATURECOLUMN']._serialized_end=1147
-  _globals['_VIEWCOLUMNS']._serialized_start=1150
-  _globals['_VIEWCOLUMNS']._serialized_end=1287
-  _globals['_GETFEATURESRESPONSE']._serialized_start=1290
-  _globals['_GETFEATURESRESPONSE']._serialized_end=1491
-  _globals['_EXPLAINFEATURESREQUEST']._serialized_start=1493
-  _globals['_EXPLAINFEATURESREQUEST']._serialized_end=1613
-  _globals['_PARTIAL']._serialized_start=1615
-  _globals['_PARTIAL']._serialized_end=1736
-  _globals['_RINGSLOT']._serialized_start=1739
-  _globals['_RINGSLOT']._serialized_end=1896
-  _globals['_RINGSHARD']._serialized_start=1898
-  _globals['_RINGSHARD']._serialized_end=1974
-  _globals['_FEATUREEXPLANATION']._serialized_start=1977
-  _globals['_FEATUREEXPLANATION']._serialized_end=2195
-  _globals['_EXPLAINFEATURESRESPONSE']._serialized_start=2198
-  _globals['_EXPLAINFEATURESRESPONSE']._serialized_end=2397
-  _globals['_GETSTATSREQUEST']._serialized_start=2399
-  _globals['_GETSTATSREQUEST']._serialized_end=2416
-  _globals['_VIEWSTATS']._serialized_start=2419
-  _globals['_VIEWSTATS']._serialized_end=2570
-  _globals['_GETSTATSRESPONSE']._serialized_start=2572
-  _globals['_GETSTATSRESPONSE']._serialized_end=2637
-  _globals['_REBUILDREQUEST']._serialized_start=2639
-  _globals['_REBUILDREQUEST']._serialized_end=2685
-  _globals['_REBUILDRESPONSE']._serialized_start=2687
-  _globals['_REBUILDRESPONSE']._serialized_end=2719
-  _globals['_GETBUILDSREQUEST']._serialized_start=2721
-  _globals['_GETBUILDSREQUEST']._serialized_end=2753
-  _globals['_VIEWBUILD']._serialized_start=2755
-  _globals['_VIEWBUILD']._serialized_end=2858
-  _globals['_BUILDPROGRESS']._serialized_start=2860
-  _globals['_BUILDPROGRESS']._serialized_end=2972
-  _globals['_GETBUILDSRESPONSE']._serialized_start=2974
-  _globals['_GETBUILDSRESPONSE']._serialized_end=3096
-  _globals['_FEATURESERVICE']._serialized_start=3220
-  _globals['_FEATURESERVICE']._serialized_end=3711
+  _globals['_FEATUREVALUE']._serialized_end=761
+  _globals['_FEATUREROW']._serialized_start=763
+  _globals['_FEATUREROW']._serialized_end=826
+  _globals['_VIEWVALUES']._serialized_start=828
+  _globals['_VIEWVALUES']._serialized_end=938
+  _globals['_FEATURECOLUMN']._serialized_start=941
+  _globals['_FEATURECOLUMN']._serialized_end=1191
+  _globals['_VIEWCOLUMNS']._serialized_start=1194
+  _globals['_VIEWCOLUMNS']._serialized_end=1331
+  _globals['_GETFEATURESRESPONSE']._serialized_start=1334
+  _globals['_GETFEATURESRESPONSE']._serialized_end=1535
+  _globals['_EXPLAINFEATURESREQUEST']._serialized_start=1537
+  _globals['_EXPLAINFEATURESREQUEST']._serialized_end=1657
+  _globals['_PARTIAL']._serialized_start=1659
+  _globals['_PARTIAL']._serialized_end=1780
+  _globals['_RAWEVENT']._serialized_start=1782
+  _globals['_RAWEVENT']._serialized_end=1847
+  _globals['_RINGSLOT']._serialized_start=1850
+  _globals['_RINGSLOT']._serialized_end=2076
+  _globals['_RINGSHARD']._serialized_start=2078
+  _globals['_RINGSHARD']._serialized_end=2154
+  _globals['_FEATUREEXPLANATION']._serialized_start=2157
+  _globals['_FEATUREEXPLANATION']._serialized_end=2375
+  _globals['_EXPLAINFEATURESRESPONSE']._serialized_start=2378
+  _globals['_EXPLAINFEATURESRESPONSE']._serialized_end=2577
+  _globals['_GETSTATSREQUEST']._serialized_start=2579
+  _globals['_GETSTATSREQUEST']._serialized_end=2596
+  _globals['_VIEWSTATS']._serialized_start=2599
+  _globals['_VIEWSTATS']._serialized_end=2750
+  _globals['_GETSTATSRESPONSE']._serialized_start=2752
+  _globals['_GETSTATSRESPONSE']._serialized_end=2817
+  _globals['_REBUILDREQUEST']._serialized_start=2819
+  _globals['_REBUILDREQUEST']._serialized_end=2865
+  _globals['_REBUILDRESPONSE']._serialized_start=2867
+  _globals['_REBUILDRESPONSE']._serialized_end=2899
+  _globals['_GETBUILDSREQUEST']._serialized_start=2901
+  _globals['_GETBUILDSREQUEST']._serialized_end=2933
+  _globals['_VIEWBUILD']._serialized_start=2935
+  _globals['_VIEWBUILD']._serialized_end=3038
+  _globals['_BUILDPROGRESS']._serialized_start=3040
+  _globals['_BUILDPROGRESS']._serialized_end=3152
+  _globals['_GETBUILDSRESPONSE']._serialized_start=3154
+  _globals['_GETBUILDSRESPONSE']._serialized_end=3276
+  _globals['_FEATURESERVICE']._serialized_start=3400
+  _globals['_FEATURESERVICE']._serialized_end=3891
 # @@protoc_insertion_point(module_scope)

@@ -169,11 +169,16 @@ class FeatureValue(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     EVENT_TIME_US_FIELD_NUMBER: _builtins.int
     HEAD_EXCLUDED_FIELD_NUMBER: _builtins.int
+    HOP_ACCURACY_FIELD_NUMBER: _builtins.int
     status: Global___Status.ValueType
     event_time_us: _builtins.int
     """Time of the newest event behind the value, microseconds since the epoch, UTC; 0 when there is none."""
     head_excluded: _builtins.bool
     """The bucket that holds as_of was left out because newer events were already folded in."""
+    hop_accuracy: _builtins.bool
+    """Of an exact view: a bucket at an edge of the window held more events than are kept, so that the value is as accurate
+    as a hop.
+    """
     @_builtins.property
     def value(self) -> Global___Scalar: ...
     def __init__(
@@ -183,10 +188,11 @@ class FeatureValue(_message.Message):
         status: Global___Status.ValueType = ...,
         event_time_us: _builtins.int = ...,
         head_excluded: _builtins.bool = ...,
+        hop_accuracy: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_time_us", b"event_time_us", "head_excluded", b"head_excluded", "status", b"status", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_time_us", b"event_time_us", "head_excluded", b"head_excluded", "hop_accuracy", b"hop_accuracy", "status", b"status", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -263,12 +269,15 @@ class FeatureColumn(_message.Message):
     STATUSES_FIELD_NUMBER: _builtins.int
     EVENT_TIMES_US_FIELD_NUMBER: _builtins.int
     NULLS_FIELD_NUMBER: _builtins.int
+    HOP_ACCURACY_FIELD_NUMBER: _builtins.int
     feature: _builtins.str
     type: _definition_pb2.FieldType.ValueType
     statuses: _builtins.bytes
     """One byte per row: the number of a `Status`."""
     nulls: _builtins.bytes
     """One byte per row, 1 where there is no value; empty: every row has one."""
+    hop_accuracy: _builtins.bytes
+    """One byte per row, 1 where a value of an exact view is only as accurate as a hop; empty: none."""
     @_builtins.property
     def float64_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
     @_builtins.property
@@ -295,10 +304,11 @@ class FeatureColumn(_message.Message):
         statuses: _builtins.bytes = ...,
         event_times_us: _abc.Iterable[_builtins.int] | None = ...,
         nulls: _builtins.bytes = ...,
+        hop_accuracy: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bool_values", b"bool_values", "event_times_us", b"event_times_us", "feature", b"feature", "float64_values", b"float64_values", "int64_values", b"int64_values", "nulls", b"nulls", "statuses", b"statuses", "string_values", b"string_values", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bool_values", b"bool_values", "event_times_us", b"event_times_us", "feature", b"feature", "float64_values", b"float64_values", "hop_accuracy", b"hop_accuracy", "int64_values", b"int64_values", "nulls", b"nulls", "statuses", b"statuses", "string_values", b"string_values", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -444,8 +454,37 @@ class Partial(_message.Message):
 Global___Partial: _TypeAlias = Partial  # noqa: Y015
 
 @_typing.final
+class RawEvent(_message.Message):
+    """One event that an exact view keeps at an edge of a window."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: _builtins.int
+    EVENT_TIME_US_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    event_time_us: _builtins.int
+    """Microseconds since the epoch, UTC."""
+    counts: _builtins.bool
+    """It lies in the window."""
+    def __init__(
+        self,
+        *,
+        offset: _builtins.int = ...,
+        event_time_us: _builtins.int = ...,
+        counts: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "event_time_us", b"event_time_us", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RawEvent: _TypeAlias = RawEvent  # noqa: Y015
+
+@_typing.final
 class RingSlot(_message.Message):
-    """One bucket of time of one source partition, as it lies in Redis."""
+    """One bucket of time of one source partition, as it lies in Redis; of an exact view, its part that lies in the window."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -455,6 +494,8 @@ class RingSlot(_message.Message):
     NEWEST_EVENT_US_FIELD_NUMBER: _builtins.int
     PARTIALS_FIELD_NUMBER: _builtins.int
     HEAD_EXCLUDED_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    HOP_ACCURACY_FIELD_NUMBER: _builtins.int
     partition: _builtins.int
     from_us: _builtins.int
     """The bucket covers [from_us, to_us), microseconds since the epoch, UTC."""
@@ -463,8 +504,14 @@ class RingSlot(_message.Message):
     """Time of the newest event in it."""
     head_excluded: _builtins.bool
     """It holds as_of and was left out, since newer events were folded already."""
+    hop_accuracy: _builtins.bool
+    """It held more events than are kept, so that it counts as a whole."""
     @_builtins.property
     def partials(self) -> _containers.RepeatedCompositeFieldContainer[Global___Partial]: ...
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___RawEvent]:
+        """Of an exact view, the events of a bucket that an edge of the window cuts, in the order of the log."""
+
     def __init__(
         self,
         *,
@@ -474,10 +521,12 @@ class RingSlot(_message.Message):
         newest_event_us: _builtins.int = ...,
         partials: _abc.Iterable[Global___Partial] | None = ...,
         head_excluded: _builtins.bool = ...,
+        events: _abc.Iterable[Global___RawEvent] | None = ...,
+        hop_accuracy: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_us", b"from_us", "head_excluded", b"head_excluded", "newest_event_us", b"newest_event_us", "partials", b"partials", "partition", b"partition", "to_us", b"to_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "from_us", b"from_us", "head_excluded", b"head_excluded", "hop_accuracy", b"hop_accuracy", "newest_event_us", b"newest_event_us", "partials", b"partials", "partition", b"partition", "to_us", b"to_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

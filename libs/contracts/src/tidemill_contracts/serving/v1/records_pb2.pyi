@@ -77,7 +77,7 @@ class ServedFeatures(_message.Message):
     CATEGORIES_FIELD_NUMBER: _builtins.int
     STATUSES_FIELD_NUMBER: _builtins.int
     statuses: _builtins.bytes
-    """One tidemill.feature.v1.Status per feature in schema order; bit 7 set means HEAD_EXCLUDED."""
+    """One tidemill.feature.v1.Status per feature in schema order; bit 7 set means HEAD_EXCLUDED, bit 6 HOP_ACCURACY."""
     @_builtins.property
     def numbers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """One per numeric feature, NaN for null."""
