@@ -8,6 +8,7 @@ import grpc
 import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from google.rpc import error_details_pb2, status_pb2
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.instants import to_timestamp
 from tidemill_contracts.progress.v1 import progress_pb2, progress_pb2_grpc
@@ -78,6 +79,17 @@ class Registry:
         request = progress_pb2.WaitProgressRequest(stage="outbox", offsets=offsets)
         response = await self.progress.WaitProgress(request, timeout=20)
         return {written.topic: written.next_offset for written in response.written}
+
+    @staticmethod
+    def refusal(error: grpc.aio.AioRpcError) -> tuple[grpc.StatusCode, str, str]:
+        """Return the code, the named reason and the field at fault."""
+        status, info, bad = status_pb2.Status(), error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        metadata = dict(error.trailing_metadata() or ())
+        status.ParseFromString(metadata["grpc-status-details-bin"])
+        for detail in status.details:
+            detail.Unpack(info)
+            detail.Unpack(bad)
+        return error.code(), info.reason.lower(), bad.field_violations[0].field if bad.field_violations else ""
 
     async def topic(self, name: str) -> list[Any]:
         """Return every record of a topic, once the outbox is drained."""
