@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_features.fold import ViewShards
 from tidemill_features.moments import Moments
 from tidemill_features.newest import Newest
 from tidemill_features.sequential import Step, states
@@ -119,3 +120,39 @@ def test_rounds_over_many_slots_are_one_event_at_a_time(lengths: list[int], seed
         one = step.run([part[number] for part in initial], [part[first:last] for part in values])
         for whole, alone in zip(found, one, strict=True):
             assert whole[first:last].tobytes() == np.ascontiguousarray(alone).tobytes()
+
+
+def left_out(*batches: list[int]) -> tuple[int, int]:
+    """Fold events of these seconds, batch by batch, and return how many were too late, and how many overtaken."""
+    shards = ViewShards(WORLD.plan, "p", 10)
+    (ring,) = WORLD.plan.rings
+    assert (ring.hop_us, ring.slots) == (5 * SECOND, 14)
+    offset = 0
+    for seconds in batches:
+        fields = {"who": "user-0", "amount": 1.0, "label": None}
+        records = [Logged(0, offset + n, at * SECOND, f"{offset + n}", fields) for n, at in enumerate(seconds)]
+        offset += len(records)
+        events = WORLD.events(records)
+        found = shards.find(events)
+        for shard in found.missing:
+            shards.load(shard, [None], bytes(16))
+        shards.fold(events, found)
+    return shards.counts.too_late, shards.counts.overtaken
+
+
+@pytest.mark.parametrize(
+    ("batches", "too_late", "overtaken"),
+    [
+        # A bucket and the one that takes its slot, fourteen hops later.
+        ([[0], [70]], 0, 0),
+        ([[0, 70]], 0, 1),
+        ([[0], [1, 70]], 0, 1),
+        ([[70], [0]], 1, 0),
+        ([[70], [0, 140]], 1, 0),
+        ([[70], [75, 140, 0]], 1, 0),
+    ],
+)
+def test_what_gave_way_within_its_batch_is_not_called_late(
+    batches: list[list[int]], too_late: int, overtaken: int
+) -> None:
+    assert left_out(*batches) == (too_late, overtaken)

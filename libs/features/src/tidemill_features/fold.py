@@ -60,11 +60,12 @@ class Events:
 
 @dataclass(slots=True)
 class Counts:
-    """What became of a view's events."""
+    """What became of a view's events; the last two as `ring.Left`, once for each ring that left an event out."""
 
     folded: int = 0
     null_keys: int = 0
     too_late: int = 0
+    overtaken: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +181,9 @@ class ViewShards:
             rows, event_us, offsets = rows[keyed], event_us[keyed], offsets[keyed]
             inputs = [part.take(keyed) for part in inputs]
         for ring in self._rings:
-            self.counts.too_late += ring.fold(rows, event_us, offsets, inputs)
+            left = ring.fold(rows, event_us, offsets, inputs)
+            self.counts.too_late += left.too_late
+            self.counts.overtaken += left.overtaken
         self.counts.folded += len(rows)
         self._tick += 1
         self._used[rows] = self._tick

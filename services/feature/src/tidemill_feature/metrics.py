@@ -8,7 +8,10 @@ records = gauge(
     "feature_records", "Records of a stream since the start, by what became of them.", ("stream", "verdict")
 )
 view_events = gauge(
-    "feature_view_events", "Events of a view since the start, by what became of them.", ("view", "verdict")
+    "feature_view_events",
+    "Events of a view since the start, by what became of them: folded, null_keys; and once for each ring that left one "
+    "out, too_late (a newer bucket had its slot) or overtaken (one took it within the same batch, as in a backlog).",
+    ("view", "verdict"),
 )
 shards_written = counter("feature_shards_written", "Shards written to Redis.")
 shards_loaded = counter("feature_shards_loaded", "Shards read from Redis because they were not in memory.")
@@ -36,6 +39,11 @@ build_remaining = gauge(
 shards_expired = counter("feature_shards_expired", "Shards left to expire, of views and builds no longer folded.")
 read_seconds = histogram("feature_read_seconds", "One read of features: the trip to Redis and the merge.")
 read_rows = histogram("feature_read_rows", "Entities of one read.", buckets=_SMALL)
+read_hop_accuracy = counter(
+    "feature_read_hop_accuracy",
+    "Values of exact views that were read at hop accuracy, since a bucket held more events than are kept.",
+    ("view",),
+)
 archive_rows = counter("feature_archive_rows", "Rows appended to the offline log.", ("topic",))
 archive_commits = counter("feature_archive_commits", "Snapshots committed to the offline log.", ("topic",))
 archive_conflicts = counter("feature_archive_conflicts", "Commits refused because another writer was first.")

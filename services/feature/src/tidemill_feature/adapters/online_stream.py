@@ -311,7 +311,7 @@ class OnlinePipeline(Pipeline[OnlineState, Work]):
                 metrics.records.labels(name, verdict).set(getattr(stream.counts, verdict))
             for view in stream.shards.values():
                 metrics.shards_held.labels(view.plan.name).set(len(view))
-                for verdict in ("folded", "null_keys", "too_late"):
+                for verdict in ("folded", "null_keys", "too_late", "overtaken"):
                     metrics.view_events.labels(view.plan.name, verdict).set(getattr(view.counts, verdict))
         held: dict[str, list[Admission]] = {}
         for partition, place in state.partitions.items():
