@@ -10,7 +10,7 @@ from tidemill_contracts.reasons import Reason
 from tidemill_contracts.registry.v1 import records_pb2 as registry
 from tidemill_runtime.errors import Poison, Retryable
 from tidemill_serving.adapters.last_good import LastGood
-from tidemill_serving.deployer import Deployer
+from tidemill_serving.deployer import Deployer, State, Steps, ViewsBuildingError
 from tidemill_serving.desired import Registered, Wanted
 from tidemill_testkit.eventually import aeventually
 
@@ -27,10 +27,12 @@ def registered(
 
 
 class Loader:
-    """Loads champions by number: 13 is refused, 14 cannot be reached until `reachable`."""
+    """Loads champions by number: 13 is refused until `mended`, 14 cannot be reached until `reachable`, the views of 15
+    are not there until `built`."""
 
     def __init__(self) -> None:
-        self.reachable = False
+        self.mended = self.reachable = self.built = False
+        self.loads = 0
         self.gate: asyncio.Event | None = None
         self.remembered: list[Registered] = []
 
@@ -38,19 +40,24 @@ class Loader:
         if self.gate is not None:
             await self.gate.wait()
         champion = wanted.deployment.champion.version
-        if champion == 13:
+        self.loads += 1
+        if champion == 13 and not self.mended:
             raise Poison(Reason.CONFLICT, "the signature does not fit")
         if champion == 14 and not self.reachable:
             raise Retryable("the store is away")
         return champion
+
+    async def views(self, champion: int) -> None:
+        if champion == 15 and not self.built:
+            raise ViewsBuildingError("view plane is still being built")
 
     async def remember(self, state: Registered) -> None:
         self.remembered.append(state)
 
 
 @asynccontextmanager
-async def deploying(loader: Loader) -> AsyncIterator[Deployer[int]]:
-    deployer: Deployer[int] = Deployer(loader.load, loader.remember)
+async def deploying(loader: Loader, views_wait_s: float = 20) -> AsyncIterator[Deployer[int]]:
+    deployer: Deployer[int] = Deployer(Steps(loader.load, loader.views, loader.remember), views_wait_s)
     task = asyncio.create_task(deployer.run())
     try:
         yield deployer
@@ -97,7 +104,7 @@ async def test_a_refused_deployment_leaves_the_last_good_one_and_says_so() -> No
         deployer.want(registered(3, champion=2))
         await deployer.settled()
         assert dict(deployer.table.entries) == {"flight-delays": 2}
-        assert not deployer.refusals
+        assert not deployer.pending
 
 
 async def test_a_bundle_that_cannot_be_reached_is_tried_again_and_holds_up_no_other_pipeline() -> None:
@@ -111,6 +118,58 @@ async def test_a_bundle_that_cannot_be_reached_is_tried_again_and_holds_up_no_ot
         loader.reachable = True
         await settled
         assert dict(deployer.table.entries) == {"flight-delays": 14, "other": 2}
+
+
+async def test_a_refused_deployment_is_tried_again_and_served_once_it_is_right() -> None:
+    loader = Loader()
+    async with deploying(loader) as deployer:
+        deployer.want(registered(1, champion=13, older=registered(1, champion=2, name="other")))
+        with pytest.raises(Retryable, match=r"flight-delays revision 1 \(refused\): the signature"):
+            await deployer.settled()
+        assert dict(deployer.table.entries) == {"other": 2}
+        loader.mended = True
+        await aeventually(lambda: not deployer.pending, claim="it is looked at again by itself")
+        assert dict(deployer.table.entries) == {"flight-delays": 13, "other": 2}
+        await deployer.settled()
+
+
+async def test_a_version_takes_over_only_when_its_views_are_built() -> None:
+    loader = Loader()
+    async with deploying(loader) as deployer:
+        deployer.want(registered(1))
+        await deployer.settled()
+        deployer.want(registered(2, champion=15))
+        settled = asyncio.create_task(deployer.settled())
+        await aeventually(lambda: deployer.pending)
+        assert deployer.pending["flight-delays"].state is State.VIEWS_BUILDING
+        assert dict(deployer.table.entries) == {"flight-delays": 1}
+        assert not settled.done()
+        loader.built = True
+        await settled
+        assert dict(deployer.table.entries) == {"flight-delays": 15}
+        # Loaded once, however often its views were looked at.
+        assert loader.loads == 2
+
+
+async def test_views_that_take_too_long_are_a_refusal_that_ends_with_them() -> None:
+    loader = Loader()
+    async with deploying(loader, views_wait_s=0.1) as deployer:
+        deployer.want(registered(1))
+        await deployer.settled()
+        deployer.want(registered(2, champion=15))
+        with pytest.raises(Retryable, match=r"revision 2 \(refused\): view plane"):
+            await deployer.settled()
+        assert dict(deployer.table.entries) == {"flight-delays": 1}
+        loader.built = True
+        await aeventually(lambda: not deployer.pending)
+        assert dict(deployer.table.entries) == {"flight-delays": 15}
+
+
+async def test_where_nothing_serves_yet_views_are_not_waited_for() -> None:
+    async with deploying(Loader()) as deployer:
+        deployer.want(registered(1, champion=15))
+        await deployer.settled()
+        assert dict(deployer.table.entries) == {"flight-delays": 15}
 
 
 async def test_a_withdrawn_deployment_is_served_no_more() -> None:

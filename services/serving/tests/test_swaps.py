@@ -6,10 +6,22 @@ from typing import Any
 
 import grpc
 import pytest
+from redis.asyncio import Redis
+from tidemill_contracts.canonical import to_json
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.serving.v1 import serving_pb2 as messages
 from tidemill_runtime.rpc_errors import from_rpc
 from tidemill_testkit.eventually import aeventually
-from tidemill_testkit.flight_world import NOON_US, PIPELINE, deployment, linear_model, request_fields
+from tidemill_testkit.flight_world import (
+    NOON_US,
+    PIPELINE,
+    VIEWS,
+    definition_record,
+    deployment,
+    linear_model,
+    request_fields,
+    rings,
+)
 
 pytestmark = pytest.mark.servers
 
@@ -84,6 +96,56 @@ async def test_a_tampered_bundle_is_refused_and_the_last_good_version_serves_on(
         assert (await service.predictions.Predict(one(0))).prediction.model_version == 1
         await service.settled(await stage.deploy(deployment(3, stage.versions.make(3))))
         assert (await service.predictions.Predict(one(0))).prediction.model_version == 3
+
+
+async def test_a_bundle_that_was_mended_is_served_without_another_deployment(stage: Any) -> None:
+    await stage.define()
+    await stage.deploy(deployment(1, stage.versions.make(1)))
+    async with stage.serving() as service:
+        bad = stage.versions.make(2)
+        path = stage.artifacts / bad.bundle / "model.linear"
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1])
+        position = await stage.deploy(deployment(2, bad))
+        with pytest.raises(grpc.aio.AioRpcError, match="refused"):
+            await service.settled(position)
+        path.write_bytes(whole)
+
+        async def served() -> bool:
+            answer = await service.predictions.Predict(one(0))
+            return bool(answer.prediction.model_version == 2)
+
+        await aeventually(served, 10, claim="the mended bundle is served")
+        await service.settled(position)
+
+
+async def test_a_version_whose_views_are_still_being_built_takes_over_when_they_are_and_no_request_fails(
+    stage: Any,
+) -> None:
+    changed = [*VIEWS[:-1], definition.View.FromString(VIEWS[-1].SerializeToString())]
+    changed[-1].features[0].window_ms *= 2
+    await stage.define()
+    await stage.deploy(deployment(1, stage.versions.make(1)))
+    async with stage.serving(views_wait_s=0.3) as service:
+        load = Load(service)
+        clients = [asyncio.create_task(load.run()) for _ in range(4)]
+        record = definition_record(2, changed)
+        await stage.publish("registry.pipelines.v1", f"pipeline/{PIPELINE}", to_json(record))
+        position = await stage.deploy(deployment(2, stage.versions.make(2, views=changed)))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await service.settled(position)
+        assert "revision 2 (refused): view plane is still being built" in str(caught.value.details())
+        assert set(load.seen) == {1}
+        # The worker folds both versions while one is read.
+        built = rings(range(400), project=stage.project, folded=[*VIEWS, changed[-1]])
+        stage.stored |= built
+        async with Redis.from_url(stage.redis_url) as redis:
+            await redis.mset(built)
+        await aeventually(lambda: 2 in load.seen, 10, claim="the new version takes over by itself")
+        await service.settled(position)
+        load.stopping = True
+        await asyncio.gather(*clients)
+    assert not load.failures
 
 
 async def test_a_bundle_for_other_features_is_refused(stage: Any) -> None:

@@ -130,9 +130,9 @@ FLIGHT_DELAYS = definition.Pipeline(
 STREAMS = {stream.name: stream for stream in (SCHEDULED, DEPARTED, ARRIVED)}
 
 
-def definition_record(revision: int = 1) -> definition.DefinitionRecord:
+def definition_record(revision: int = 1, views: Sequence[definition.View] = VIEWS) -> definition.DefinitionRecord:
     """Return the pipeline as `registry.pipelines.v1` carries it."""
-    closure = definition.Definition(streams=STREAMS.values(), views=VIEWS, pipelines=[FLIGHT_DELAYS])
+    closure = definition.Definition(streams=STREAMS.values(), views=views, pipelines=[FLIGHT_DELAYS])
     return definition.DefinitionRecord(
         kind="pipeline", name=PIPELINE, revision=revision, hash=message_hash(closure), definition=closure, actor="test"
     )
@@ -155,14 +155,23 @@ def request_fields(number: int = 0, **changes: feature.Scalar | None) -> dict[st
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def rings(flights: Iterable[int], *, project: str = DEFAULT_PROJECT, group: str = DEFAULT_GROUP) -> dict[bytes, bytes]:
-    """Return what Redis holds, shards and checkpoints, after these flights came and went, one a minute before noon."""
+def rings(
+    flights: Iterable[int],
+    *,
+    project: str = DEFAULT_PROJECT,
+    group: str = DEFAULT_GROUP,
+    folded: Sequence[definition.View] = VIEWS,
+) -> dict[bytes, bytes]:
+    """Return what Redis holds, shards and checkpoints, after these flights came and went, one a minute before noon.
+
+    `folded` may hold several versions of a view.
+    """
     numbers = list(flights)
     stored: dict[bytes, bytes] = {}
     for stream, delay in ((DEPARTED, "dep_delay_minutes"), (ARRIVED, "arr_delay_minutes")):
         events = _events(stream, delay, numbers)
         ends = {p: int((events.partition == p).sum()) for p in range(PARTITIONS)}
-        views = [view for view in VIEWS if view.stream == stream.name]
+        views = [view for view in folded if view.stream == stream.name]
         for view in views:
             stored |= _shards(view, stream, events, project)
         ids = frozenset(view_id(view_hash(view, stream)) for view in views)
@@ -218,7 +227,14 @@ class Versions:
     publish: Any
     sealed: dict[int, Mapping[str, bytes]] = field(default_factory=dict)
 
-    def make(self, number: int, *, scorer: str = "linear", model: bytes | None = None) -> registry.DeployedVersion:
+    def make(
+        self,
+        number: int,
+        *,
+        scorer: str = "linear",
+        model: bytes | None = None,
+        views: Sequence[definition.View] = VIEWS,
+    ) -> registry.DeployedVersion:
         """Publish a version and return how a deployment names it."""
         name = f"model.{scorer}"
         encoded = encoding()
@@ -230,7 +246,7 @@ class Versions:
             scorer=scorer,
             model_file=name,
             features=tuple(registry.FeatureColumn(name=one.name, category=one.category) for one in encoded.columns),
-            views={view.name: view_hash(view, STREAMS[view.stream]) for view in VIEWS},
+            views={view.name: view_hash(view, STREAMS[view.stream]) for view in views},
             lineage=registry.Lineage(rows=100, seed=number),
             metrics={"log_loss": 0.5},
             files={},

@@ -25,7 +25,7 @@ from tidemill_serving.adapters.last_good import LastGood
 from tidemill_serving.adapters.online_features import OnlineFeatures
 from tidemill_serving.adapters.prediction_topic import PredictionTopic
 from tidemill_serving.assembly import Rings
-from tidemill_serving.deployer import Deployer
+from tidemill_serving.deployer import Deployer, Steps
 from tidemill_serving.prediction_log import Journal
 from tidemill_serving.predictor import Bounds, Predictor
 from tidemill_serving.served import Served
@@ -43,15 +43,16 @@ async def open_service(settings: ServingSettings, health: Health) -> AsyncIterat
     bundles = BundleLoader(open_store(settings.artifacts), key, settings.cache)
     last_good = LastGood(settings.cache, bundles.keep_only)
     loader = EntryLoader(bundles, Rings(settings.project, settings.feature_group))
-    deployer: Deployer[Served] = Deployer(loader.load, last_good.remember)
-    following = Following(settings.kafka, deployer, last_good.recall())
-    health.require_ready("deployments", following.fault)
     producer = Producer(settings.kafka, ack_timeout_s=settings.durable_timeout_s)
     topic = PredictionTopic(producer, queue_records=settings.log_queue, drain_s=settings.drain_s / 2)
     bounds = Bounds(settings.max_batch_rows, settings.micro_batch_rows, settings.max_waiting_rows)
     durable = settings.log == "durable"
     async with redis_client(settings.redis) as redis:
         features = OnlineFeatures(redis, settings.feature_timeout_s)
+        steps = Steps(loader.load, features.built, last_good.remember)
+        deployer: Deployer[Served] = Deployer(steps, settings.views_wait_s)
+        following = Following(settings.kafka, deployer, last_good.recall())
+        health.require_ready("deployments", following.fault)
         predictor = Predictor(deployer.entry, features.fetch, topic, Journal(uuid4().hex), _now_us, bounds)
         grpc = GrpcServer(settings.grpc, health, hop_delay_ms=settings.test_hop_delay_ms, seed=settings.test_seed)
         grpc.add(

@@ -1,19 +1,19 @@
 """Brings what is served to what is wanted: load fully, then swap, one pipeline at a time, and remember what served.
 
-A pipeline's old entry serves until its new one is loaded, verified and warmed up, and stays where the new one is
-refused; requests that began with the old one end with it.
+A pipeline's old entry serves until its new one is loaded, verified, warmed up and has features to read, and stays where
+the new one is refused; requests that began with the old one end with it. What is not served is tried again.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import dataclass, field
+from enum import StrEnum
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 import structlog
-from tidemill_runtime.errors import Poison, Retryable
+from tidemill_runtime.errors import Poison, Retryable, TidemillError
 from tidemill_runtime.retries import delays
 
 from tidemill_serving import metrics
@@ -22,41 +22,67 @@ from tidemill_serving.routing import RoutingTable
 
 E = TypeVar("E")
 
+# A refused deployment is looked at again after a second, and in the end every minute.
+_REFUSED_FIRST_S, _REFUSED_LAST_S = 1.0, 60.0
+
 log = structlog.get_logger(__name__)
 
 
-class _Outcome(Enum):
-    SERVED = "served"
-    REFUSED = "refused"
+class State(StrEnum):
+    """Why a deployment is not served yet."""
+
     UNREACHABLE = "unreachable"
+    VIEWS_BUILDING = "views_building"
+    REFUSED = "refused"
+
+
+class ViewsBuildingError(Retryable):
+    """The views that a deployment reads are not there yet: answers would fail that the one before it can give."""
+
+
+@dataclass(eq=False)
+class Pending(Generic[E]):
+    """A deployment that is not served yet; what served before goes on."""
+
+    wanted: Wanted
+    state: State
+    reason: str
+    since_s: float
+    due_s: float = 0.0
+    retries: Iterator[float] = field(default_factory=delays)
+    # Loaded already, and waiting for its views.
+    entry: E | None = None
+
+    def __str__(self) -> str:
+        return f"{self.wanted.name} revision {self.wanted.deployment.revision} ({self.state}): {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """A deployment that cannot be served; what served before goes on."""
+class Steps(Generic[E]):
+    """What a deployment goes through. `load` turns a wanted pipeline into an entry, and `views` says that its views can
+    be read; `remember` is told what is served after every change.
 
-    pipeline: str
-    revision: int
-    reason: str
+    Both raise `Retryable` where that may be right later (`views`: `ViewsBuildingError`), `Poison` where it will not.
+    """
+
+    load: Callable[[Wanted], Awaitable[E]]
+    views: Callable[[E], Awaitable[None]]
+    remember: Callable[[Registered], Awaitable[None]]
 
 
 class Deployer(Generic[E]):
-    """Owns the routing table. `load` turns a wanted pipeline into an entry.
+    """Owns the routing table.
 
-    `load` raises `Poison` where the deployment will never be right, `Retryable` where it may be later. `remember` is
-    called with what is served after every change.
+    Where nothing serves a pipeline yet nothing is waited for but its bundles: an answer that names the view that is
+    being built says more than none. Elsewhere views are waited for, at most `views_wait_s`; then the deployment counts
+    as refused. Refused ones are tried again, ever more rarely.
     """
 
-    def __init__(
-        self,
-        load: Callable[[Wanted], Awaitable[E]],
-        remember: Callable[[Registered], Awaitable[None]],
-    ) -> None:
-        self._load = load
-        self._remember = remember
+    def __init__(self, steps: Steps[E], views_wait_s: float) -> None:
+        self._steps = steps
+        self._views_wait_s = views_wait_s
         self._held: dict[str, Wanted] = {}
-        self._refused: dict[str, Refusal] = {}
-        self._seen: dict[str, tuple[str, bytes]] = {}
+        self._pending: dict[str, Pending[E]] = {}
         self._registered = Registered()
         self._target = 0
         self._reached = asyncio.Condition()
@@ -70,9 +96,9 @@ class Deployer(Generic[E]):
         return self.table.entry(pipeline, known=pipeline in self._registered.definitions)
 
     @property
-    def refusals(self) -> Mapping[str, Refusal]:
-        """What was refused and not replaced since, by pipeline."""
-        return self._refused
+    def pending(self) -> Mapping[str, Pending[E]]:
+        """What is wanted and not served, by pipeline."""
+        return self._pending
 
     def want(self, registered: Registered) -> None:
         """Set what should be served; returns at once."""
@@ -89,11 +115,8 @@ class Deployer(Generic[E]):
     async def settled(self) -> None:
         """Return once everything wanted so far is served. Raises `Retryable` naming what was refused."""
         await self.attempted()
-        if self._refused:
-            sentences = "; ".join(
-                f"{one.pipeline} revision {one.revision}: {one.reason}" for one in self._refused.values()
-            )
-            raise Retryable(f"not everything deployed is served: {sentences}")
+        if self._pending:
+            raise Retryable(f"not everything deployed is served: {'; '.join(map(str, self._pending.values()))}")
 
     async def __aenter__(self) -> Self:
         return self
@@ -110,63 +133,88 @@ class Deployer(Generic[E]):
 
     async def run(self) -> None:
         """Follow what is wanted until `stop`."""
-        retries = delays()
-        retry_s: float | None = None
         while True:
-            await self._wait(retry_s)
+            await self._wait()
             if self._stopping:
                 return
             target = self._target
-            if await self._bring_about(self._registered):
-                retries, retry_s = delays(), None
+            await self._bring_about(self._registered)
+            if all(one.state is State.REFUSED for one in self._pending.values()):
                 async with self._reached:
                     self._done = target
                     self._reached.notify_all()
-            else:
-                retry_s = next(retries)
 
-    async def _wait(self, at_most_s: float | None) -> None:
+    async def _wait(self) -> None:
+        """Return when something else is wanted, or something is to be tried again."""
+        due_s = min((one.due_s for one in self._pending.values()), default=None)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), at_most_s)
+            await asyncio.wait_for(self._changed.wait(), None if due_s is None else max(0.0, due_s - _now_s()))
         self._changed.clear()
 
-    async def _bring_about(self, registered: Registered) -> bool:
-        """Return whether all is served or refused; False where something could not be reached and is tried again."""
+    async def _bring_about(self, registered: Registered) -> None:
         wanted = registered.wanted()
-        gone = [name for name in self._seen if name not in wanted]
+        gone = [name for name in {**self._held, **self._pending} if name not in wanted]
         for name in gone:
             self._drop(name)
-        outcomes = [await self._replace(one) for one in wanted.values() if self._seen.get(one.name) != one.key]
-        if gone or any(outcome is _Outcome.SERVED for outcome in outcomes):
-            await self._remember(remembered(self._held.values()))
-        return _Outcome.UNREACHABLE not in outcomes
+        served = [await self._replace(one) for one in wanted.values() if self._is_due(one)]
+        if gone or any(served):
+            await self._steps.remember(remembered(self._held.values()))
 
-    async def _replace(self, wanted: Wanted) -> _Outcome:
-        detail = {"pipeline": wanted.name, "revision": wanted.deployment.revision}
+    def _is_due(self, wanted: Wanted) -> bool:
+        held, pending = self._held.get(wanted.name), self._pending.get(wanted.name)
+        if held is not None and held.key == wanted.key:
+            self._pending.pop(wanted.name, None)
+            return False
+        return pending is None or pending.wanted.key != wanted.key or pending.due_s <= _now_s()
+
+    async def _replace(self, wanted: Wanted) -> bool:
+        """Serve a deployment, or note why not; return whether it is served."""
+        pending = self._pending.get(wanted.name)
+        if pending is None or pending.wanted.key != wanted.key:
+            pending = Pending(wanted, State.UNREACHABLE, "", _now_s())
         try:
-            entry = await self._load(wanted)
-        except Retryable as error:
-            log.warning("deployment_waits", **detail, error=str(error))
-            metrics.deployments.labels(wanted.name, "waiting").inc()
-            return _Outcome.UNREACHABLE
-        except Poison as error:
-            log.warning("deployment_refused", **detail, reason=error.reason, error=str(error))
-            metrics.deployments.labels(wanted.name, "refused").inc()
-            self._seen[wanted.name] = wanted.key
-            self._refused[wanted.name] = Refusal(wanted.name, wanted.deployment.revision, str(error))
-            return _Outcome.REFUSED
+            if pending.entry is None:
+                pending.entry = await self._steps.load(wanted)
+            if wanted.name in self._held:
+                await self._steps.views(pending.entry)
+        except (Retryable, Poison) as error:
+            self._put_off(pending, error)
+            return False
         self._held[wanted.name] = wanted
-        self._seen[wanted.name] = wanted.key
-        self._refused.pop(wanted.name, None)
+        self._pending.pop(wanted.name, None)
         # One assignment: a request sees the old table or the new one, never a mixture.
-        self.table = self.table.with_entry(wanted.name, entry)
+        self.table = self.table.with_entry(wanted.name, pending.entry)
         metrics.deployments.labels(wanted.name, "served").inc()
-        log.info("deployment_served", **detail, champion=wanted.deployment.champion.version)
-        return _Outcome.SERVED
+        log.info("deployment_served", **_named(wanted), champion=wanted.deployment.champion.version)
+        return True
+
+    def _put_off(self, pending: Pending[E], error: TidemillError) -> None:
+        """Say when a deployment is tried again, and why it is not served until then."""
+        before, state, reason = pending.state, State.UNREACHABLE, str(error)
+        if isinstance(error, Poison):
+            state = State.REFUSED
+        elif isinstance(error, ViewsBuildingError):
+            over = _now_s() - pending.since_s >= self._views_wait_s
+            state = State.REFUSED if over else State.VIEWS_BUILDING
+        if state is not before:
+            pending.retries = delays(_REFUSED_FIRST_S, _REFUSED_LAST_S) if state is State.REFUSED else delays()
+        if state is not before or not pending.reason:
+            metrics.deployments.labels(pending.wanted.name, state.value).inc()
+            log.warning("deployment_not_served", **_named(pending.wanted), state=state.value, error=reason)
+        pending.state, pending.reason = state, reason
+        pending.due_s = _now_s() + next(pending.retries)
+        self._pending[pending.wanted.name] = pending
 
     def _drop(self, name: str) -> None:
         self.table = self.table.without(name)
         self._held.pop(name, None)
-        self._refused.pop(name, None)
-        del self._seen[name]
+        self._pending.pop(name, None)
         log.info("deployment_withdrawn", pipeline=name)
+
+
+def _named(wanted: Wanted) -> dict[str, str | int]:
+    return {"pipeline": wanted.name, "revision": wanted.deployment.revision}
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()

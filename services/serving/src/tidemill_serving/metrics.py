@@ -15,7 +15,9 @@ reads_behind = counter(
 )
 score_seconds = histogram("serving_score_seconds", "All versions scoring a micro-batch.", ("pipeline",))
 deployments = counter(
-    "serving_deployments", "Deployments taken up: served, refused, or waiting for a bundle.", ("pipeline", "outcome")
+    "serving_deployments",
+    "Deployments taken up: served, refused, unreachable (waiting for a bundle), or views_building.",
+    ("pipeline", "outcome"),
 )
 log_waiting = gauge("serving_log_waiting_records", "Predictions answered and not yet acknowledged by Kafka (ASYNC).")
 log_dropped = counter("serving_log_dropped_records", "ASYNC prediction records dropped because the queue was full.")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tidemill_contracts.reasons import Reason
 from tidemill_contracts.serving.v1 import records_pb2 as records
 from tidemill_features.layout import LayoutError
-from tidemill_features.reader import Place, Reader, Request
+from tidemill_features.reader import Place, Reader, Request, Result
 from tidemill_features.vector import PipelineVector, VectorRows
 from tidemill_models.encoding import Encoding, Matrix
 from tidemill_models.scorer import Scorer
@@ -83,10 +83,12 @@ class Served:
 
     def positions(self, request: Request, raws: Sequence[bytes | None]) -> Mapping[Place, int]:
         """Return how far the rings have come. Raises `Retryable` where that is not what it must be."""
-        try:
-            return self.reader.values(request, raws, 0).positions
-        except LayoutError as error:
-            raise Retryable(f"the features in Redis cannot be read: {error}") from error
+        return self._result(request, raws, 0).positions
+
+    def unready(self, request: Request, raws: Sequence[bytes | None]) -> tuple[list[str], bool]:
+        """Return the views that are not built yet, and whether the reader moved on. Raises `Retryable`."""
+        result = self._result(request, raws, 0)
+        return result.unready, result.moved
 
     def read(
         self, request: Request, raws: Sequence[bytes | None], as_of_us: int, requests: Sequence[Values]
@@ -96,16 +98,19 @@ class Served:
         Raises `Retryable` where the rings are not what they must be: half built, or of another format;
         `ReadElsewhereError` where they were built anew beside the old ones.
         """
-        try:
-            result = self.reader.values(request, raws, as_of_us)
-        except LayoutError as error:
-            raise Retryable(f"the features in Redis cannot be read: {error}") from error
+        result = self._result(request, raws, as_of_us)
         if result.unready and result.moved:
             raise ReadElsewhereError
         if result.unready:
             raise Retryable(f"view {', '.join(result.unready)} is still being built from the log", retry_after_s=1.0)
         rows = self.vector.rows(result.views, self.vector.columns(requests), len(requests))
         return FeatureRead(rows, result.positions)
+
+    def _result(self, request: Request, raws: Sequence[bytes | None], as_of_us: int) -> Result:
+        try:
+            return self.reader.values(request, raws, as_of_us)
+        except LayoutError as error:
+            raise Retryable(f"the features in Redis cannot be read: {error}") from error
 
     def score(self, rows: VectorRows) -> dict[int, list[float]]:
         """Return the probabilities of each version by its number. Raises `Poison` where a score is no number."""

@@ -33,6 +33,9 @@ class ServingSettings(ServiceSettings):
     feature_timeout_s: Annotated[float, Field(gt=0)] = Field(
         5.0, description="longest wait for Redis before a prediction answers UNAVAILABLE"
     )
+    views_wait_s: Annotated[float, Field(gt=0)] = Field(
+        600.0, description="longest wait for the views of a new deployment to be built before it counts as refused"
+    )
     max_batch_rows: Annotated[int, Field(gt=0)] = Field(5_000, description="rows of one PredictBatch")
     max_waiting_rows: Annotated[int, Field(gt=0)] = Field(20_000, description="rows queued before RESOURCE_EXHAUSTED")
     micro_batch_rows: Annotated[int, Field(gt=0)] = Field(

@@ -43,7 +43,8 @@ class Following:
         """Return why requests should not come yet; a last good state is enough to serve without Kafka."""
         if self._ready:
             return None
-        return self._pipelines.fault() or self._deployments.fault() or "deployments are being loaded"
+        loading = "; ".join(["deployments are being loaded", *map(str, self._deployer.pending.values())])
+        return self._pipelines.fault() or self._deployments.fault() or loading
 
     async def __aenter__(self) -> Self:
         self._deployer.want(self._last_good)

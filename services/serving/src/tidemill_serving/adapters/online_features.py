@@ -7,6 +7,12 @@ from redis.exceptions import RedisError
 from tidemill_runtime.errors import Retryable
 from tidemill_runtime.redis_client import Client, fetch_many
 
+from tidemill_serving.deployer import ViewsBuildingError
+from tidemill_serving.served import Served
+
+# A reader that begins finds the newest builds of its views, and partitions that were added, one after the other.
+_LOOKS = 4
+
 
 class OnlineFeatures:
     """One trip, bounded in time; a Redis that is away is `Retryable`, never a prediction without its features."""
@@ -22,3 +28,14 @@ class OnlineFeatures:
                 return await fetch_many(self._redis, keys)
         except (RedisError, OSError, TimeoutError) as error:
             raise Retryable(f"Redis does not give the features: {error!r}", retry_after_s=0.5) from error
+
+    async def built(self, served: Served) -> None:
+        """Return where all views of an entry can be read. Raises `ViewsBuildingError`, `Retryable` without Redis."""
+        for _ in range(_LOOKS):
+            request = served.reader.request([])
+            unready, moved = served.unready(request, await self.fetch(request.keys))
+            if not unready:
+                return
+            if not moved:
+                break
+        raise ViewsBuildingError(f"view {', '.join(unready)} is still being built from the log")
