@@ -76,6 +76,9 @@ class Definitions:
 
     def take(self, book: Book) -> bool:
         """Take in the book; say whether other versions or builds are folded from now on."""
+        # It is read once a second, and all plans are compiled anew for a changed one.
+        if book == self.book:
+            return False
         before = self._folded(), self.book.floors
         self.book = book
         self._compile()
