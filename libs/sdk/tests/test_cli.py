@@ -60,6 +60,11 @@ def test_check_names_every_fault_and_answers_no(tmp_path: Path) -> None:
 COMMANDS = [
     ("apply", FLIGHTS),
     ("diff", FLIGHTS),
+    ("apply", FLIGHTS, "--retire", "old", "--allow-breaking", "--reason", "test"),
+    ("views", "list"),
+    ("views", "retire", "origin"),
+    ("streams", "list"),
+    ("streams", "resume", "rides", "--why", "test"),
     ("push", "flight-scheduled", "ROWS"),
     ("tail", "serving.predictions.v1"),
     ("features", "read", "origin", "JFK"),
@@ -99,6 +104,7 @@ def test_a_command_says_whom_it_cannot_reach(command: tuple[object, ...], rows: 
     [
         (("nonsense",), "No such command"),
         (("check",), "Missing argument"),
+        (("apply", str(FLIGHTS), "--allow-breaking"), "--allow-breaking needs --reason"),
         (("push", "s", "none.csv"), "there is no file none.csv"),
         (("push", "s", "none.csv", "--format", "xml"), "unknown format 'xml'; there are csv, ndjson, parquet"),
         (("push", "s", "-", "--batch", "0"), "Invalid value for '--batch'"),
@@ -141,6 +147,8 @@ def test_every_command_explains_itself_and_speaks_json(name: str) -> None:
         "models": ["list", "show", "promote", "rollback"],
         "incidents": ["list", "ack", "resolve"],
         "dead-letters": ["list", "show", "redrive", "discard"],
+        "views": ["list", "retire"],
+        "streams": ["list", "resume"],
     }
     for arguments in [(name, sub) for sub in groups[name]] if name in groups else [(name,)]:
         assert "--json" in run(*arguments, "--help", env={"COLUMNS": "200"}).stdout

@@ -98,16 +98,15 @@ def test_a_row_is_named_by_its_content() -> None:
     assert identified(one).id == identified(same).id != identified(other).id
 
 
-def test_verdicts_are_counted_by_reason_and_rows_to_be_retried_come_back() -> None:
-    rows = [Row(number, b"{}", 0) for number in range(1, 5)]
+def test_verdicts_are_counted_by_reason() -> None:
     verdicts = [
         ingestion.Verdict(outcome=ingestion.OUTCOME_ACCEPTED),
-        ingestion.Verdict(outcome=ingestion.OUTCOME_RETRY, reason="overloaded"),
         ingestion.Verdict(outcome=ingestion.OUTCOME_REFUSED, reason="wrong_type", field="seats", message="whole"),
         ingestion.Verdict(outcome=ingestion.OUTCOME_DUPLICATE),
     ]
     tally = Tally()
-    assert tally.note(rows, verdicts) == [rows[1]]
+    for row, verdict in enumerate(verdicts, 2):
+        tally.note(row, verdict)
     assert (tally.rows, tally.accepted, tally.duplicates, dict(tally.refused)) == (3, 1, 1, {"wrong_type": 1})
     assert tally.examples == [{"row": 3, "reason": "wrong_type", "field": "seats", "message": "whole"}]
 

@@ -1,6 +1,7 @@
 """check, apply, diff: a definition file from the desk to the registry."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ from tidemill_contracts.canonical import message_hash, to_dict
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.registry.v1 import registry_pb2
 
-from tidemill.cli.answers import NO, NOT_REACHABLE, RefusedError, answering
+from tidemill.cli.answers import NO, NOT_REACHABLE, USAGE, RefusedError, answering
 from tidemill.cli.difference import differences
 from tidemill.cli.targets import DEFAULT_STACK, Home, Json, Registry, StackName, Target
 from tidemill.clients.calls import CallError, actor
@@ -71,6 +72,11 @@ def _sizes(one: ViewMemory) -> tuple[str, ...]:
 
 def apply(
     file: File,
+    retire: Annotated[list[str] | None, typer.Option("--retire", help="End this view along; may be repeated.")] = None,
+    allow_breaking: Annotated[
+        bool, typer.Option("--allow-breaking", help="Also what breaks others, for the --reason given.")
+    ] = False,
+    reason: Annotated[str, typer.Option("--reason", help="Kept in the audit trail.")] = "",
     stack: StackName = DEFAULT_STACK,
     home: Home = None,
     registry: Registry = None,
@@ -78,13 +84,20 @@ def apply(
 ) -> None:
     """Register what a definition file declares; the same file twice changes nothing."""
     with answering(as_json) as answer:
+        if allow_breaking and not reason.strip():
+            raise RefusedError("--allow-breaking needs --reason: say why it may break", USAGE)
         compiled = _compiled(file)
         with Target(stack, home).connect("registry", registry) as connection:
-            changes = RegistryClient(connection).apply(compiled, actor())
+            done = RegistryClient(connection).apply(
+                compiled, actor(), retire=retire or (), allow_breaking=allow_breaking, reason=reason
+            )
         if as_json:
-            answer.json({"changes": [to_dict(change) for change in changes]})
-        rows = [[getattr(change, column) for column in _COLUMNS] for change in changes]
+            breaks = [to_dict(one) for one in done.breaks]
+            answer.json({"changes": [to_dict(change) for change in done.changes], "breaks": breaks})
+        rows = [[getattr(change, column) for column in _COLUMNS] for change in done.changes]
         answer.table(_COLUMNS, rows, "nothing to register")
+        for line in _told(done.breaks):
+            answer.say(line)
 
 
 def diff(
@@ -141,14 +154,19 @@ def _breaking(found: registry_pb2.ApplyDefinitionResponse, **details: Any) -> Re
     """Return the no to a definition that breaks what is registered, with everything that it breaks."""
     count = len(found.breaks)
     summary = f"{count} {'change breaks' if count == 1 else 'changes break'} what is registered"
-    lines = [
-        line
-        for one in found.breaks
-        for line in (f"{one.subject}: {one.message}", f"    breaks {', '.join(one.breaks)}", f"    fix: {one.fix}")
-    ]
+    lines = _told(found.breaks)
     breaks = [to_dict(one) for one in found.breaks]
     said = {"ok": False, "error": summary, "reason": "breaking_change", "breaks": breaks, **details}
     return RefusedError("\n".join([*lines, summary]), NO, said)
+
+
+def _told(breaks: Iterable[registry_pb2.Break]) -> list[str]:
+    """Return what breaks as lines."""
+    return [
+        line
+        for one in breaks
+        for line in (f"{one.subject}: {one.message}", f"    breaks {', '.join(one.breaks)}", f"    fix: {one.fix}")
+    ]
 
 
 def _compiled(file: Path) -> definition.Definition:

@@ -21,6 +21,8 @@ _MODULES = {
     "check": "tidemill.cli.definition_commands:check",
     "apply": "tidemill.cli.definition_commands:apply",
     "diff": "tidemill.cli.definition_commands:diff",
+    "views": "tidemill.cli.view_commands:views_app",
+    "streams": "tidemill.cli.stream_commands:streams_app",
     "push": "tidemill.cli.push_command:push",
     "tail": "tidemill.cli.topic_commands:tail",
     "features": "tidemill.cli.feature_commands:features_app",

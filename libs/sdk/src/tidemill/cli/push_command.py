@@ -4,7 +4,7 @@ import hashlib
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,14 +20,12 @@ from tidemill_contracts.ingestion.v1 import ingestion_pb2
 from tidemill.cli.answers import NO, NOT_REACHABLE, Answer, RefusedError, answering
 from tidemill.cli.rows import Row, Source
 from tidemill.cli.targets import DEFAULT_STACK, Home, Ingestion, Json, Registry, StackName, Target
-from tidemill.clients.calls import CallError
 from tidemill.clients.errors import ClientError
 from tidemill.clients.ingestion import IngestionClient
+from tidemill.clients.publishing import EventStream
 from tidemill.clients.registry import RegistryClient
 
 BATCH_ROWS = 500
-ATTEMPTS = 8
-FIRST_PAUSE_S = 0.1
 EXAMPLES = 10
 
 
@@ -41,24 +39,18 @@ class Tally:
     refused: Counter[str] = field(default_factory=Counter)
     examples: list[dict[str, Any]] = field(default_factory=list)
 
-    def note(self, rows: list[Row], verdicts: Sequence[ingestion_pb2.Verdict]) -> list[Row]:
-        """Count the verdicts of some rows; return those rows that are to be sent again."""
-        again = []
-        for row, verdict in zip(rows, verdicts, strict=True):
-            if verdict.outcome == ingestion_pb2.OUTCOME_RETRY:
-                again.append(row)
-                continue
-            self.rows += 1
-            if verdict.outcome == ingestion_pb2.OUTCOME_ACCEPTED:
-                self.accepted += 1
-            elif verdict.outcome == ingestion_pb2.OUTCOME_DUPLICATE:
-                self.duplicates += 1
-            else:
-                self.refused[verdict.reason] += 1
-                if len(self.examples) < EXAMPLES:
-                    example = {"row": row.number, "reason": verdict.reason, "field": verdict.field}
-                    self.examples.append({**example, "message": verdict.message})
-        return again
+    def note(self, row: int, verdict: ingestion_pb2.Verdict) -> None:
+        """Count the verdict of a row."""
+        self.rows += 1
+        if verdict.outcome == ingestion_pb2.OUTCOME_ACCEPTED:
+            self.accepted += 1
+        elif verdict.outcome == ingestion_pb2.OUTCOME_DUPLICATE:
+            self.duplicates += 1
+        else:
+            self.refused[verdict.reason] += 1
+            if len(self.examples) < EXAMPLES:
+                example = {"row": row, "reason": verdict.reason, "field": verdict.field}
+                self.examples.append({**example, "message": verdict.message})
 
 
 def identified(row: Row) -> ingestion_pb2.Event:
@@ -67,54 +59,54 @@ def identified(row: Row) -> ingestion_pb2.Event:
 
 
 class Sender:
-    """Sends one batch after the other; Ctrl-C ends it after the one under way, at once while it waits for rows."""
+    """Sends rows as they are read; Ctrl-C ends it once what was sent has its verdicts, a second one at once."""
 
     def __init__(self, client: IngestionClient, stream: str, source: str) -> None:
         self._client = client
         self._stream = stream
         self._source = source
+        # Numbers of the rows that have no verdict yet, by their place in the call.
+        self._rows: dict[int, int] = {}
+        self._given = 0
         self.tally = Tally()
         self.interrupted = False
         self._sending = False
 
     def run(self, batches: Iterable[list[Row]], after: Callable[[Row], None]) -> None:
-        """Send every batch; `after` is told the last row of each.
-
-        Raises `CallError` where ingestion stays away, `RefusedError` where it stays overloaded.
-        """
+        """Send every batch; `after` is told the last row of each. Raises `CallError` where ingestion stays away."""
         previous = signal.signal(signal.SIGINT, self._interrupt)
         try:
-            for batch in batches:
-                self._sending = True
-                self._send(batch)
-                after(batch[-1])
-                self._sending = False
-                if self.interrupted:
-                    return
+            with self._client.stream(self._stream, self._source, self._note) as events:
+                self._send(batches, events, after)
         except KeyboardInterrupt:
             self.interrupted = True
         finally:
             signal.signal(signal.SIGINT, previous)
 
+    def _send(self, batches: Iterable[list[Row]], events: EventStream, after: Callable[[Row], None]) -> None:
+        try:
+            for batch in batches:
+                self._sending = True
+                self._rows.update(enumerate((row.number for row in batch), self._given))
+                self._given += len(batch)
+                events.send([identified(row) for row in batch])
+                after(batch[-1])
+                self._sending = False
+                if self.interrupted:
+                    return
+        except KeyboardInterrupt:
+            if self._sending:
+                raise
+            self.interrupted = True
+        self._sending = True
+
+    def _note(self, number: int, verdict: ingestion_pb2.Verdict) -> None:
+        self.tally.note(self._rows.pop(number), verdict)
+
     def _interrupt(self, _signal: int, _frame: FrameType | None) -> None:
         if not self._sending or self.interrupted:
             raise KeyboardInterrupt
         self.interrupted = True
-
-    def _send(self, rows: list[Row]) -> None:
-        """Send rows until each has a verdict, again after growing pauses where ingestion asks for patience."""
-        for attempt in range(ATTEMPTS):
-            try:
-                answer = self._client.publish(self._stream, self._source, [identified(row) for row in rows])
-            except CallError as error:
-                if not error.repeatable or attempt == ATTEMPTS - 1:
-                    raise
-            else:
-                rows = self.tally.note(rows, answer.verdicts)
-                if not rows:
-                    return
-            time.sleep(FIRST_PAUSE_S * 2**attempt)
-        raise RefusedError(f"ingestion is overloaded: {len(rows)} rows were still to be sent after {ATTEMPTS} attempts")
 
 
 def _batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
@@ -129,7 +121,7 @@ def push(
     file_format: Annotated[str | None, typer.Option("--format", help="csv, ndjson or parquet; else by suffix.")] = None,
     null: Annotated[str, typer.Option(help="What a CSV writes for null, besides nothing.")] = "NA",
     source: Annotated[str, typer.Option(help="The events' CloudEvents source.")] = "tidemill/push",
-    batch: Annotated[int, typer.Option(min=1, max=5_000, help="Rows per call.")] = BATCH_ROWS,
+    batch: Annotated[int, typer.Option(min=1, max=5_000, help="Rows per message.")] = BATCH_ROWS,
     stack: StackName = DEFAULT_STACK,
     home: Home = None,
     ingestion: Ingestion = None,
@@ -148,6 +140,7 @@ def push(
             try:
                 sender.run(_batches(rows.rows(schema, null), batch), advance)
             except (ClientError, RefusedError) as error:
+                # What could not be read of the file is a `RefusedError`.
                 code = NOT_REACHABLE if isinstance(error, ClientError) and not error.reached else NO
                 raise RefusedError(f"{error}; {_kept(sender.tally)}", code, _counts(sender, began)) from error
         _report(answer, sender, began)

@@ -1,11 +1,12 @@
-"""Ingestion: events in, a verdict for each."""
+"""Ingestion: events in, a verdict for each; streams that it has paused."""
 
 from collections.abc import Sequence
 
 from tidemill_contracts.ingestion.v1 import ingestion_pb2 as ingestion
 from tidemill_contracts.ingestion.v1.ingestion_pb2_grpc import IngestionServiceStub
 
-from tidemill.clients.calls import Connection
+from tidemill.clients.calls import AsyncConnection, Connection
+from tidemill.clients.publishing import AsyncEventStream, EventStream, Flight, OnVerdict
 
 
 class IngestionClient:
@@ -20,7 +21,31 @@ class IngestionClient:
         batch = ingestion.StreamEvents(stream=stream, source=source, events=events)
         return self._connection.call(self._stub.PublishBatch, ingestion.PublishBatchRequest(batches=[batch]))
 
+    def stream(self, stream: str, source: str, tell: OnVerdict) -> EventStream:
+        """Return a call that takes events as they come and tells the verdict of each; for many of them."""
+        return EventStream(self._connection, Flight(stream, source, tell))
+
+    def state(self, stream: str) -> ingestion.StreamState:
+        """Return whether a stream takes events now, as the replica that answers sees it."""
+        return self._connection.call(self._stub.GetStreamState, ingestion.GetStreamStateRequest(stream=stream)).state
+
+    def resume(self, stream: str, reason: str, by: str) -> ingestion.StreamState:
+        """End a stream's pause at the replica that answers."""
+        request = ingestion.ResumeStreamRequest(stream=stream, reason=reason)
+        return self._connection.call(self._stub.ResumeStream, request, by=by).state
+
     def check(self, stream: str, events: Sequence[ingestion.Event]) -> Sequence[ingestion.Verdict]:
         """Return what would become of events, judged as readers of the stream do; nothing is written."""
         request = ingestion.CheckEventsRequest(stream=stream, events=events, ignore_unknown_fields=True)
         return self._connection.call(self._stub.CheckEvents, request).verdicts
+
+
+class AsyncIngestionClient:
+    """The same for asyncio, as far as programs need it."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    def stream(self, stream: str, source: str, tell: OnVerdict) -> AsyncEventStream:
+        """Return a call that takes events as they come and tells the verdict of each; for many of them."""
+        return AsyncEventStream(self._connection, Flight(stream, source, tell))

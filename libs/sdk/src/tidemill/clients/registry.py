@@ -10,6 +10,9 @@ from tidemill_contracts.registry.v1.registry_pb2_grpc import RegistryServiceStub
 
 from tidemill.clients.calls import Connection
 
+# Topics are created, and partitions added, before it answers.
+APPLY_DEADLINE_S = 60.0
+
 
 class RegistryClient:
     """Calls of `RegistryService`; every one raises `CallError`."""
@@ -18,10 +21,20 @@ class RegistryClient:
         self._connection = connection
         self._stub = RegistryServiceStub(connection.channel)
 
-    def apply(self, compiled: definition_pb2.Definition, by: str) -> list[registry.ObjectChange]:
-        """Register a definition."""
-        request = registry.ApplyDefinitionRequest(definition=compiled)
-        return list(self._connection.call(self._stub.ApplyDefinition, request, by=by).changes)
+    def apply(
+        self,
+        compiled: definition_pb2.Definition,
+        by: str,
+        *,
+        retire: Sequence[str] = (),
+        allow_breaking: bool = False,
+        reason: str = "",
+    ) -> registry.ApplyDefinitionResponse:
+        """Register a definition, and end the views `retire`; `allow_breaking` needs a reason."""
+        request = registry.ApplyDefinitionRequest(
+            definition=compiled, retire_views=retire, allow_breaking=allow_breaking, reason=reason
+        )
+        return self._connection.call(self._stub.ApplyDefinition, request, by=by, deadline_s=APPLY_DEADLINE_S)
 
     def compare(self, compiled: definition_pb2.Definition, by: str) -> registry.ApplyDefinitionResponse:
         """Return what applying a definition would change, and what it would break."""

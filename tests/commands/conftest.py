@@ -1,0 +1,191 @@
+"""A registry, an ingestion service as a process, and the command line as people run it, on the real servers."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest_asyncio
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from tidemill_contracts.ingestion.v1.ingestion_pb2_grpc import IngestionServiceStub
+from tidemill_contracts.progress.v1 import progress_pb2
+from tidemill_contracts.progress.v1.progress_pb2_grpc import ProgressServiceStub
+from tidemill_registry.app import open_service
+from tidemill_registry.settings import Settings
+from tidemill_runtime.health import Health
+from tidemill_runtime.settings import GrpcSettings, KafkaSettings, PostgresSettings
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The last line of a command that was asked for JSON."""
+        return json.loads(self.out.strip().splitlines()[-1])
+
+
+class Ingestion:
+    """The ingestion service as a process of its own, at an address that outlives it."""
+
+    def __init__(self, kafka: KafkaSettings, folder: Path) -> None:
+        self.kafka = kafka
+        self.address = free_address()
+        self._log = folder / "ingestion.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def start(self, **environment: object) -> None:
+        """Start it; returns once it answers."""
+        self._launch(environment)
+        await self.knows(0)
+
+    def _launch(self, environment: Mapping[str, object]) -> None:
+        settings = {
+            "KAFKA__BOOTSTRAP": self.kafka.bootstrap,
+            "KAFKA__TOPIC_PREFIX": self.kafka.topic_prefix,
+            "GRPC__LISTEN": self.address,
+            **environment,
+        }
+        with self._log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tidemill_ingestion"],
+                env={**os.environ, **{f"TIDEMILL_INGESTION_{name}": str(value) for name, value in settings.items()}},
+                stdout=output,
+                stderr=output,
+            )
+
+    async def knows(self, definitions: int) -> None:
+        """Return once this many records of the registry's topic are known to it."""
+        place = progress_pb2.TopicPartitionOffset(
+            topic="registry.pipelines.v1", partition=0, next_offset=definitions
+        )
+        request = progress_pb2.WaitProgressRequest(stage="publish", offsets=[place] if definitions else [])
+        async with grpc.aio.insecure_channel(self.address) as channel:
+            await ProgressServiceStub(channel).WaitProgress(request, timeout=60, wait_for_ready=True)
+
+    async def stop(self, number: int = signal.SIGTERM) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(number)
+            await asyncio.to_thread(self._process.wait, 30)
+
+
+@dataclass
+class Desk:
+    """Where somebody sits who runs commands."""
+
+    kafka: KafkaSettings
+    registry: str
+    ingestion: Ingestion
+    folder: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    async def begin(self, *arguments: object) -> asyncio.subprocess.Process:
+        """Start a command."""
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "tidemill.cli.main",
+            *map(str, arguments),
+            env={**os.environ, **self.environment},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+
+    async def run(self, *arguments: object) -> Done:
+        """Run a command to its end."""
+        return await self.done(await self.begin(*arguments))
+
+    async def done(self, process: asyncio.subprocess.Process) -> Done:
+        """Return how a command that was started ended."""
+        async with asyncio.timeout(90):
+            out, err = await process.communicate()
+        assert b"Traceback" not in err, err.decode()
+        assert process.returncode is not None
+        return Done(process.returncode, out.decode(), err.decode())
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.folder / name
+        path.write_text(text)
+        return path
+
+    async def apply(self, text: str, *options: object) -> Done:
+        """Apply a definition, and let ingestion learn of it."""
+        done = await self.run("apply", self.write("definition.py", text), "--json", *options)
+        if done.code == 0:
+            await self.ingestion.knows(sum(await self.ends("registry.pipelines.v1")))
+        return done
+
+    async def publish(self, request: Any) -> Any:
+        async with grpc.aio.insecure_channel(self.ingestion.address) as channel:
+            return await IngestionServiceStub(channel).PublishBatch(request, timeout=30)
+
+    async def ends(self, topic: str) -> list[int]:
+        """Return the end offset of each partition of a topic."""
+        async with self._consumer() as consumer:
+            places = await self._places(consumer, topic)
+            ends = await consumer.end_offsets(places)
+            return [ends[place] for place in places]
+
+    async def log(self, topic: str) -> list[Any]:
+        """Return every record of a topic."""
+        async with self._consumer() as consumer:
+            places = await self._places(consumer, topic)
+            consumer.assign(places)
+            ends = await consumer.end_offsets(places)
+            found: list[Any] = []
+            while any([await consumer.position(place) < end for place, end in ends.items()]):
+                for records in (await consumer.getmany(timeout_ms=200)).values():
+                    found += records
+            return found
+
+    def _consumer(self) -> AIOKafkaConsumer:
+        return AIOKafkaConsumer(**self.kafka.client_kwargs(), auto_offset_reset="earliest", enable_auto_commit=False)
+
+    async def _places(self, consumer: AIOKafkaConsumer, topic: str) -> list[TopicPartition]:
+        name = self.kafka.physical(topic)
+        # Asked for by name, the topic's partitions come fresh from the broker.
+        await consumer._client._wait_on_metadata(name)
+        return [TopicPartition(name, number) for number in sorted(consumer.partitions_for_topic(name) or ())]
+
+
+@pytest_asyncio.fixture
+async def desk(servers: Any, topic_prefix: str, database: str, tmp_path: Path) -> AsyncIterator[Desk]:
+    kafka = KafkaSettings(bootstrap=servers.kafka, topic_prefix=topic_prefix)
+    address = free_address()
+    settings = Settings(
+        kafka=kafka,
+        postgres=PostgresSettings(dsn=database),  # type: ignore[arg-type]
+        grpc=GrpcSettings(listen=address),
+    )
+    ingestion = Ingestion(kafka, tmp_path)
+    environment = {
+        "TIDEMILL_REGISTRY": address,
+        "TIDEMILL_INGESTION": ingestion.address,
+        "TIDEMILL_KAFKA": kafka.bootstrap,
+        "TIDEMILL_TOPIC_PREFIX": kafka.topic_prefix,
+        "TIDEMILL_ACTOR": "ada",
+    }
+    async with open_service(settings, Health()):
+        try:
+            yield Desk(kafka, address, ingestion, tmp_path, environment)
+        finally:
+            await ingestion.stop(signal.SIGKILL)
