@@ -195,6 +195,8 @@ class ViewShards:
         Stays the same until `written` is called.
         """
         at = self._dirty_rows()
+        if not len(at):
+            return {}
         rows: list[int] = at.tolist()
         shards = [shard for shard in map(self._index.shards.__getitem__, rows) if shard is not None]
         offsets = np.array([next_offsets[shard.partition] for shard in shards], np.int64)

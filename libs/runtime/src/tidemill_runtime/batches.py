@@ -148,8 +148,9 @@ class StreamOptions:
 
     `fetch_wait_ms`: how long the broker holds an idle fetch; it answers as soon as there are `fetch_min_bytes`, so that
     only how often an idle consumer asks hangs on it. `flush_every_ms`: 0 flushes after every batch; otherwise by
-    interval, on request, on rebalance and at the end. `retry_limit_s`: how long `Retryable` is retried before it is
-    fatal. `letters_of`: the group whose dead letters this one shares, where it decides alike; its own unless told.
+    interval, on request, on rebalance and at the end. `behind_flush_ms`: how long a flush is put off while there is
+    more to read. `retry_limit_s`: how long `Retryable` is retried before it is fatal. `letters_of`: the group whose
+    dead letters this one shares, where it decides alike; its own unless told.
     """
 
     group: str
@@ -159,6 +160,7 @@ class StreamOptions:
     fetch_min_bytes: int = 1
     fetch_partition_bytes: int = 4 * 1024 * 1024
     flush_every_ms: int = 0
+    behind_flush_ms: int = 0
     commit_every_ms: int = 500
     retry_limit_s: float = 300.0
     stall_s: float = 45.0

@@ -78,6 +78,8 @@ class StreamRunner(Generic[S, E]):
         self._held: Restored[S] | None = None
         self._epoch = 0
         self._flushed_s = monotonic()
+        # Whether there was more to read when the last batch was handed over.
+        self._behind = False
         self._fault: str | None = "not connected yet"
         self._stall: str | None = None
         self._excused = False
@@ -188,6 +190,7 @@ class StreamRunner(Generic[S, E]):
             await self._restore()
         epoch = self._epoch
         fetched = await self._consumer.getmany(timeout_ms=self._options.poll_ms, max_records=self._options.max_records)
+        self._behind = any(self._more(place, records[-1].offset) for place, records in fetched.items())
         async with self._lock:
             if epoch != self._epoch:
                 self._read_again(fetched)
@@ -248,8 +251,14 @@ class StreamRunner(Generic[S, E]):
             self.positions.advance(moved)
             self._committer.durable({self._physical(p): offset for p, offset in moved.items()})
 
+    def _more(self, place: TopicPartition, offset: int) -> bool:
+        end = self._consumer.highwater(place)
+        return end is not None and end > offset + 1
+
     def _flush_due(self) -> bool:
-        return (monotonic() - self._flushed_s) * 1000 >= self._options.flush_every_ms
+        options = self._options
+        wait_ms = max(options.flush_every_ms, options.behind_flush_ms if self._behind else 0)
+        return (monotonic() - self._flushed_s) * 1000 >= wait_ms
 
     async def _retried(self, attempt: Callable[[], Awaitable[R]]) -> R:
         """Repeat while it raises `Retryable`; the consumer is paused meanwhile, so nothing piles up."""

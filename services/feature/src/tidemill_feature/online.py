@@ -85,6 +85,28 @@ class OnlineState:
     revision: int
     streams: dict[str, StreamState]
     partitions: dict[Partition, PartitionState]
+    # What was taken in since the last flush.
+    unwritten: set[Partition] = field(default_factory=set)
+
+    def dirty(self) -> dict[bytes, bytes]:
+        """Return the shards to be written; they then include everything that was taken in."""
+        shards: dict[bytes, bytes] = {}
+        for topic in sorted({partition.topic for partition in self.unwritten}):
+            ends = {p.number: place.next_offset for p, place in self.partitions.items() if p.topic == topic}
+            for view in self.streams[topic.removeprefix("events.")].shards.values():
+                shards |= view.dirty(ends)
+        return shards
+
+    def written(self) -> None:
+        """Take note that what `dirty` returned is stored."""
+        for partition in self.unwritten:
+            for view in self.streams[partition.topic.removeprefix("events.")].shards.values():
+                view.written()
+        self.unwritten.clear()
+
+    def full(self, records: int) -> bool:
+        """Return whether so many records more might not find room."""
+        return any(view.room < records for stream in self.streams.values() for view in stream.shards.values())
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
 """Folding events into rings that lie in Redis: one code for what is live, caught up and built anew."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from tidemill_features.fold import Rows, Shard, ViewShards
 from tidemill_features.layout import LayoutError
@@ -29,23 +29,6 @@ async def fold(store: RedisStore, foldings: Sequence[Folding], topic_id: Callabl
         await _load(store, wanted)
     for folding, view, found in places:
         view.fold(folding.events, found)
-
-
-def dirty(foldings: Iterable[Folding], ends: Callable[[str], Mapping[int, int]]) -> dict[bytes, bytes]:
-    """Return the shards to be written, which then include everything before `ends` (of a topic, by partition)."""
-    shards: dict[bytes, bytes] = {}
-    for folding in foldings:
-        topic_ends = ends(folding.topic)
-        for view in folding.shards:
-            shards |= view.dirty(topic_ends)
-    return shards
-
-
-def written(foldings: Iterable[Folding]) -> None:
-    """Take note that what `dirty` returned is stored."""
-    for folding in foldings:
-        for view in folding.shards:
-            view.written()
 
 
 async def _load(store: RedisStore, wanted: Sequence[tuple[ViewShards, Shard, bytes]]) -> None:

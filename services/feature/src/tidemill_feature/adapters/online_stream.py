@@ -18,7 +18,7 @@ from tidemill_runtime.settings import KafkaSettings
 from tidemill_feature import metrics
 from tidemill_feature.adapters.builder import Builder
 from tidemill_feature.adapters.building_site import Job
-from tidemill_feature.adapters.folding import dirty, fold, written
+from tidemill_feature.adapters.folding import fold
 from tidemill_feature.adapters.redis_store import Move, RedisStore
 from tidemill_feature.adapters.topic_ids import Topic, TopicLook
 from tidemill_feature.adapters.view_book import ViewBook
@@ -196,23 +196,28 @@ class OnlinePipeline(Pipeline[OnlineState, Work]):
         if not effects.folded:
             await fold(self._store, effects.foldings, lambda partition: state.partitions[partition].topic_id)
             effects.folded = True
+            state.unwritten.update(effects.partitions)
+        if state.full(self._sizes.batch_records):
+            await self._write(state)
+
+    async def _write(self, state: OnlineState) -> None:
+        """Write what was folded, and how far."""
         began = perf_counter()
         moves = []
-        for partition in effects.partitions:
+        for partition in sorted(state.unwritten):
             place = state.partitions[partition]
             moves.append(Move(partition, place.stored, place.checkpoint()))
-        shards = dirty(
-            effects.foldings,
-            lambda topic: {p.number: place.next_offset for p, place in state.partitions.items() if p.topic == topic},
-        )
+        shards = state.dirty()
         self._settle(state, await self._store.flush(moves, shards), moves)
-        written(effects.foldings)
+        state.written()
         metrics.shards_written.inc(len(shards))
         metrics.flush_seconds.observe(perf_counter() - began)
 
     async def flush(self) -> None:
-        """Everything applied is durable already; only look whether what it rests on is still so."""
+        """Write what was folded, and look whether what it rests on is still so."""
         state = self._state
+        if state is not None and state.unwritten:
+            await self._write(state)
         if state is not None and state.revision != self._definitions.revision:
             raise StateLost("streams, views or their builds have changed")
         if self._builder.done:

@@ -34,6 +34,8 @@ from tidemill_feature.sizes import Sizes
 from tidemill_feature.uses import TOPIC as MODELS_TOPIC
 from tidemill_feature.uses import Uses
 
+# Of what is read from a backlog an entity's shards are written once rather than with every batch.
+BEHIND_FLUSH_MS = 2_000
 _OFFLINE_FETCH_BYTES = 256 * 1024
 _OFFLINE_WAIT_MS = 250
 
@@ -88,6 +90,7 @@ async def open_online(settings: Settings, health: Health, definitions: Definitio
                 settings.group,
                 max_records=settings.batch_records,
                 fetch_wait_ms=settings.fetch_wait_ms,
+                behind_flush_ms=BEHIND_FLUSH_MS,
                 session_ms=settings.session_ms,
                 stall_s=settings.stall_s,
                 hop_delay_ms=settings.test_hop_delay_ms,
