@@ -3,11 +3,14 @@
 import asyncio
 import json
 import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import time_ns
 from typing import Any, NamedTuple
 
 import grpc
@@ -208,3 +211,84 @@ def trained(shared: Shared) -> Shared:
         demo.replay.live(demo.replay.hour(year.until(time_us), time_us, ask=False), lambda: None)
     demo.first_model(time_us)
     return shared
+
+
+PARK = '''
+"""Rides of a park."""
+from datetime import datetime
+import tidemill as tm
+
+class Ride(tm.Event, stream="{stream}", key="ride_id", time="ended_at", partitions=1, dedup="2h"):
+    ride_id: str
+    gate: str
+    minutes: float
+    ended_at: datetime
+
+features = {{"rides_1h": tm.count("1h"), "longest_1h": tm.max("minutes", "{window}")}}
+gates = tm.View("{view}", Ride, by="gate", features=features)
+'''
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The last line of a command that was asked for JSON."""
+        return json.loads(self.out.strip().splitlines()[-1])
+
+    @property
+    def lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.strip().splitlines()]
+
+
+Run = Callable[..., Done]
+COMMAND = [sys.executable, "-m", "tidemill.cli.main"]
+
+
+@pytest.fixture(scope="session")
+def tidemill(shared: Any) -> Run:
+    """Return a function that runs one command against the stack."""
+    home = str(shared.stack.layout.home)
+    environment = {**os.environ, "TIDEMILL_ACTOR": "ada"}
+
+    def run(*arguments: object, stack: bool = True, stdin: str | None = None) -> Done:
+        command = [*COMMAND, *map(str, arguments), *(["--home", home] if stack else [])]
+        done = subprocess.run(
+            command, capture_output=True, text=True, input=stdin, env=environment, timeout=60, check=False
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@dataclass(frozen=True)
+class Park:
+    """A stream and a view of this session's own."""
+
+    stream: str
+    view: str
+    file: Path
+
+    def write(self, window: str = "1h") -> Path:
+        self.file.write_text(PARK.format(stream=self.stream, view=self.view, window=window))
+        return self.file
+
+
+@pytest.fixture(scope="session")
+def park(tidemill: Run, tmp_path_factory: pytest.TempPathFactory) -> Park:
+    name = f"rides-{time_ns()}"
+    found = Park(name, f"gates-{time_ns()}", tmp_path_factory.mktemp("park") / "park.py")
+    registered = tidemill("apply", found.write(), "--json")
+    assert registered.code == 0, registered
+    assert {(one["kind"], one["change"]) for one in registered.json["changes"]} == {
+        ("stream", "created"),
+        ("view", "created"),
+    }
+    return found

@@ -1,34 +1,21 @@
 """Kafka goes away and comes back under a running service; these servers are this test's own."""
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import grpc
 import pytest
 from tidemill_contracts.serving.v1 import serving_pb2 as messages
 from tidemill_testkit.flight_world import NOON_US, PIPELINE, deployment, request_fields
-from tidemill_testkit.plugin import Servers
+from tidemill_testkit.plugin import Servers, servers_of
 
 pytestmark = pytest.mark.servers
-
-
-@pytest.fixture(scope="module")
-def own_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Servers that may be stopped."""
-    from tidemill.stack import Stack
-
-    stack = Stack("outage", tmp_path_factory.mktemp("stack"))
-    stack.start(only="servers")
-    yield stack
-    stack.stop()
 
 
 @pytest.fixture
 def servers(own_stack: Any) -> Servers:
     """The address of this module's own servers, in place of the shared ones."""
-    found = own_stack.endpoints
-    return Servers(kafka=found.kafka, redis=found.redis, postgres_dsn=found.postgres_dsn)
+    return servers_of(own_stack.endpoints)
 
 
 def one(number: int, **changes: Any) -> messages.PredictRequest:

@@ -42,16 +42,28 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     given = os.environ.get(HOME_VARIABLE)
     if given:
         home = Path(given).parent if given.endswith(".json") else Path(given)
-        yield _of(_stack(home, "given").endpoints)
+        yield servers_of(_stack(home, "given").endpoints)
         return
     stack = _stack(tmp_path_factory.mktemp("stack"), "test")
     try:
-        yield _of(stack.start(only="servers"))
+        yield servers_of(stack.start(only="servers"))
     finally:
         stack.remove()
 
 
-def _of(endpoints: Any) -> Servers:
+@pytest.fixture(scope="module")
+def own_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A stack of servers that no other module uses: its tests may stop them."""
+    stack = _stack(tmp_path_factory.mktemp("own"), "own")
+    try:
+        stack.start(only="servers")
+        yield stack
+    finally:
+        stack.remove()
+
+
+def servers_of(endpoints: Any) -> Servers:
+    """Return the addresses of a stack's servers."""
     return Servers(kafka=endpoints.kafka, redis=endpoints.redis, postgres_dsn=endpoints.postgres_dsn)
 
 
