@@ -112,7 +112,10 @@ FAULTS = [
     ('by="origin"', 'by="orgin"', "flights.py:16: view 'origin': no field 'orgin' in Departed; did you mean 'origin'?"),
     ('by="origin"', 'by="dep_delay_minutes"', "flights.py:16: view 'origin': by takes no float ('dep_delay_minutes'); equal floats are no identity"),
     ('by="origin"', 'by=("origin", "origin")', "flights.py:16: view 'origin': by takes 1 to 4 different fields"),
-    ('by="origin"', 'by="origin", accuracy="exact"', "flights.py:16: view 'origin': accuracy 'exact' is not in this release; there is \"hop\", whose tail"),
+    ('by="origin"', 'by="origin", accuracy="exactly"', "flights.py:16: view 'origin': there is no accuracy 'exactly'; write \"hop\" (at most a twelfth of the window too long) or \"exact\""),
+    ('by="origin"', 'by="origin", edge_events=9', "flights.py:16: view 'origin': edge_events are kept where accuracy is \"exact\""),
+    ('by="origin"', 'by="origin", accuracy="exact", edge_events=0', "flights.py:16: view 'origin': edge_events is a number from 1 to 10,000, not 0"),
+    ('by="origin", features', 'by="origin", accuracy="exact", budget="8 KiB", features', "flights.py:16: view 'origin' needs up to "),
     ('tm.View("origin", Departed', 'tm.View("origin", "flight-departed"', "flights.py:16: view 'origin': an event class (class X(tm.Event, …)) is wanted, not 'flight-departed'"),
     ('tm.View("origin"', 'tm.View("Origin"', "flights.py:16: view 'Origin': 'Origin' is no name; use a-z, 0-9, - and _, at most 100 characters"),
     # Pipelines.

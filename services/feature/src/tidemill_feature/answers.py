@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import repeat
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -26,9 +27,9 @@ def _tag(field: FieldDescriptor) -> bytes:
 
 
 _FEATURES = _tag(messages.ViewColumns.DESCRIPTOR.fields_by_name["features"])
-_FLOATS, _INTEGERS, _BOOLS, _STATUSES, _EVENT_TIMES, _NULLS = (
+_FLOATS, _INTEGERS, _BOOLS, _STATUSES, _EVENT_TIMES, _NULLS, _HOP_ACCURACY = (
     _tag(messages.FeatureColumn.DESCRIPTOR.fields_by_name[name])
-    for name in ("float64_values", "int64_values", "bool_values", "statuses", "event_times_us", "nulls")
+    for name in ("float64_values", "int64_values", "bool_values", "statuses", "event_times_us", "nulls", "hop_accuracy")
 )
 # From statuses to where there is no value; counts of an entity that is known have one.
 _NULL = bytes(status != messages.STATUS_PRESENT for status in range(256))
@@ -71,6 +72,8 @@ def _column(feature: FeatureValues) -> bytes:
     parts = [_head(feature.name, feature.type), _delimited(_STATUSES, statuses)]
     if 1 in nulls:
         parts.append(_delimited(_NULLS, nulls))
+    if feature.coarse is not None:
+        parts.append(_delimited(_HOP_ACCURACY, feature.coarse.tobytes()))
     if feature.type == definition.FIELD_TYPE_STRING:
         texts = ["" if null else text for text, null in zip(values, nulls, strict=True)]
         parts.append(messages.FeatureColumn(string_values=texts).SerializeToString())
@@ -120,6 +123,7 @@ def _values(feature: FeatureValues, head_excluded: Sequence[bool]) -> list[messa
         feature.status.tolist(),
         feature.event_us.tolist(),
         head_excluded,
+        repeat(False, len(head_excluded)) if feature.coarse is None else feature.coarse.tolist(),
         strict=True,
     )
     return [
@@ -128,6 +132,7 @@ def _values(feature: FeatureValues, head_excluded: Sequence[bool]) -> list[messa
             status=status,
             event_time_us=event_us,
             head_excluded=excluded,
+            hop_accuracy=coarse,
         )
-        for value, null, status, event_us, excluded in columns
+        for value, null, status, event_us, excluded, coarse in columns
     ]

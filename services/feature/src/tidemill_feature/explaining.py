@@ -1,4 +1,7 @@
-"""Which slots made a value: those of the feature's window, read from the very shards that the value was merged from."""
+"""Which slots made a value: those of the feature's window, read from the very shards that the value was merged from.
+
+Of a slot that an edge of an exact window cuts, its events are shown, and which of them count.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,9 +10,11 @@ import numpy as np
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.feature.v1 import feature_pb2 as messages
 from tidemill_features.area import pointed
+from tidemill_features.edges import Edges, Span
 from tidemill_features.layout import EMPTY, NEWEST_WORD, NEXT_OFFSET_WORD, empty_slot
 from tidemill_features.partials import SKETCHES, Dtype, Feature, Kind, Partial
 from tidemill_features.plan import HEADER_WORDS, RingPlan, ViewPlan
+from tidemill_features.raw_events import overflowed, times_of
 from tidemill_features.reader import Result
 
 from tidemill_feature.answers import answer
@@ -35,6 +40,39 @@ class _Shard:
         first = HEADER_WORDS + bucket % self.ring.slots * self.ring.slot_words
         words = self.words[first : first + self.ring.slot_words]
         return words if int(words[_BUCKET_WORD]) == bucket else None
+
+
+class _Part:
+    """A slot of a shard, or what of it lies in an exact window."""
+
+    def __init__(self, shard: _Shard, words: Any) -> None:
+        self.shard = shard
+        self.words = words
+        self.events: list[messages.RawEvent] = []
+        self.head_excluded = False
+        self.hop_accuracy = False
+
+    def cut(self, span: Span) -> None:
+        """Leave of the slot what lies in a window that may cut it."""
+        ring, newest_us = self.shard.ring, int(self.words[_NEWEST_EVENT_WORD])
+        assert ring.raw is not None
+        raw = pointed(self.shard.raw, ring.words * 8, int(self.words[ring.raw.word]))
+        if overflowed(raw):
+            if newest_us <= span.after_us:
+                self.words = empty_slot(ring)
+                return
+            self.hop_accuracy, self.head_excluded = True, newest_us > span.until_us
+            return
+        event_us, offsets = times_of(ring.raw, raw)
+        inside = span.holds(event_us)
+        self.events = [
+            messages.RawEvent(offset=offset, event_time_us=at_us, counts=counts)
+            for offset, at_us, counts in zip(offsets.tolist(), event_us.tolist(), inside.tolist(), strict=True)
+        ]
+        edges = Edges(ring)
+        (cut,) = edges.folded([(raw, inside)])
+        self.shard = _Shard(cut, edges.scratch, self.shard.partition)
+        self.words = edges.slot(cut)
 
 
 def explain(
@@ -79,14 +117,18 @@ def _feature(
 ) -> messages.FeatureExplanation:
     ring = plan.rings[feature.ring]
     first, last = ring.window_buckets(as_of_us, feature.window_us)
+    from_us, to_us = first * ring.hop_us, (last + 1) * ring.hop_us
+    if ring.raw is not None:
+        span = Span.of(feature, as_of_us)
+        from_us, to_us = max(from_us, span.after_us + 1), span.until_us + 1
     return messages.FeatureExplanation(
         feature=feature.name,
         function=definition.AggregationFunction.Name(feature.function).removeprefix("AGGREGATION_FUNCTION_").lower(),
         value=value,
         window_us=feature.window_us,
         hop_us=ring.hop_us,
-        from_us=first * ring.hop_us,
-        to_us=(last + 1) * ring.hop_us,
+        from_us=from_us,
+        to_us=to_us,
         slots=_slots(plan, feature, shards, range(first, last + 1), as_of_us),
     )
 
@@ -98,18 +140,26 @@ def _slots(
     indices = (feature.count, feature.value, feature.weight)
     wanted = [ring.partials[index] for index in indices if index is not None]
     blank = empty_slot(ring)
+    span = Span.of(feature, as_of_us)
     for bucket in buckets:
         for shard in shards:
             words = shard.slot(bucket)
             if words is None:
                 continue
+            part = _Part(shard, words)
+            if ring.raw is None:
+                part.head_excluded = bucket == buckets[-1] and shard.newest_us > as_of_us
+            elif int(words[_NEWEST_EVENT_WORD]) > as_of_us or (bucket == buckets[0] and span.after_us != EMPTY):
+                part.cut(span)
             yield messages.RingSlot(
                 partition=shard.partition,
                 from_us=bucket * ring.hop_us,
                 to_us=(bucket + 1) * ring.hop_us,
                 newest_event_us=int(words[_NEWEST_EVENT_WORD]),
-                partials=[_partial(plan, feature, partial, words, blank, shard) for partial in wanted],
-                head_excluded=bucket == buckets[-1] and shard.newest_us > as_of_us,
+                partials=[_partial(plan, feature, partial, part.words, blank, part.shard) for partial in wanted],
+                head_excluded=part.head_excluded,
+                events=part.events,
+                hop_accuracy=part.hop_accuracy,
             )
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from tidemill_contracts.feature.v1 import feature_pb2
-from tidemill_features.finalise import HEAD_EXCLUDED_BIT
+from tidemill_features.finalise import HEAD_EXCLUDED_BIT, HOP_ACCURACY_BIT, STATUS_BITS
 from tidemill_features.vector import PipelineVector, VectorRows
 
 from tidemill_feature.schemas import Schema
@@ -128,8 +128,9 @@ class Side(NamedTuple):
     def shown(self, row: int) -> str:
         """Return a row as a person reads it."""
         value, status = self.values[row], int(self.status[row])
-        kind = feature_pb2.Status.Name(status & ~HEAD_EXCLUDED_BIT).removeprefix("STATUS_")  # type: ignore[arg-type]
+        kind = feature_pb2.Status.Name(status & STATUS_BITS).removeprefix("STATUS_")  # type: ignore[arg-type]
         head = " HEAD_EXCLUDED" if status & HEAD_EXCLUDED_BIT else ""
+        head += " HOP_ACCURACY" if status & HOP_ACCURACY_BIT else ""
         return f"{'null' if value == '' or value != value else value} {kind}{head}"
 
 

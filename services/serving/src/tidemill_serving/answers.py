@@ -10,7 +10,7 @@ import numpy as np
 from tidemill_contracts.feature.v1 import feature_pb2 as feature
 from tidemill_contracts.serving.v1 import records_pb2 as records
 from tidemill_contracts.serving.v1 import serving_pb2 as messages
-from tidemill_features.finalise import HEAD_EXCLUDED_BIT
+from tidemill_features.finalise import HEAD_EXCLUDED_BIT, HOP_ACCURACY_BIT, STATUS_BITS
 from tidemill_features.vector import VectorRows
 from tidemill_models.encoding import Encoding
 
@@ -18,8 +18,6 @@ from tidemill_serving.identity import prediction_id
 from tidemill_serving.prediction_log import Scored
 from tidemill_serving.request import Values
 from tidemill_serving.served import Served, Version
-
-STATUS_BITS = HEAD_EXCLUDED_BIT - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +97,8 @@ class Answers:
             if event_us:
                 found.event_time_us = event_us
             if status > STATUS_BITS:
-                found.head_excluded = True
+                found.head_excluded = bool(status & HEAD_EXCLUDED_BIT)
+                found.hop_accuracy = bool(status & HOP_ACCURACY_BIT)
 
     @cached_property
     def _values(self) -> list[tuple[Any, ...]]:

@@ -21,4 +21,9 @@ deployments = counter(
 )
 log_waiting = gauge("serving_log_waiting_records", "Predictions answered and not yet acknowledged by Kafka (ASYNC).")
 log_dropped = counter("serving_log_dropped_records", "ASYNC prediction records dropped because the queue was full.")
+hop_accuracy = counter(
+    "serving_hop_accuracy_values",
+    "Values of exact views used at hop accuracy, since a bucket held more events than are kept.",
+    ("pipeline",),
+)
 feature_status = counter("serving_feature_values", "Feature values used, by status.", ("pipeline", "status"))

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from tidemill_contracts.progress.v1 import progress_pb2 as progress
 from tidemill_contracts.serving.v1 import records_pb2 as records
 from tidemill_contracts.serving.v1 import serving_pb2 as messages
+from tidemill_features.finalise import HOP_ACCURACY_BIT, STATUS_BITS
 from tidemill_features.reader import Place, Request
 from tidemill_runtime.errors import Poison, Retryable
 from tidemill_runtime.positions import Offsets
 
 from tidemill_serving import metrics
-from tidemill_serving.answers import STATUS_BITS, Answers, Checked
+from tidemill_serving.answers import Answers, Checked
 from tidemill_serving.batching import MicroBatcher
 from tidemill_serving.prediction_log import Journal, Origin, Scored
 from tidemill_serving.request import Row, check_as_of, check_batch, check_prediction_id
@@ -258,6 +259,9 @@ def _count(served: Served, status: NDArray[np.uint8], results: Iterable[_Done | 
     for name, count in zip(_STATUS_NAMES, counts, strict=False):
         if count:
             metrics.feature_status.labels(served.pipeline, name).inc(count)
+    coarse = int(np.count_nonzero(status & HOP_ACCURACY_BIT))
+    if coarse:
+        metrics.hop_accuracy.labels(served.pipeline).inc(coarse)
     answering = Counter(scored.model_version for done in results if isinstance(done, _Done) for scored in done.scored)
     for version in served.versions:
         if answering[version.number]:

@@ -8,6 +8,8 @@ from tidemill_contracts.instants import format_us
 from tidemill.cli.answers import Answer
 from tidemill.cli.scalars import python_value
 
+# Of those that a table shows; JSON has all.
+_OFFSETS = 12
 _COLUMNS = ("feature", "from", "to", "partition", "newest event", "holds", "note")
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
 
@@ -61,8 +63,30 @@ def _slot(slot: feature.RingSlot) -> dict[str, Any]:
         "to": format_us(slot.to_us),
         "newest_event": _instant(slot.newest_event_us),
         "partials": {partial.name: _partial(partial) for partial in slot.partials},
-        "note": "HEAD_EXCLUDED" if slot.head_excluded else "",
+        "events": [
+            {"offset": one.offset, "event_time": format_us(one.event_time_us), "counts": one.counts}
+            for one in slot.events
+        ],
+        "note": _note(slot),
     }
+
+
+def _note(slot: feature.RingSlot) -> str:
+    flags = (("HEAD_EXCLUDED", slot.head_excluded), ("HOP_ACCURACY", slot.hop_accuracy))
+    return " ".join(name for name, is_set in flags if is_set)
+
+
+def _shown_note(slot: feature.RingSlot) -> str:
+    """Return the note for a table: also which events of a slot at an edge count."""
+    if not slot.events:
+        return _note(slot)
+    parts = []
+    for word, counts in (("counts", True), ("does not", False)):
+        offsets = [str(one.offset) for one in slot.events if one.counts is counts]
+        if offsets:
+            more = ["…"] if len(offsets) > _OFFSETS else []
+            parts.append(f"{word}: {' '.join(offsets[:_OFFSETS] + more)}")
+    return "offsets, " + "; ".join(parts)
 
 
 def _partial(partial: feature.Partial) -> Any:
@@ -84,13 +108,18 @@ def notes(found: feature.ExplainFeaturesResponse) -> list[str]:
         return ["no event of this entity was ever folded, or a part of its key is null: there are no slots"]
     ends = ", ".join(f"partition {shard.partition} before offset {shard.next_offset}" for shard in found.shards)
     table = "events_" + found.stream.replace("-", "_").replace(".", "_")
+    slots = [slot for one in found.features for slot in one.slots]
     said = [
         "A slot holds what its events add up to, not the events: which these were, Redis does not know.",
         f"They are in the offline log, table {table}, rows of this entity in {ends}, with event times in the slot's "
         "bucket; rows that repeat an identity, or that came later than the stream allows, were not folded.",
         "Events whose slot a later bucket has taken since, a ring's length on, are in no slot any more.",
     ]
-    if any(slot.head_excluded for one in found.features for slot in one.slots):
+    if any(slot.events for slot in slots):
+        said.append("At an edge of an exact window a slot's events are kept: it holds what those that count add up to.")
+    if any(slot.hop_accuracy for slot in slots):
+        said.append("HOP_ACCURACY: the bucket had more events than are kept, so that the window could not cut it.")
+    if any(slot.head_excluded for slot in slots):
         said.append("HEAD_EXCLUDED: the bucket holds this moment and newer events besides, so it was left out.")
     return said
 
@@ -105,7 +134,7 @@ def show(answer: Answer, entity: str, found: feature.ExplainFeaturesResponse) ->
             slot.partition,
             _instant(slot.newest_event_us),
             ", ".join(f"{partial.name} = {_partial(partial)}" for partial in slot.partials),
-            "HEAD_EXCLUDED" if slot.head_excluded else "",
+            _shown_note(slot),
         ]
         for one in found.features
         for slot in one.slots

@@ -135,8 +135,12 @@ def _entries(table: FeatureTable, keys: Sequence[str], windows: Mapping[str, str
                 "age": None if age is None else f"{age.total_seconds():.0f} s",
                 "age_s": None if age is None else age.total_seconds(),
                 "window": windows.get(name, ""),
-                "note": "HEAD_EXCLUDED" if table.head_excluded[row] else "",
+                "note": _note(table.head_excluded[row], column.hop_accuracy[row]),
             }
+
+
+def _note(head_excluded: bool, hop_accuracy: bool) -> str:
+    return " ".join(["HEAD_EXCLUDED"] * head_excluded + ["HOP_ACCURACY"] * hop_accuracy)
 
 
 def _json(value: Any) -> Any:

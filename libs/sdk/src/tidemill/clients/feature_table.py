@@ -48,13 +48,15 @@ class FeatureColumn:
     """One feature, an element per row.
 
     `values`: None where there is none. `event_times_us`: time of the newest event behind each value in microseconds
-    since the epoch, UTC; 0 where there is none.
+    since the epoch, UTC; 0 where there is none. `hop_accuracy`: where a value of an exact view is only as accurate as a
+    hop, since a bucket held more events than are kept.
     """
 
     name: str
     values: list[Value]
     statuses: list[Status]
     event_times_us: list[int]
+    hop_accuracy: list[bool]
     as_of_us: int = field(repr=False)
 
     @property
@@ -165,4 +167,5 @@ def _column(column: feature.FeatureColumn, rows: int, as_of_us: int) -> FeatureC
     if len(values) != rows:
         raise ClientError(f"feature {column.feature!r} has {len(values)} values for {rows} keys", reached=True)
     statuses = [_STATUSES[status] for status in column.statuses]
-    return FeatureColumn(column.feature, values, statuses, list(column.event_times_us), as_of_us)
+    coarse = [bool(one) for one in column.hop_accuracy or bytes(rows)]
+    return FeatureColumn(column.feature, values, statuses, list(column.event_times_us), coarse, as_of_us)

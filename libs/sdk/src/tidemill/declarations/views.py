@@ -138,6 +138,10 @@ def top_k(expression: str, k: int, window: Window, *, where: str | None = None) 
 class View:
     """Features of one stream per entity, `by` one of its fields or several.
 
+    `accuracy`: "hop", whose windows are up to one hop longer than declared, or "exact", whose windows hold the events
+    at as_of - window < time <= as_of. For that up to `edge_events` (128) raw events are kept of each hop; a value that
+    a hop with more would decide is as accurate as a hop, and says so.
+
     `budget`: the most memory that one entity with events in one partition may take, such as "64KiB".
     """
 
@@ -148,6 +152,7 @@ class View:
     max_age: str | None = None
     accuracy: str = "hop"
     budget: str | None = None
+    edge_events: int | None = None
     origin: Origin = field(default_factory=here)
 
     def on(self, *fields: str) -> "Lookup":

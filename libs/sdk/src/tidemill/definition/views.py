@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
-from tidemill_features.plan import PlanError, ViewPlan, compile_view
+from tidemill_features.plan import MAX_EDGE_EVENTS, PlanError, ViewPlan, compile_view
 
 from tidemill.declarations.unsupported import Unsupported
 from tidemill.declarations.views import Aggregation, View
@@ -16,6 +16,7 @@ from tidemill.definition.streams import CompiledStream, Streams
 MAX_FEATURES = 200
 MAX_ENTITY_FIELDS = 4
 _FLOAT = definition.FIELD_TYPE_FLOAT64
+_ACCURACIES = {"hop": definition.ACCURACY_HOP, "exact": definition.ACCURACY_EXACT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +74,7 @@ class Views:
         message = definition.View(
             name=str(view.name), stream=stream.message.name, entity=self._entity(view, stream, subject)
         )
-        if view.accuracy == "hop":
-            message.accuracy = definition.ACCURACY_HOP
-        else:
-            why = 'there is "hop", whose tail is at most a twelfth of the window too long'
-            report.add(view.origin, subject, f"accuracy {view.accuracy!r} is not in this release; {why}")
+        self._accuracy(view, message, subject)
         if view.max_age is not None:
             message.max_age_ms = report.duration(view.origin, f"{subject}: max_age", view.max_age) or 0
         message.features.extend(self._features(view, stream, subject))
@@ -85,6 +82,23 @@ class Views:
             message.budget_bytes = report.size(view.origin, f"{subject}: budget", view.budget) or 0
         plan = self._plan(view, message, stream) if len(report.problems) == before else None
         return None if plan is None else CompiledView(message, stream, plan)
+
+    def _accuracy(self, view: View, message: definition.View, subject: str) -> None:
+        accuracy = _ACCURACIES.get(str(view.accuracy))
+        if accuracy is None:
+            why = 'write "hop" (at most a twelfth of the window too long) or "exact"'
+            self._report.add(view.origin, subject, f"there is no accuracy {view.accuracy!r}; {why}")
+            return
+        message.accuracy = accuracy
+        if view.edge_events is None:
+            return
+        if accuracy != definition.ACCURACY_EXACT:
+            self._report.add(view.origin, subject, 'edge_events are kept where accuracy is "exact"')
+        elif not isinstance(view.edge_events, int) or not 1 <= view.edge_events <= MAX_EDGE_EVENTS:
+            why = f"edge_events is a number from 1 to {MAX_EDGE_EVENTS:,}, not {view.edge_events!r}"
+            self._report.add(view.origin, subject, why)
+        else:
+            message.edge_events = view.edge_events
 
     def _entity(self, view: View, stream: CompiledStream, subject: str) -> list[str]:
         names = [view.by] if isinstance(view.by, str) else list(view.by)

@@ -54,6 +54,7 @@ class Reads:
             _, _, result = await self.once(wanted, as_of_us)
             if not include or _covers(result, include):
                 metrics.read_seconds.observe(perf_counter() - began)
+                _count_coarse(result)
                 return result
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, _LAST_LOOK_S)
@@ -83,6 +84,13 @@ class Reads:
         # Old versions too: one answers until its successor is built.
         plans = [plan for view in sorted(views) for plan in self.definitions.versions[view]]
         return Reader(plans, project=self._settings.project, group=self._settings.group)
+
+
+def _count_coarse(result: Result) -> None:
+    for view in result.views:
+        coarse = sum([int(one.coarse.sum()) for one in view.features if one.coarse is not None])
+        if coarse:
+            metrics.read_hop_accuracy.labels(view.view).inc(coarse)
 
 
 def _covers(result: Result, include: Mapping[Place, int]) -> bool:

@@ -126,4 +126,6 @@ def _feature(value: feature.FeatureValue) -> dict[str, Any]:
         shown["event_time"] = format_us(value.event_time_us)
     if value.head_excluded:
         shown["head_excluded"] = True
+    if value.hop_accuracy:
+        shown["hop_accuracy"] = True
     return shown
