@@ -2,6 +2,9 @@
 
 import asyncio
 import dataclasses
+import json
+import os
+import sys
 from typing import Any
 
 import grpc
@@ -130,25 +133,37 @@ async def test_an_operators_request_is_made_once_per_key_and_only_by_somebody(wo
         assert unknown.value.code() == grpc.StatusCode.NOT_FOUND
 
 
+async def command(world: World, *arguments: str) -> Any:
+    """Run `tidemill incidents` as anna; return what it says as JSON, with its exit code."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tidemill.cli.main", "incidents", *arguments),
+        *("--monitoring", world.settings.grpc.listen, "--json"),
+        env={**os.environ, "TIDEMILL_ACTOR": "anna"},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await process.communicate()
+    return json.loads(out) | {"code": process.returncode}
+
+
 async def test_a_person_may_acknowledge_and_resolve_and_the_topic_says_so(world: World) -> None:
     async with world.running():
         await world.apply()
         for number in range(17):
             await world.day(number, 40, 0.3 if number < 12 else 0.8)
             await world.settle(START + (number + 1) * DAY)
-        listed = await world.rpc.ListIncidents(messages.ListIncidentsRequest(pipeline=PIPELINE, status="open"))
-        (found,) = listed.incidents
-        await world.rpc.AcknowledgeIncident(
-            messages.AcknowledgeIncidentRequest(incident_id=found.incident_id, note="storm"), metadata=ACTOR
-        )
-        done = await world.rpc.ResolveIncident(
-            messages.ResolveIncidentRequest(incident_id=found.incident_id), metadata=ACTOR
-        )
+        (found,) = (await command(world, "list", PIPELINE, "--status", "open"))["incidents"]
+        known = await command(world, "ack", found["incident_id"], "--note", "storm")
+        assert (known["code"], known["status"], known["incident_id"]) == (0, "acknowledged", found["incident_id"])
+        (listed,) = (await command(world, "list", "--status", "acknowledged"))["incidents"]
+        assert listed["summary"].endswith("acknowledged by anna: storm.")
+        nobody = await command(world, "ack", "01J")
+        assert (nobody["code"], nobody["reason"]) == (1, "unknown_entity")
+        done = await command(world, "resolve", found["incident_id"])
         await world.settle()
         told = await incidents(world)
         assert [one.status for one in told] == ["open", "open", "acknowledged", "resolved"]
-        assert told[2].summary.endswith("acknowledged by anna: storm.")
-        assert told[-1] == done.incident
+        assert told[2].summary == listed["summary"]
+        assert (told[-1].incident_id, told[-1].summary) == (done["incident_id"], done["summary"])
         measured = await world.rpc.GetMetrics(messages.GetMetricsRequest(pipeline=PIPELINE, limit=1))
         assert measured.metrics[0].role == "champion"
         assert measured.metrics[0].rows == 7 * 40
