@@ -56,7 +56,7 @@ FEATURES = [
 ]
 PLAN = compile_view(definition.View(name="golden", stream="paid", entity=["payer"], features=FEATURES), STREAM)
 # A shard of `ann` in partition 0, written by the first release from ROWS, everything before offset 8 included.
-KEY = b"tm1:{p:47dfbf1457627e98:ann}:1:0"
+KEY = b"tm1:{p:237192ee32e70ca6:ann}:1:0"
 GOLDEN = bytes.fromhex(
     """
     544d524701000000000102030405060708090a0b0c0d0e0f0000000005000000080000000000000040548900000000004f1c875ec3bd4d68
