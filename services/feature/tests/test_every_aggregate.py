@@ -1,5 +1,6 @@
 """Every aggregate through Kafka, the service's process and Redis, killed on the way, is what brute force says."""
 
+import itertools
 import random
 import signal
 from operator import itemgetter
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.feature.v1 import feature_pb2 as messages
-from tidemill_features.plan import compile_view
+from tidemill_features.plan import EDGE_EVENTS, compile_view
 from tidemill_testkit.agreement import agree
 from tidemill_testkit.brute_force import Answer, Wanted, brute_force, counted
 
@@ -57,9 +58,19 @@ EVERYTHING = definition.View(
 )
 
 
-def wanted_of(stream: definition.Stream) -> list[Wanted]:
-    plan, found = compile_view(EVERYTHING, stream), []
-    parts = {part.name: part for part in EVERYTHING.features}
+EXACTLY = definition.View(
+    name="exactly",
+    stream="paid",
+    entity=["payer"],
+    accuracy=definition.ACCURACY_EXACT,
+    features=EVERYTHING.features,
+    budget_bytes=1_000_000,
+)
+
+
+def wanted_of(view: definition.View, stream: definition.Stream) -> list[Wanted]:
+    plan, found = compile_view(view, stream), []
+    parts = {part.name: part for part in view.features}
     for feature in plan.features:
         part, ring = parts[feature.name.partition(".")[0]], plan.rings[feature.ring]
         name = part.expression
@@ -75,6 +86,7 @@ def wanted_of(stream: definition.Stream) -> list[Wanted]:
                 edges=tuple(part.edges),
                 quantile=part.quantile,
                 half_life_us=part.half_life_ms * 1000,
+                edge_events=EDGE_EVENTS if ring.raw else 0,
             )
         )
     return found
@@ -99,7 +111,7 @@ def payments(seed: int, count: int, at_us: int) -> list[dict[str, Any]]:
 
 
 async def test_every_aggregate_is_what_brute_force_says_also_after_kill_9(world: Any) -> None:
-    await world.register(EVERYTHING)
+    await world.register(EVERYTHING, EXACTLY)
     feature = await world.start()
     await world.pay(payments(1, 60, world.noon_us))
     await feature.reached(await world.ends())
@@ -109,18 +121,22 @@ async def test_every_aggregate_is_what_brute_force_says_also_after_kill_9(world:
     await feature.reached(await world.ends())
     stream = world.stream
     kept = counted(world.log.records, stream.dedup_window_ms * 1000, stream.lateness_ms * 1000, late_counts=False)
-    wanted, max_age_us = wanted_of(stream), compile_view(EVERYTHING, stream).max_age_us
-    for as_of_us in (world.noon_us + 70 * SECOND + 1, world.noon_us + 105 * SECOND, world.noon_us + 3_600 * SECOND):
-        rows = await feature.get("everything", ["ann", "bob", "nobody"], as_of_us)
+    moments = [world.noon_us + after_us for after_us in (70 * SECOND + 1, 105 * SECOND, 105_500_000, 3_600 * SECOND)]
+    for view, as_of_us in itertools.product((EVERYTHING, EXACTLY), moments):
+        wanted, max_age_us = wanted_of(view, stream), compile_view(view, stream).max_age_us
+        rows = await feature.get(view.name, ["ann", "bob", "nobody"], as_of_us)
         for who, row in zip(["ann", "bob", "nobody"], rows, strict=True):
             mine = [record for record in kept if record.fields["payer"] == who]
             for one, pair in zip(wanted, row, strict=True):
                 want = brute_force(one, mine, as_of_us, max_age_us)
                 assert agree(one, Answer(*pair), want), (one.name, one.function, who, pair, want)
-    scalar = messages.Scalar(string_value="ann")
-    asked = messages.ExplainFeaturesRequest(
-        view="everything", key=messages.EntityKey(values=[scalar]), as_of_us=world.noon_us + 105 * SECOND
-    )
+    key, as_of_us = messages.EntityKey(values=[messages.Scalar(string_value="ann")]), moments[2]
+    asked = messages.ExplainFeaturesRequest(view="exactly", key=key, as_of_us=as_of_us)
+    edges = (await feature.features.ExplainFeatures(asked, timeout=10)).features[0].slots
+    cut = [event for slot in edges for event in slot.events]
+    assert {event.counts for event in cut} == {True, False}
+    assert all(event.counts == (as_of_us - 60 * SECOND < event.event_time_us <= as_of_us) for event in cut)
+    asked = messages.ExplainFeaturesRequest(view="everything", key=key, as_of_us=as_of_us)
     explained = await feature.features.ExplainFeatures(asked, timeout=10)
     assert [one.feature for one in explained.features] == [one.name for one in wanted]
     assert all(one.slots for one in explained.features)
