@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 import structlog
+import uvloop
 from pydantic import ValidationError
 
 from tidemill_runtime.errors import Stalled
@@ -188,7 +189,7 @@ def main(open_service: OpenService[S], settings_class: type[S]) -> None:
     for sentence in unknown_variables(settings_class, os.environ):
         log.warning("unknown_variable", detail=sentence)
     log.info("settings", settings=redacted(settings))
-    sys.exit(asyncio.run(_to_the_end(open_service, settings)))
+    sys.exit(uvloop.run(_to_the_end(open_service, settings)))
 
 
 async def _to_the_end(open_service: OpenService[S], settings: S) -> int:
