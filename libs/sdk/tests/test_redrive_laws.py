@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.structs import RecordMetadata
 from tidemill.clients.dead_letters import ActionLog, Deed, letter_topics, producing, read_fates, read_letters
 from tidemill.clients.judging import Judge
@@ -87,8 +88,17 @@ class Corner:
         said = [*headers, *((name, text.encode()) for name, text in ours.items())]
         await self.producer.send_and_wait(self.target.prefix + LETTERS, value, key=b"\xfek", headers=said)
 
-    async def redrive(self, *, dry_run: bool = False, limit: int = 100, late: bool = False, **chosen: Any) -> Report:
-        judge = Judge(self.target, check, lambda _: STREAM, max_attempts=3, allow_late=late)
+    async def redrive(
+        self, *, dry_run: bool = False, limit: int = 100, late: bool = False, bridged: bool = False, **chosen: Any
+    ) -> Report:
+        judge = Judge(
+            self.target,
+            check,
+            lambda _: STREAM,
+            max_attempts=3,
+            allow_late=late,
+            check_bridged=check if bridged else None,
+        )
         run = Redrive(self.target, judge, deed("mended"), dry_run=dry_run, limit=limit)
         selection = Selection(tuple(await letter_topics(self.target, "readings")), **chosen)
         if dry_run:
@@ -222,6 +232,27 @@ async def test_what_a_run_sent_before_it_was_killed_is_found_and_the_rest_is_sen
     assert (report.recovered, report.accepted) == (1, 1)
     assert [json.loads(one.value)["x"] for one in await corner.sent()] == ["sent", "not sent"]
     assert await corner.states() == [REDRIVEN, REDRIVEN]
+
+
+async def test_what_was_sent_to_a_producers_own_topic_before_a_kill_is_found_there(corner: Corner) -> None:
+    raw = f"{corner.target.prefix.strip('.')}-raw"
+    admin = AIOKafkaAdminClient(bootstrap_servers=corner.target.bootstrap)
+    await admin.start()
+    await admin.create_topics([NewTopic(raw, 1, 1)])
+    await admin.close()
+    letter = (raw, 0, 7)
+    await corner.letter(body("sent"), [], letter, wire.BRIDGE_GROUP + raw, 1)
+    killed = claim(corner, "killed", 0)
+    del killed.letters[1:]
+    killed.before[0].topic, killed.before[0].partition = raw, 0
+    await corner.act(killed, time.time_ns() // 1000 - LEASE_US - 1_000_000)
+    headers = wire.redriven_headers(
+        [], place=letter, letter=f"{LETTERS}/0/0", groups=[wire.BRIDGE_GROUP + raw], attempt=1
+    )
+    await corner.producer.send_and_wait(raw, body("sent"), partition=0, headers=headers)
+    report = await corner.redrive(bridged=True)
+    assert (report.recovered, report.chosen) == (1, 0)
+    assert await corner.states() == [REDRIVEN]
 
 
 async def test_letters_that_another_run_claims_are_left_to_it(corner: Corner) -> None:

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -134,6 +135,9 @@ def redrive(
     limit: Annotated[int, typer.Option(min=1, max=MAX_LIMIT, help="At most so many records.")] = 1_000,
     max_attempts: Annotated[int, typer.Option(min=1, help="Leave what was refused so often.")] = MAX_ATTEMPTS,
     late: Annotated[bool, typer.Option("--late", help="Also events that features would drop as late.")] = False,
+    bridged: Annotated[
+        bool, typer.Option("--bridged", help="Also records of producers' own topics, into these topics.")
+    ] = False,
     why: Annotated[str, typer.Option("--why", help="Kept with the record of it.")] = "",
     dry_run: DryRun = False,
     kafka: Kafka = None,
@@ -149,15 +153,22 @@ def redrive(
         aim = Target(stack, home)
         target = aim.kafka(kafka, topic_prefix)
 
-        def check(name: str, events: Any) -> Any:
+        def check(name: str, events: Any, *, strictly: bool = False) -> Any:
             with aim.connect("ingestion", ingestion) as connection:
-                return IngestionClient(connection).check(name, events)
+                return IngestionClient(connection).check(name, events, strictly=strictly)
 
         def declared(name: str) -> definition.Stream:
             with aim.connect("registry", registry) as connection:
                 return RegistryClient(connection).definition("stream", name).definition.streams[0]
 
-        judge = Judge(target, check, declared, max_attempts=max_attempts, allow_late=late)
+        judge = Judge(
+            target,
+            check,
+            declared,
+            max_attempts=max_attempts,
+            allow_late=late,
+            check_bridged=partial(check, strictly=True) if bridged else None,
+        )
         run = Redrive(target, judge, _deed(why), dry_run=dry_run, limit=limit)
 
         async def go() -> None:

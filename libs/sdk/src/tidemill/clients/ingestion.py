@@ -34,9 +34,14 @@ class IngestionClient:
         request = ingestion.ResumeStreamRequest(stream=stream, reason=reason)
         return self._connection.call(self._stub.ResumeStream, request, by=by).state
 
-    def check(self, stream: str, events: Sequence[ingestion.Event]) -> Sequence[ingestion.Verdict]:
-        """Return what would become of events, judged as readers of the stream do; nothing is written."""
-        request = ingestion.CheckEventsRequest(stream=stream, events=events, ignore_unknown_fields=True)
+    def check(
+        self, stream: str, events: Sequence[ingestion.Event], *, strictly: bool = False
+    ) -> Sequence[ingestion.Verdict]:
+        """Return what would become of events; nothing is written.
+
+        They are judged as readers of the stream do, or `strictly` as the doors and bridges.
+        """
+        request = ingestion.CheckEventsRequest(stream=stream, events=events, ignore_unknown_fields=not strictly)
         return self._connection.call(self._stub.CheckEvents, request).verdicts
 
 

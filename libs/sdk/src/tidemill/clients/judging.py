@@ -10,7 +10,6 @@ from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 from tidemill_contracts.canonical import from_json
 from tidemill_contracts.cloudevents import WATERMARK_TYPE
-from tidemill_contracts.dead_letters import BRIDGE_GROUP
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.ingestion.v1 import ingestion_pb2
 from tidemill_contracts.instants import parse_us
@@ -49,10 +48,15 @@ class Judge:
         *,
         max_attempts: int,
         allow_late: bool,
+        check_bridged: Check | None = None,
     ) -> None:
-        """Take what asks ingestion and what finds a registered stream; both are only called for users' streams."""
+        """Take what asks ingestion and what finds a registered stream; both are only called for users' streams.
+
+        `check_bridged` asks what a bridge would do; without it records of bridged topics are left alone.
+        """
         self._target = target
         self._check = check
+        self._check_bridged = check_bridged
         self._stream = stream
         self._max_attempts = max_attempts
         self._allow_late = allow_late
@@ -61,16 +65,17 @@ class Judge:
     async def judge(self, items: Sequence[Item]) -> list[Judgement]:
         """Return a judgement for each, in order."""
         found: dict[int, Judgement] = {}
-        by_stream: dict[str, list[int]] = {}
+        by_stream: dict[tuple[str, bool], list[int]] = {}
         for index, item in enumerate(items):
-            topic = item.origin[0] if item.origin else ""
-            judgement = self._at_once(item)
+            judgement, topic = self._at_once(item), _stream_topic(item)
             if judgement is None and topic.startswith(_EVENTS):
-                by_stream.setdefault(topic.removeprefix(_EVENTS), []).append(index)
+                by_stream.setdefault((topic.removeprefix(_EVENTS), item.bridged), []).append(index)
             else:
                 found[index] = judgement or _decoded(item, topic)
-        for stream, indices in by_stream.items():
-            judged = await self._events(stream, [items[index] for index in indices])
+        for (stream, bridged), indices in by_stream.items():
+            check = self._check_bridged if bridged else self._check
+            assert check is not None
+            judged = await self._events(stream, [items[index] for index in indices], check)
             found.update(zip(indices, judged, strict=True))
         return [found[index] for index in range(len(items))]
 
@@ -78,8 +83,8 @@ class Judge:
         if item.origin is None:
             message = "its headers do not say which record it was: discard it"
             return Judgement(item, Reason.MISSING_FIELD, "", message)
-        if any(group.startswith(BRIDGE_GROUP) for group in item.groups):
-            message = f"it was refused in {item.origin[0]}, a topic of its producer's own: send it there again, mended"
+        if item.bridged and self._check_bridged is None:
+            message = f"it lay in {item.origin[0]}, a topic of its producer's own: --bridged sends it there again"
             return Judgement(item, Reason.UNSUPPORTED, "", message)
         if item.first.reason == Reason.TOO_LATE:
             message = (
@@ -92,10 +97,10 @@ class Judge:
             return Judgement(item, Reason.TOO_MANY_ATTEMPTS, "", message)
         return None
 
-    async def _events(self, stream: str, items: Sequence[Item]) -> list[Judgement]:
+    async def _events(self, stream: str, items: Sequence[Item], check: Check) -> list[Judgement]:
         declared = await asyncio.to_thread(self._stream, stream)
-        events = [ingestion_pb2.Event(data=item.first.value or b"") for item in items]
-        verdicts = await asyncio.to_thread(self._check, stream, events)
+        events = [ingestion_pb2.Event(data=_data(item.first)) for item in items]
+        verdicts = await asyncio.to_thread(check, stream, events)
         newest = await self._newest_of(stream, declared)
         return [
             Judgement(item, verdict.reason, verdict.field, verdict.message)
@@ -106,7 +111,9 @@ class Judge:
 
     def _late(self, item: Item, stream: definition.Stream, newest: Mapping[int, int]) -> Judgement:
         assert item.origin is not None
-        event_us, last_us = event_time_us(item.first, stream.time_field), newest.get(item.origin[1])
+        event_us = event_time_us(item.first, stream.time_field)
+        # A bridge chooses the partition: the foremost one decides.
+        last_us = max(newest.values(), default=None) if item.bridged else newest.get(item.origin[1])
         corrects = stream.late_policy == definition.LATE_POLICY_CORRECT
         if event_us is None or last_us is None or corrects or self._allow_late:
             return Judgement(item)
@@ -140,9 +147,28 @@ class Judge:
 def event_time_us(record: Record | Letter, time_field: str) -> int | None:
     """Return when an event happened: what its body says; None where it says nothing readable."""
     try:
-        return parse_us(json.loads(record.value or b"")[time_field])
+        return parse_us(json.loads(_data(record))[time_field])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+
+
+def _stream_topic(item: Item) -> str:
+    """Return the topic that a record is for: its own, or that of the stream into which it is bridged."""
+    if item.bridged:
+        return item.first.place[0].removesuffix(".dlq")
+    return item.origin[0] if item.origin else ""
+
+
+def _data(record: Record | Letter) -> bytes:
+    """Return an event's data, out of its envelope where it is a structured CloudEvent."""
+    value = record.value or b""
+    kind = {name.lower(): raw for name, raw in record.headers}.get("content-type") or b""
+    if not kind.startswith(b"application/cloudevents+json"):
+        return value
+    try:
+        return json.dumps(json.loads(value)["data"]).encode()
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return value
 
 
 def _decoded(item: Item, topic: str) -> Judgement:

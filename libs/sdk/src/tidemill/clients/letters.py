@@ -169,6 +169,11 @@ class Item:
         return sorted({letter.group for letter in self.letters})
 
     @property
+    def bridged(self) -> bool:
+        """Whether it lay in a topic of its producer's own, which has no prefix."""
+        return any(group.startswith(wire.BRIDGE_GROUP) for group in self.groups)
+
+    @property
     def attempt(self) -> int:
         return max(letter.attempt for letter in self.letters)
 

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -84,6 +84,8 @@ class Redrive:
 
     def __init__(self, target: KafkaTarget, judge: Judge, deed: Deed, *, dry_run: bool, limit: int) -> None:
         self._target = target
+        # Topics of producers' own have no prefix.
+        self._raw = replace(target, prefix="")
         self._judge = judge
         self._deed = deed
         self._limit = limit
@@ -180,13 +182,13 @@ class Redrive:
         return all(fate.state == REDRIVING and fate.run_id == self._deed.run_id for fate in found)
 
     async def _claim(self, actions: ActionLog, items: Sequence[Item]) -> int:
-        topics = sorted({item.origin[0] for item in items if item.origin is not None})
-        ends = {topic: await end_offsets(self._target, topic) for topic in topics}
-        before = [
-            progress_pb2.TopicPartitionOffset(topic=topic, partition=partition, next_offset=end)
-            for topic, found in ends.items()
-            for partition, end in sorted(found.items())
-        ]
+        before: list[progress_pb2.TopicPartitionOffset] = []
+        for topic, bridged in sorted({(item.origin[0], item.bridged) for item in items if item.origin is not None}):
+            ends = await end_offsets(self._raw if bridged else self._target, topic)
+            before += [
+                progress_pb2.TopicPartitionOffset(topic=topic, partition=partition, next_offset=end)
+                for partition, end in sorted(ends.items())
+            ]
         claimed_us = time.time_ns() // 1000
         for topic, places in by_topic(letters_of(items)).items():
             action = self._deed.action(REDRIVING, topic, places, "about to be sent again")
@@ -197,8 +199,8 @@ class Redrive:
     async def _send_one(self, producer: AIOKafkaProducer, item: Item) -> "asyncio.Future[Any] | None":
         assert item.origin is not None
         topic, partition, _ = item.origin
-        first = item.first
-        if partition not in await producer.partitions_for(self._target.prefix + topic):
+        first, prefix = item.first, (self._raw if item.bridged else self._target).prefix
+        if partition not in await producer.partitions_for(prefix + topic):
             message = f"topic {topic} has no partition {partition} any more: discard it"
             self.report.refuse(Judgement(item, Reason.OUT_OF_RANGE, "", message))
             return None
@@ -210,7 +212,7 @@ class Redrive:
             attempt=item.attempt,
         )
         sending: asyncio.Future[Any] = await producer.send(
-            self._target.prefix + topic, first.value, key=first.key, partition=partition, headers=headers
+            prefix + topic, first.value, key=first.key, partition=partition, headers=headers
         )
         return sending
 
@@ -222,17 +224,18 @@ class Redrive:
             for (topic, partition), offset in fate.before.items():
                 known = starts.setdefault(topic, {})
                 known[partition] = min(offset, known.get(partition, offset))
-        present = set(await list_topics(self._target)) if starts else set()
-        for topic in sorted(present & starts.keys()):
-            sent: dict[Place, tuple[int, int]] = {}
-            async with aclosing(read_from(self._target, topic, starts[topic].get)) as log:
-                async for sent_again in log:
-                    for place in _letters_in(sent_again.headers):
-                        if place in abandoned:
-                            sent[place] = (sent_again.partition, sent_again.offset)
-            if sent:
-                await record(actions, self._deed, REDRIVEN, list(sent), "found sent, as a run that ended left it", sent)
-                self.report.recovered += len(sent)
+        # A claim does not say whose topic it is; where both have one of the name, both are looked through.
+        sent: dict[Place, tuple[int, int]] = {}
+        for target in (self._target, self._raw):
+            present = set(await list_topics(target)) if starts else set()
+            for topic in sorted(present & starts.keys()):
+                async with aclosing(read_from(target, topic, starts[topic].get)) as log:
+                    async for sent_again in log:
+                        place_in_log = (sent_again.partition, sent_again.offset)
+                        sent |= dict.fromkeys(abandoned.keys() & _letters_in(sent_again.headers), place_in_log)
+        if sent:
+            await record(actions, self._deed, REDRIVEN, list(sent), "found sent, as a run that ended left it", sent)
+            self.report.recovered += len(sent)
 
 
 async def discard(
@@ -283,11 +286,11 @@ def chunked(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
         yield chunk
 
 
-def _letters_in(headers: Sequence[tuple[str, bytes]]) -> list[Place]:
+def _letters_in(headers: Sequence[tuple[str, bytes]]) -> set[Place]:
     said = dict(headers).get(wire.LETTER)
     if not said:
-        return []
+        return set()
     try:
-        return [place_of(text) for text in said.decode().split(",")]
+        return {place_of(text) for text in said.decode().split(",")}
     except ValueError:
-        return []
+        return set()
