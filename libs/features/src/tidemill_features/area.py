@@ -96,17 +96,21 @@ class Area:
 
     def dump(self, row: int, words: Ints) -> bytes:
         """Return a shard's bytes with its area behind the slots, by word: equal states, equal bytes."""
-        area = bytearray()
         held = self._held.get(row, {})
-        for word in sorted(held):
+        order = sorted(held)
+        pieces, pointers, size = [], [], 0
+        for word in order:
             raw = held[word]
             if not isinstance(raw, bytes):
                 # Kept as bytes until the next value comes: most slots of a shard are never written again.
                 raw = held[word] = raw.pack()
-            words[word] = len(area) | len(raw) << 32
-            area += raw
-        words[SIZES_WORD] = len(area) | self._plan.slot_words << 32
-        return words.tobytes() + bytes(area)
+            pieces.append(raw)
+            pointers.append(size | len(raw) << 32)
+            size += len(raw)
+        # All at once: a word at a time takes three times as long.
+        words[order] = pointers
+        words[SIZES_WORD] = size | self._plan.slot_words << 32
+        return b"".join([words.tobytes(), *pieces])
 
 
 _NO_TIME = (EMPTY, INT64_MAX)
