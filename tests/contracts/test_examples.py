@@ -27,7 +27,6 @@ from tidemill_feature.schemas import Schemas
 from tidemill_feature.uses import Uses
 from tidemill_ingestion.gates import Gates
 from tidemill_monitoring import decode as monitoring_decode
-from tidemill_monitoring.adapters.policy import _trigger as decode_trigger
 from tidemill_monitoring.registered import Registered as MonitoringRegistered
 from tidemill_registry.evidence import read_evidence
 from tidemill_serving.desired import Registered as ServingRegistered
@@ -146,7 +145,7 @@ DECODERS: Mapping[tuple[str, str], Callable[[Example], Any]] = {
     ("monitoring.outcomes.v1", "feature"): _rows(archiving.outcome_rows),
     ("monitoring.clock.v1", "training"): lambda example: from_json(example.value or b"", monitoring.ClockRecord()),
     ("monitoring.metrics.v1", "registry"): lambda example: read_evidence(example.value),
-    ("monitoring.policy-triggers.v1", "monitoring"): decode_trigger,
+    ("monitoring.policy-triggers.v1", "monitoring"): monitoring_decode.trigger,
     ("monitoring.retrain-requests.v1", "training"): lambda example: decode_request(example.value),
     ("registry.pipelines.v1", "ingestion"): lambda example: Gates(10).fold(example.value),
     ("registry.pipelines.v1", "feature"): lambda example: Definitions().fold(example.value),

@@ -69,6 +69,7 @@ HTTP_ONLY: list[tuple[bytes, Reason]] = [
     (b'{"fields": {', Reason.UNDECODABLE),
     (b"[" * 100_000, Reason.UNDECODABLE),
     (b'{"fields": {"origin": "\xff"}}', Reason.BAD_UTF8),
+    (json.dumps({"fields": REQUEST}).encode("utf-16"), Reason.BAD_UTF8),
     (b'{"fields": {"origin": "\\ud800"}}', Reason.BAD_UTF8),
     (json.dumps({"fields": {**REQUEST, "distance_miles": 2**70}}).encode(), Reason.OUT_OF_RANGE),
     (json.dumps({"fields": REQUEST, "as_of": "2013-01-05T12:00:00"}).encode(), Reason.NAIVE_TIMESTAMP),

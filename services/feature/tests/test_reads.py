@@ -377,6 +377,7 @@ BAD_BYTES: list[tuple[bytes, int, str]] = [
     (b'{"features": ["payer:items"], "entities": {"payer": ["\\ud800"]}}', 400, "bad_utf8"),
     (b'{"features": ["payer:items"], "entities": {"\\ud800": ["a"]}}', 400, "bad_utf8"),
     (b'{"features": ["payer:items"], "entities": {"payer": ["\xff"]}}', 400, "bad_utf8"),
+    ('{"features": ["payer:items"], "entities": {"payer": ["a"]}}'.encode("utf-16-le"), 400, "bad_utf8"),
     (b'{"features": ["payer:items"], "entities": {"payer": [NaN]}}', 400, "non_finite"),
     (b'{"features": ["payer:items"], "entities": {"payer": [-Infinity]}}', 400, "non_finite"),
     (b" " * (4 * 1024 * 1024 + 1), 413, "oversized"),

@@ -1,4 +1,5 @@
 import asyncio
+import json
 from typing import Any
 
 import grpc
@@ -191,6 +192,7 @@ async def test_the_same_prediction_over_rest(stage: Any) -> None:
             (b"", "empty"),
             (b"{", "undecodable"),
             (b'{"fields": {"origin": "\xff"}}', "bad_utf8"),
+            *((json.dumps(body).encode(name), "bad_utf8") for name in ("utf-16", "utf-16-le", "utf-32-be")),
             (b'{"fields": {"origin": "\\ud800"}}', "bad_utf8"),
             (b'{"fields": {"\\ud800": "x"}}', "bad_utf8"),
         ):

@@ -1,4 +1,4 @@
-"""From log records to predictions, labels and event times; what is poison is decided here, before any effect."""
+"""From log records to predictions, labels, times and triggers; what is poison is decided here, before any effect."""
 
 import json
 import sys
@@ -9,10 +9,12 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
+from tidemill_contracts.canonical import from_json
 from tidemill_contracts.catalogue import Catalogue
 from tidemill_contracts.cloudevents import WATERMARK_TYPE
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.instants import EARLIEST_US, LATEST_US, parse_us
+from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
 from tidemill_contracts.reasons import Reason
 from tidemill_contracts.serving.v1 import records_pb2 as serving
 from tidemill_contracts.topics import events_topic
@@ -108,6 +110,14 @@ def prediction(record: Record) -> Prediction:
     if not EARLIEST_US <= found.as_of_us < LATEST_US:
         raise Poison(Reason.OUT_OF_RANGE, f"as_of_us is {found.as_of_us}", field="as_of_us")
     return Prediction(found.pipeline, found.prediction_id, found.join_key, found.as_of_us, pack(found), raw)
+
+
+def trigger(record: Record) -> monitoring.PolicyTrigger:
+    """Return one trigger of the policy. Raises `Poison`."""
+    try:
+        return from_json(record.value or b"", monitoring.PolicyTrigger())
+    except ValueError as error:
+        raise Poison(Reason.UNDECODABLE, f"no PolicyTrigger: {error}") from error
 
 
 def event(record: Record, plan: StreamPlan, now_us: int) -> Event:

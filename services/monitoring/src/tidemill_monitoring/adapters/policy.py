@@ -18,7 +18,7 @@ from tidemill_runtime.batches import Record
 from tidemill_runtime.errors import Poison, Retryable
 from tidemill_runtime.outbox import OutboxRelay
 
-from tidemill_monitoring import metrics, records
+from tidemill_monitoring import decode, metrics, records
 from tidemill_monitoring.adapters import findings
 from tidemill_monitoring.adapters.leadership import LOST
 from tidemill_monitoring.adapters.schema import OUTBOX
@@ -69,7 +69,7 @@ class Policy:
 
     async def decide(self, record: Record) -> None:
         """Decide one trigger; one that comes again changes nothing. Raises `Retryable` or `Poison`."""
-        trigger = _trigger(record)
+        trigger = decode.trigger(record)
         if self._registered.definition(trigger.pipeline) is None:
             raise Poison(Reason.UNKNOWN_PIPELINE, f"no pipeline {trigger.pipeline!r}", field="pipeline")
         try:
@@ -166,10 +166,3 @@ class Policy:
             raise Retryable(f"PostgreSQL: {error!r}") from error
         self._note(pipeline, decided)
         return made
-
-
-def _trigger(record: Record) -> monitoring.PolicyTrigger:
-    try:
-        return from_json(record.value or b"", monitoring.PolicyTrigger())
-    except ValueError as error:
-        raise Poison(Reason.UNDECODABLE, f"no PolicyTrigger: {error}") from error
