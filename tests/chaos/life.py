@@ -30,7 +30,7 @@ from workload import Producing, keys_of, moments
 RECOVERY_S = 60.0
 SESSION_MS = 1_500
 GROUP = "feature-online"
-_STATUSES = {1: "PRESENT", 2: "NULL", 3: "NOT_FOUND", 4: "OUTSIDE_MAX_AGE"}
+_STATUSES = {1: "PRESENT", 2: "NULL", 3: "NOT_FOUND", 4: "OUTSIDE_MAX_AGE", 5: "BEYOND_KEPT"}
 
 
 class Life:

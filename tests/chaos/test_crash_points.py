@@ -34,7 +34,7 @@ from tidemill_runtime.settings import KafkaSettings
 from workload import Producing, Shape, keys_of, moments, random_shape
 
 PROJECT = "p"
-STATUSES = {1: "PRESENT", 2: "NULL", 3: "NOT_FOUND", 4: "OUTSIDE_MAX_AGE"}
+STATUSES = {1: "PRESENT", 2: "NULL", 3: "NOT_FOUND", 4: "OUTSIDE_MAX_AGE", 5: "BEYOND_KEPT"}
 # Exchanges that the last worker may need; one that needs more does not come to an end.
 ENOUGH = 20_000
 

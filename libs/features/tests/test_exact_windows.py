@@ -110,9 +110,10 @@ def test_an_event_counts_from_its_instant_until_a_window_later(as_of_us: int, un
 
 
 def test_a_read_of_the_past_leaves_out_nothing_but_what_came_after() -> None:
-    lived, log = world(view(("SUM", "units"))), events(10_000_000, 11_000_000, 12_000_000, 99_000_000)
-    assert read(lived, log, 11_000_000) == [0b0011]
-    assert read(lived, log, 70_500_000) == [0b0110]
+    lived, times = world(view(("SUM", "units"))), (10_000_000, 11_000_000, 12_000_000)
+    # What comes after is so near that no bucket of the window has given way.
+    assert read(lived, events(*times, 19_000_000), 11_000_000) == [0b0011]
+    assert read(lived, events(*times, 74_000_000), 70_500_000) == [0b0110]
 
 
 def test_an_event_that_comes_late_corrects_the_window_that_it_was_in() -> None:
@@ -225,11 +226,11 @@ def test_a_row_of_a_training_set_says_what_a_prediction_says() -> None:
         {"payer": declared},
         {"paid": STREAM, "asked": request},
     )
-    lived, log = world(declared), events(10_000_000, 11_000_000, 99_000_000)
+    lived, log = world(declared), events(10_000_000, 11_000_000, 19_000_000)
     for as_of_us, flags in (
         (10_500_000, HEAD_EXCLUDED_BIT | HOP_ACCURACY_BIT),
         (70_500_000, HOP_ACCURACY_BIT),
-        (80_000_000, 0),
+        (79_000_000, 0),
     ):
         rows = Rows([column_of(["ann"], TYPES["LAST"])], np.array([as_of_us]), np.array([[len(log)]]))
         status = int(vector.rows([features_at(lived.plan, lived.events(log), rows)], {}, 1).status[0, 0])

@@ -143,6 +143,7 @@ class Door:
     stub: Any
     http: httpx.AsyncClient
     hashes: dict[str, str]
+    known: Definitions
 
     async def get(self, *views: messages.ViewKeys, **options: Any) -> messages.GetFeaturesResponse:
         options = {"as_of_us": NOON_US, **options}
@@ -176,7 +177,8 @@ async def door(servers: Any, redis_namespace: str) -> AsyncIterator[Door]:
         await stack.enter_async_context(running(web))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{rpc.port}"))
         http = await stack.enter_async_context(httpx.AsyncClient(base_url=f"http://127.0.0.1:{web.port}"))
-        yield Door(FeatureServiceStub(channel), http, {name: plan.hash for name, plan in known.plans.items()})
+        hashes = {name: plan.hash for name, plan in known.plans.items()}
+        yield Door(FeatureServiceStub(channel), http, hashes, known)
 
 
 def keys(view: str, *values: Any, **options: Any) -> messages.ViewKeys:
@@ -243,6 +245,39 @@ async def test_a_version_is_read_by_its_hash_or_its_first_digits(door: Door) -> 
         assert (await door.get(keys("payer", "ann", view_hash=wanted))).views[0].view_hash == whole
     for unknown in ("sha256:" + "0" * 64, whole[:10], "latest"):
         assert await reason_of(door, keys("payer", "ann", view_hash=unknown)) == "unknown_version"
+
+
+async def test_a_version_that_was_defined_anew_or_retired_is_refused_by_name(door: Door) -> None:
+    changed = definition.View.FromString(PAYER.SerializeToString())
+    changed.features[0].window_ms *= 2
+    closure = definition.Definition(streams=[STREAM], views=[changed])
+    record = definition.DefinitionRecord(kind="view", name="payer", revision=2, definition=closure)
+    door.known.fold(to_json(record))
+    old, new = door.hashes["payer"], door.known.plans["payer"].hash
+    assert new != old
+    with pytest.raises(grpc.aio.AioRpcError, match=f"not registered in version '{old}'"):
+        await door.get(keys("payer", "ann", view_hash=old))
+    assert await reason_of(door, keys("payer", "ann", view_hash=old)) == "unknown_version"
+    # Its rings are not there yet; the old ones never stand in for them.
+    assert await reason_of(door, keys("payer", "ann", view_hash=new)) == "unavailable"
+    record.revision, record.retired = 3, True
+    door.known.fold(to_json(record))
+    for version in (old, new, ""):
+        assert await reason_of(door, keys("payer", "ann", view_hash=version)) == "unknown_view"
+
+
+async def test_a_window_that_begins_before_what_is_kept_is_marked_in_rows_and_columns(
+    door: Door,
+) -> None:
+    long_ago = NOON_US - 180 * MINUTE_US
+    (row,) = (await door.get(keys("payer", "ann"), as_of_us=long_ago)).views[0].rows
+    (columns,) = (await door.get(keys("payer", "ann"), as_of_us=long_ago, columnar=True)).columns
+    assert {cell.status for cell in row.values} == {messages.STATUS_BEYOND_KEPT}
+    assert {cell.value.WhichOneof("value") for cell in row.values} == {None}
+    assert {column.statuses for column in columns.features} == {bytes([messages.STATUS_BEYOND_KEPT])}
+    assert {column.nulls for column in columns.features} == {b"\1"}
+    # Of bob's one payment nothing gave way.
+    assert (await door.get(keys("payer", "bob"), as_of_us=long_ago)).views[0].rows[0].values[0].value.int64_value == 1
 
 
 async def test_an_unknown_entity_is_answered_and_the_empty_string_is_an_entity(door: Door) -> None:

@@ -5,6 +5,8 @@
 - NOT_FOUND: no event of this entity was ever folded, or a part of its key is null. The value is null.
 - OUTSIDE_MAX_AGE: the entity's newest event is older than the view's max_age. The value is that of an entity without
   events: counts 0, all else null. A last without a window looks at the age of its own value besides.
+- BEYOND_KEPT: a read so far in the past that buckets of the window may have given way to newer ones. The value is null,
+  a count too, since what is left of it would look like any other.
 - NULL: found, but nothing to aggregate. PRESENT otherwise.
 """
 
@@ -21,6 +23,7 @@ from tidemill_features import partials as p
 from tidemill_features.expressions_tree import Type
 from tidemill_features.layout import EMPTY
 from tidemill_features.partials import Feature
+from tidemill_features.plan import RingPlan
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -30,6 +33,7 @@ PRESENT = int(feature_pb2.STATUS_PRESENT)
 NULL = int(feature_pb2.STATUS_NULL)
 NOT_FOUND = int(feature_pb2.STATUS_NOT_FOUND)
 OUTSIDE_MAX_AGE = int(feature_pb2.STATUS_OUTSIDE_MAX_AGE)
+BEYOND_KEPT = int(feature_pb2.STATUS_BEYOND_KEPT)
 
 # Set in a logged status byte beside the status.
 HEAD_EXCLUDED_BIT = 0x80
@@ -60,6 +64,10 @@ class Known:
 
     def __init__(self, newest_us: Ints, found: Bools, as_of_us: Any, max_age_us: int) -> None:
         self.missing = ~found
+        self._newest_us, self._as_of_us = newest_us, as_of_us
+        # Where events lie after the moment asked for: of all others every bucket is kept.
+        self.ahead = newest_us > as_of_us
+        self._any_ahead = bool(self.ahead.any())
         self.withheld = self.missing | (newest_us < as_of_us - max_age_us)
         # The status of a value that is not null by itself.
         self.status = np.where(self.withheld, OUTSIDE_MAX_AGE, PRESENT).astype(np.uint8)
@@ -76,6 +84,14 @@ class Known:
             null = status != PRESENT
             known = self._of_counts[id(count)] = count, status, null if null.any() else None
         return known[1:]
+
+    def beyond(self, ring: RingPlan, window_us: int) -> Bools | None:
+        """Return where a window reaches back to buckets that may have given way to newer ones; None for nowhere."""
+        if not self._any_ahead:
+            return None
+        first = (self._as_of_us - window_us) // ring.hop_us
+        beyond = np.asarray(self._newest_us // ring.hop_us - first >= ring.slots, np.bool_)
+        return beyond if beyond.any() else None
 
     def of_times(self, event_us: Ints) -> Ints:
         """Return event times with 0 for none."""
@@ -105,8 +121,9 @@ class FeatureValues:
     @property
     def nulls(self) -> Bools:
         """Return where there is no value."""
-        null = self.status == NOT_FOUND if self.counts else self.status != PRESENT
-        return np.asarray(null, np.bool_)
+        if not self.counts:
+            return np.asarray(self.status != PRESENT, np.bool_)
+        return np.asarray((self.status == NOT_FOUND) | (self.status == BEYOND_KEPT), np.bool_)
 
     def numbers(self) -> NDArray[np.float64]:
         """Return float64 with NaN for null. Raises `TypeError` for strings."""
@@ -117,13 +134,31 @@ class FeatureValues:
         return np.where(self.nulls, np.nan, self.values)
 
 
-def finalise(feature: Feature, merged: Merged, entity: Known, as_of_us: Any) -> FeatureValues:
+def finalise(feature: Feature, ring: RingPlan, merged: Merged, entity: Known, as_of_us: Any) -> FeatureValues:
     """Return a feature's values. `as_of_us`: one instant, or int64[rows]."""
     values = _finalised(feature, merged, entity, as_of_us)
+    beyond = entity.beyond(ring, feature.window_us)
+    if beyond is not None:
+        values = _without(values, beyond)
     if merged.coarse is None:
         return values
     coarse = merged.coarse & ~entity.withheld
+    if beyond is not None:
+        coarse &= ~beyond
     return replace(values, coarse=coarse) if coarse.any() else values
+
+
+def _without(values: FeatureValues, beyond: Bools) -> FeatureValues:
+    """Return values with those taken away whose window reaches beyond what is kept."""
+    left = values.values.copy()
+    left[beyond] = nothing_of(left)
+    status = np.where(beyond, np.uint8(BEYOND_KEPT), values.status)
+    return replace(values, values=left, status=status, event_us=np.where(beyond, 0, values.event_us))
+
+
+def nothing_of(values: Any) -> Any:
+    """Return what stands in an array where there is no value."""
+    return {"O": None, "f": np.nan}.get(values.dtype.kind, 0)
 
 
 def _finalised(feature: Feature, merged: Merged, entity: Known, as_of_us: Any) -> FeatureValues:

@@ -138,7 +138,7 @@ class OfflineView:
             for (window_us, _), wanted in windows.items():
                 merged = ring.merge([feature for _, feature in wanted], window_us, asked)
                 for (place, feature), partials in zip(wanted, merged, strict=True):
-                    values[place] = finalise(feature, partials, entity, rows.as_of_us)
+                    values[place] = finalise(feature, self.plan.rings[index], partials, entity, rows.as_of_us)
                     if partials.left_out is not None:
                         excluded |= partials.left_out
         return OfflineValues([value for value in values if value is not None], excluded)

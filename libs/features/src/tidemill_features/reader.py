@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tidemill_contracts.topics import events_topic
 
-from tidemill_features.finalise import NOT_FOUND, FeatureValues, Known, finalise
+from tidemill_features.finalise import NOT_FOUND, FeatureValues, Known, finalise, nothing_of
 from tidemill_features.layout import (
     DEFAULT_GROUP,
     DEFAULT_PROJECT,
@@ -131,9 +131,9 @@ class Merger:
                 newest_us = shards.newest_us()
                 entity = Known(newest_us, shards.found(), as_of_us, self._max_age_us)
                 exact = ring.plan.raw is not None
-                excluded = np.zeros(len(newest_us), np.bool_) if exact else newest_us > as_of_us
+                excluded = np.zeros(len(newest_us), np.bool_) if exact else entity.ahead.copy()
             for place, feature, merged in zip(places, ring.features, ring.merge(shards, as_of_us), strict=True):
-                found[place] = finalise(feature, merged, entity, as_of_us)
+                found[place] = finalise(feature, ring.plan, merged, entity, as_of_us)
                 if merged.left_out is not None:
                     excluded |= merged.left_out
         return [found[place] for place in range(self._features)], excluded
@@ -200,12 +200,11 @@ def _cut(feature: FeatureValues, name: str, part: slice) -> FeatureValues:
 
 def _spread(feature: FeatureValues, name: str, rows: Ints, null_key: Bools) -> FeatureValues:
     """Give each row its entity's value; NOT_FOUND where the key is null."""
-    nothing = {"O": None, "f": np.nan}.get(feature.values.dtype.kind, 0)
     return FeatureValues(
         name,
         feature.type,
         feature.counts,
-        _take(feature.values, rows, null_key, nothing),
+        _take(feature.values, rows, null_key, nothing_of(feature.values)),
         _take(feature.status, rows, null_key, NOT_FOUND),
         _take(feature.event_us, rows, null_key, 0),
         None if feature.coarse is None else _take(feature.coarse, rows, null_key, False),

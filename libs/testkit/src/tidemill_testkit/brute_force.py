@@ -85,6 +85,9 @@ def brute_force(wanted: Wanted, events: Iterable[Logged], as_of_us: int, max_age
         return Answer("NOT_FOUND")
     if max(event.event_us for event in events) < as_of_us - max_age_us:
         return Answer("OUTSIDE_MAX_AGE", 0 if wanted.function in _COUNTING else None)
+    newest, first = max(event.event_us for event in events), as_of_us - wanted.window_us
+    if newest // wanted.hop_us - first // wanted.hop_us >= wanted.slots:
+        return Answer("BEYOND_KEPT")
     if not wanted.edge_events:
         return _aggregated(wanted, _taken(wanted, _covered(wanted, events, as_of_us)), as_of_us)
     inside, coarse = _exactly(wanted, events, as_of_us)

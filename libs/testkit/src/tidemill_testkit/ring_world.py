@@ -22,7 +22,7 @@ from tidemill_features.reader import Lookup, Reader
 
 from tidemill_testkit.brute_force import Answer, Logged, Wanted, brute_force, counted
 
-STATUSES = {1: "PRESENT", 2: "NULL", 3: "NOT_FOUND", 4: "OUTSIDE_MAX_AGE"}
+STATUSES = {1: "PRESENT", 2: "NULL", 3: "NOT_FOUND", 4: "OUTSIDE_MAX_AGE", 5: "BEYOND_KEPT"}
 PROJECT = "p"
 _GROUP = "g"
 _TOPIC_ID = bytes(range(16))

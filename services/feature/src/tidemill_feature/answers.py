@@ -33,7 +33,7 @@ _FLOATS, _INTEGERS, _BOOLS, _STATUSES, _EVENT_TIMES, _NULLS, _HOP_ACCURACY = (
 )
 # From statuses to where there is no value; counts of an entity that is known have one.
 _NULL = bytes(status != messages.STATUS_PRESENT for status in range(256))
-_COUNTS_NULL = bytes(status == messages.STATUS_NOT_FOUND for status in range(256))
+_COUNTS_NULL = bytes(status in (messages.STATUS_NOT_FOUND, messages.STATUS_BEYOND_KEPT) for status in range(256))
 
 
 def answer(result: Result, as_of_us: int, *, columnar: bool) -> messages.GetFeaturesResponse:

@@ -32,6 +32,7 @@ _STATUSES = {
     int(messages.STATUS_NULL): "NULL_VALUE",
     int(messages.STATUS_NOT_FOUND): "NOT_FOUND",
     int(messages.STATUS_OUTSIDE_MAX_AGE): "OUTSIDE_MAX_AGE",
+    int(messages.STATUS_BEYOND_KEPT): "BEYOND_KEPT",
 }
 _TYPES: Mapping[int, tuple[str, type]] = {
     definition.FIELD_TYPE_BOOL: ("a boolean", bool),

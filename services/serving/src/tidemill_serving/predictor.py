@@ -37,7 +37,7 @@ class PredictionLog(Protocol):
 
 
 # By the number of tidemill.feature.v1.Status.
-_STATUS_NAMES = ("unspecified", "present", "null", "not_found", "outside_max_age")
+_STATUS_NAMES = ("unspecified", "present", "null", "not_found", "outside_max_age", "beyond_kept")
 
 # Fetches values by key in one trip. Raises `Retryable`.
 Fetch = Callable[[list[bytes]], Awaitable[Sequence[bytes | None]]]

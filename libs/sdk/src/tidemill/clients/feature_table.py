@@ -38,6 +38,8 @@ class Status(StrEnum):
     NOT_FOUND = "NOT_FOUND"
     # The entity's newest event is older than the view's max_age.
     OUTSIDE_MAX_AGE = "OUTSIDE_MAX_AGE"
+    # A read so far in the past that a part of the window is no longer kept.
+    BEYOND_KEPT = "BEYOND_KEPT"
 
 
 _STATUSES: Mapping[int, Status] = {feature.Status.Value(f"STATUS_{status}"): status for status in Status}

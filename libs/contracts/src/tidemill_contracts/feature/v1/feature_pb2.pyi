@@ -32,6 +32,8 @@ class _StatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Status.ValueTy
     STATUS_NULL: _Status.ValueType  # 2
     STATUS_NOT_FOUND: _Status.ValueType  # 3
     STATUS_OUTSIDE_MAX_AGE: _Status.ValueType  # 4
+    STATUS_BEYOND_KEPT: _Status.ValueType  # 5
+    """A read so far in the past that a part of the window gave way to newer events: there is no value, a count neither."""
 
 class Status(_Status, metaclass=_StatusEnumTypeWrapper): ...
 
@@ -40,6 +42,8 @@ STATUS_PRESENT: Status.ValueType  # 1
 STATUS_NULL: Status.ValueType  # 2
 STATUS_NOT_FOUND: Status.ValueType  # 3
 STATUS_OUTSIDE_MAX_AGE: Status.ValueType  # 4
+STATUS_BEYOND_KEPT: Status.ValueType  # 5
+"""A read so far in the past that a part of the window gave way to newer events: there is no value, a count neither."""
 Global___Status: _TypeAlias = Status  # noqa: Y015
 
 @_typing.final
