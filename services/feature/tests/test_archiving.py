@@ -119,12 +119,19 @@ def test_a_buffer_is_full_by_bytes_and_empty_after_a_commit() -> None:
     place = Partition("t", 0)
     for offset in range(5):
         assert not buffer.full
-        buffer.add({place: [event("t", offset)]})
+        buffer.add(Batch({place: [event("t", offset)]}))
     assert buffer.full
     assert buffer.read[place] == (0, 5)
     buffer.clear()
     assert not buffer.full
     assert not buffer.topics()
+
+
+def test_a_buffer_knows_how_far_was_read_where_the_last_records_were_kept_back() -> None:
+    buffer, place, other = Buffer(max_bytes=10_000), Partition("t", 0), Partition("t", 1)
+    buffer.add(Batch({place: [event("t", 3)]}, {place: 6}))
+    buffer.add(Batch({}, {place: 8, other: 2}))
+    assert (buffer.read, buffer.rows) == ({place: (3, 8), other: (2, 2)}, 1)
 
 
 def test_offsets_survive_the_snapshot_summary() -> None:

@@ -14,7 +14,7 @@ from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
 from tidemill_contracts.reasons import Reason
 from tidemill_contracts.serving.v1 import records_pb2 as serving
 from tidemill_features.archive import OUTCOME_COLUMNS, PREDICTION_COLUMNS, available_us, identity_text
-from tidemill_runtime.batches import Record, Refused
+from tidemill_runtime.batches import Batch, Record, Refused
 from tidemill_runtime.errors import Poison
 from tidemill_runtime.positions import Partition
 
@@ -39,12 +39,14 @@ class Buffer:
     read: dict[Partition, tuple[int, int]] = field(default_factory=dict)
     bytes: int = 0
 
-    def add(self, batch: Mapping[Partition, Sequence[Record]]) -> None:
-        """Take in the next records of some partitions."""
-        for partition, records in batch.items():
-            first, _ = self.read.get(partition, (records[0].offset, 0))
-            self.read[partition] = (first, records[-1].offset + 1)
-            self.records.setdefault(partition, []).extend(records)
+    def add(self, batch: Batch) -> None:
+        """Take in the next records of some partitions, and how far these were read: the last ones may be kept back."""
+        for partition, end in batch.next_offsets.items():
+            records = batch.partitions.get(partition, ())
+            first, _ = self.read.get(partition, (records[0].offset if records else end, 0))
+            self.read[partition] = (first, end)
+            if records:
+                self.records.setdefault(partition, []).extend(records)
             self.bytes += sum(len(record.value or b"") + RECORD_OVERHEAD_BYTES for record in records)
 
     @property

@@ -61,7 +61,7 @@ class ArchivePipeline(Pipeline[None, Batch]):
         return Step(None, batch)
 
     async def apply(self, effects: Batch) -> None:
-        self._buffer.add(effects.partitions)
+        self._buffer.add(effects)
         metrics.archive_buffered.set(self._buffer.rows)
         if self._buffer.full:
             await self.flush()
