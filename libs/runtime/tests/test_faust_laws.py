@@ -1,6 +1,10 @@
 """Laws of the embedded Faust app, on the real Kafka."""
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +14,11 @@ from tidemill_contracts.reasons import Reason
 from tidemill_runtime.batches import Record
 from tidemill_runtime.dead_letters import DeadLetters
 from tidemill_runtime.errors import Poison, Retryable
-from tidemill_runtime.lifecycle import running
+from tidemill_runtime.lifecycle import EXIT_FATAL, running
 from tidemill_runtime.producer import Outgoing, Producer
 from tidemill_runtime.settings import KafkaSettings
 from tidemill_testkit.eventually import aeventually
+from tidemill_testkit.orphans import dying_with_us
 
 faust_app = pytest.importorskip("tidemill_runtime.faust_app", reason="the extra `faust` is not installed")
 pytestmark = [
@@ -86,3 +91,68 @@ async def test_an_exception_ends_the_service_and_the_record_comes_again(
         async with running(app(kafka, tmp_path, deciding)) as agents:
             await agents.reached(producer.written)
     assert deciding.decided == [0, 1, 2]
+
+
+AGENTS = """
+import asyncio, sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tidemill_runtime.faust_app import Agent, FaustApp, FaustOptions
+from tidemill_runtime.lifecycle import run, running
+from tidemill_runtime.settings import KafkaSettings, ServiceSettings
+
+bootstrap, prefix, out = sys.argv[1:]
+
+async def decide(record):
+    with Path(out).open("ab") as file:
+        file.write(record.value)
+
+@asynccontextmanager
+async def open_service(settings, health):
+    kafka = KafkaSettings(bootstrap=bootstrap, topic_prefix=prefix, instance="one")
+    async with running(FaustApp(kafka, FaustOptions("agents", Path(out).parent), [Agent("one", ["t"], decide)])):
+        yield
+
+sys.exit(asyncio.run(run(open_service, ServiceSettings(drain_s=10))))
+"""
+
+
+async def test_of_two_processes_of_one_name_the_later_keeps_it(
+    kafka: KafkaSettings, make_topic: MakeTopic, tmp_path: Path
+) -> None:
+    await make_topic("t", partitions=1)
+    out = tmp_path / "decided"
+    out.touch()
+    arguments = [sys.executable, "-c", AGENTS, kafka.bootstrap, kafka.topic_prefix, str(out)]
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> "subprocess.Popen[bytes]":
+        process = subprocess.Popen(
+            arguments,
+            env=dict(os.environ),
+            preexec_fn=dying_with_us(),  # noqa: PLW1509 -- one system call
+        )
+        started.append(process)
+        return process
+
+    async with Producer(kafka) as producer:
+
+        async def decided(value: bytes) -> None:
+            await producer.send(Outgoing("t", value))
+            await aeventually(lambda: out.read_bytes().endswith(value), 30, claim=f"{value!r} is decided")
+
+        try:
+            frozen = start()
+            await decided(b"a")
+            frozen.send_signal(signal.SIGSTOP)
+            later = start()
+            await decided(b"b")
+            frozen.send_signal(signal.SIGCONT)
+            assert await asyncio.to_thread(frozen.wait, 60) == EXIT_FATAL
+            await decided(b"c")
+            later.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(later.wait, 20) == 0
+        finally:
+            for process in started:
+                process.kill()
+                process.wait()

@@ -11,7 +11,6 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from tidemill_runtime import metrics
-from tidemill_runtime.claims import Claim
 from tidemill_runtime.positions import Partition
 from tidemill_runtime.retries import delays
 from tidemill_runtime.settings import KafkaSettings
@@ -83,14 +82,10 @@ async def lags_of(consumer: Any, positions: Mapping[TopicPartition, int]) -> dic
 
 
 class Committer:
-    """Commits the newest durable offsets, at most once per interval, off the path of the batches.
+    """Commits the newest durable offsets, at most once per interval, off the path of the batches."""
 
-    `claim`: what every commit says of who made it.
-    """
-
-    def __init__(self, consumer: Any, every_ms: int, claim: Claim) -> None:
+    def __init__(self, consumer: Any, every_ms: int) -> None:
         self._consumer = consumer
-        self._claim = claim
         self._every_s = every_ms / 1000
         self._offsets: dict[TopicPartition, int] = {}
         self._wanted = asyncio.Event()
@@ -121,8 +116,7 @@ class Committer:
             if not offsets:
                 return True
             try:
-                metadata = self._claim.metadata
-                await self._consumer.commit({place: (offset, metadata) for place, offset in offsets.items()})
+                await self._consumer.commit(offsets)
             except (CommitFailedError, IllegalStateError) as error:
                 log.info("commit_of_lost_partitions", error=repr(error))
             except KafkaError as error:

@@ -2,7 +2,7 @@
 
 Settings and pattern are those that held under broker kills, worker kills and random exceptions. An event is
 acknowledged and committed after its decision; decisions are idempotent, since a crash in between repeats them. Only
-this module imports Faust, so that a service without agents does not pay for it (extra `faust`).
+this module and `faust_settings` import Faust, so that a service without agents does not pay for it (extra `faust`).
 """
 
 import asyncio
@@ -16,15 +16,18 @@ from typing import Any, Self
 import faust
 import mode
 import structlog
+from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from faust.types import TP
 from tidemill_contracts.dead_letters import addressed_to
 
 from tidemill_runtime.batches import Record, Refused
+from tidemill_runtime.claims import Claim
 from tidemill_runtime.consumer import sleep_unless
 from tidemill_runtime.dead_letters import DeadLetters
 from tidemill_runtime.errors import Fatal, Poison, Retryable
+from tidemill_runtime.faust_settings import faust_settings
 from tidemill_runtime.health import Health
 from tidemill_runtime.positions import Offsets, Partition, Positions
 from tidemill_runtime.retries import delays
@@ -101,6 +104,7 @@ class FaustApp:
         self._agents = agents
         self._timers = timers
         self._dead_letters = dead_letters
+        self._claim = Claim(kafka, options.group)
         self._topics = sorted({topic for agent in agents for topic in agent.topics})
         self.positions = Positions(self._topics)
         self._stopping = asyncio.Event()
@@ -174,7 +178,8 @@ class FaustApp:
             await _end(app)
 
     def _build(self) -> Any:
-        app = faust.App(self._kafka.physical(self._options.group), **_settings(self._kafka, self._options))
+        settings = faust_settings(self._kafka, self._options.group, self._options.datadir)
+        app = faust.App(self._kafka.physical(self._options.group), **settings)
         for agent in self._agents:
             names = [self._kafka.physical(topic) for topic in agent.topics]
             topic = app.topic(
@@ -300,6 +305,7 @@ class FaustApp:
     async def _adopt(self, app: Any) -> None:
         """Start the positions of an assignment at the committed offsets: a bound from below, whatever runs by now."""
         held: list[TP] = sorted(app.consumer.assignment())
+        await self._claim.check([TopicPartition(*place) for place in held])
         admin = AIOKafkaAdminClient(**self._kafka.client_kwargs())
         try:
             await admin.start()
@@ -352,46 +358,4 @@ def _record(message: Any) -> FaustRecord:
         key=message.key,
         value=message.value,
         headers=list(message.headers or ()),
-    )
-
-
-def _settings(kafka: KafkaSettings, options: FaustOptions) -> dict[str, Any]:
-    """Return the settings that avoid every internal topic and every surprise."""
-    return {
-        "broker": [f"kafka://{address}" for address in kafka.bootstrap.split(",")],
-        "broker_credentials": _credentials(kafka),
-        "key_serializer": "raw",
-        "value_serializer": "raw",
-        "autodiscover": False,
-        "web_enabled": False,
-        "topic_allow_declare": False,
-        "topic_disable_leader": True,
-        "reply_create_topic": False,
-        "table_standby_replicas": 0,
-        "datadir": str(options.datadir),
-        "stream_wait_empty": True,
-        "broker_session_timeout": 10,
-        "broker_heartbeat_interval": 2,
-        "broker_request_timeout": 20,
-        "broker_rebalance_timeout": 20,
-        "producer_request_timeout": 10,
-        "consumer_auto_offset_reset": "earliest",
-        "consumer_group_instance_id": kafka.instance and f"{options.group}.{kafka.instance}",
-        "stream_buffer_maxsize": 64,
-        "broker_max_poll_records": 64,
-    }
-
-
-def _credentials(kafka: KafkaSettings) -> Any:
-    if kafka.security_protocol == "PLAINTEXT":
-        return None
-    tls = kafka.tls() if kafka.security_protocol.endswith("SSL") else None
-    if kafka.security_protocol == "SSL":
-        return faust.SSLCredentials(context=tls)
-    assert kafka.sasl_password is not None
-    return faust.SASLCredentials(
-        username=kafka.sasl_username,
-        password=kafka.sasl_password.get_secret_value(),
-        mechanism=kafka.sasl_mechanism,
-        ssl_context=tls,
     )

@@ -110,7 +110,7 @@ class StreamRunner(Generic[S, E]):
         self._consumer = await connect(self._kafka, options, self._stopping, self._set_fault)
         if self._consumer is None:
             return
-        self._committer = Committer(self._consumer, self._options.commit_every_ms, self._claim)
+        self._committer = Committer(self._consumer, self._options.commit_every_ms)
         self._topics_changed.set()
         loop = asyncio.create_task(self._loop(), name="stream")
         stall = watch(self._sight, self._options.stall_s, self._options.group, self._set_stall)
@@ -299,8 +299,8 @@ class StreamRunner(Generic[S, E]):
 
     async def _restore(self) -> None:
         epoch, self._excused = self._epoch, True
-        await self._claim.check()
         places = sorted(self._consumer.assignment())
+        await self._claim.check(places)
         # Asked for first: whoever held a partition until now may still commit records that were not there a moment ago.
         committed = {place: await self._consumer.committed(place) for place in places}
         begin = await self._consumer.beginning_offsets(places)
@@ -309,8 +309,8 @@ class StreamRunner(Generic[S, E]):
         begins, ends = ({self._partition(p): offset for p, offset in found.items()} for found in (begin, end))
         assignment = Assignment(dict(start), begins, ends)
         assert self._committer is not None
-        if self._claim.metadata:
-            # Before anything that takes long: until then another process of this name takes everything back each time.
+        if self._claim.named:
+            # What nobody has committed is taken for a partition that the group overlooks.
             self._committer.durable({self._physical(p): offset for p, offset in start.items()})
             await self._committer.commit()
         restored = await self._retried(lambda: self._pipeline.restore(assignment))
