@@ -13,6 +13,7 @@ from tidemill_features.plan import PlanError, ViewPlan, compile_view
 PAGE = Path(__file__).resolve().parent / "features.md"
 HOUR_MS = 3_600_000
 WORD_BYTES = 8
+_ACCURACIES = (definition.ACCURACY_HOP, definition.ACCURACY_EXACT)
 _PREFIX = "AGGREGATION_FUNCTION_"
 _EXPRESSIONS = {"count": "", "rate": "", "time_since_last": "", "top_k": "key"}
 _NOTHING = "null"
@@ -68,7 +69,9 @@ ABOUT = {
 }
 
 
-def compiled(name: str, window_ms: int = HOUR_MS) -> ViewPlan | None:
+def compiled(
+    name: str, window_ms: int = HOUR_MS, accuracy: "definition.Accuracy.ValueType" = definition.ACCURACY_HOP
+) -> ViewPlan | None:
     """Return the plan of a view with one such aggregate of a float; None where the engine does not compute it."""
     aggregation = definition.Aggregation(
         name=name,
@@ -79,7 +82,7 @@ def compiled(name: str, window_ms: int = HOUR_MS) -> ViewPlan | None:
         **_PARAMETERS,
     )
     view = definition.View(
-        name="v", stream="s", entity=["key"], accuracy=definition.ACCURACY_HOP, features=[aggregation]
+        name="v", stream="s", entity=["key"], accuracy=accuracy, features=[aggregation], budget_bytes=2**40
     )
     try:
         return compile_view(view, STREAM)
@@ -137,12 +140,14 @@ def hops_table() -> str:
     """Return the hop and the memory of some windows."""
     windows = (("10 s", 10), ("1 min", 60), ("5 min", 300), ("1 h", 3600), ("2 h", 7200), ("12 h", 43_200))
     windows += (("1 d", 86_400), ("7 d", 604_800), ("30 d", 2_592_000), ("365 d", 31_536_000))
-    lines = ["| window | hop | slots | bytes of a ring with one mean |", "|---|---|---|---|"]
+    lines = ["| window | hop | slots | bytes of a ring with one mean | exact, at most |", "|---|---|---|---|---|"]
     for text, seconds in windows:
-        plan = compiled("mean", seconds * 1000)
+        plan, exact = (compiled("mean", seconds * 1000, accuracy) for accuracy in _ACCURACIES)
         assert plan is not None
+        assert exact is not None
         ring = plan.rings[0]
-        lines.append(f"| {text} | {_span(ring.hop_us // 1_000_000)} | {ring.slots} | {plan.bytes_per_key:,} |")
+        memory = f"{plan.bytes_per_key:,} | {exact.max_bytes_per_key:,}"
+        lines.append(f"| {text} | {_span(ring.hop_us // 1_000_000)} | {ring.slots} | {memory} |")
     hops = ", ".join(_span(hop // 1000) for hop in HOPS_MS)
     rule = f"The hop is the largest of {hops} that divides the window in at least {HOPS_PER_WINDOW}."
     return f"{rule} A ring has ⌈window / hop⌉ + 2 slots, at most {MAX_SLOTS}.\n\n" + "\n".join(lines)

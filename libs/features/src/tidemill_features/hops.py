@@ -2,7 +2,7 @@
 
 A read covers the buckets from the one that holds `as_of − window` to the one that holds `as_of`: never less than the
 window, and at most one hop more. So `accuracy="hop"` means: the tail lies between W and W + hop, where hop is at most
-W / 12 for windows of 12 s and more (1 s below).
+W / 12 for windows of 12 s and more (1 s below). Of an exact window `edges` cuts the first and the last bucket.
 """
 
 SECOND_MS = 1_000

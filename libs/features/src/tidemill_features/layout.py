@@ -11,8 +11,9 @@ Shard (one per project, view, entity, hop class and source partition), little-en
     word 7      bytes of the variable-length area u32, words of a slot u32
     then        the slots; slot i holds a bucket whose number mod slots is i (EMPTY: none): bucket number, newest
                 event time, then the partials
-    then        the variable-length area: UTF-8 strings and sketches, to which words of the slots point as offset u32,
-                length u32; of an absent sketch the word is 0, an absent string has no event time before it
+    then        the variable-length area: UTF-8 strings, sketches and, of an exact view, raw events (`raw_events`), to
+                which words of the slots point as offset u32, length u32; of an absent sketch the word is 0, an absent
+                string has no event time before it
 
 What a slot holds is written in `partials`. The fingerprint covers it: aggregates that came later leave the bytes of
 older views as they were, and a shard of another layout is refused, never misread.
