@@ -276,8 +276,9 @@ def assert_equal(world: RingWorld, log: list[Logged], lived: Lived, moments: lis
     seen = [r for r in log if r.offset < lived.cut[r.partition]]
     store = world.live(seen, lived.sizes, lived.crashes)
     for as_of_us in moments:
-        live = answers(world.read(store, as_of_us))
-        offline = answers(world.offline(log, as_of_us, lived.cut))
+        read, twin = world.read_view(store, as_of_us), world.offline_view(log, as_of_us, lived.cut)
+        assert read.head_excluded.tolist() == twin.head_excluded.tolist()
+        live, offline = answers(read.features), answers(twin.features)
         assert [[bits(a) for a in row] for row in live] == [[bits(a) for a in row] for row in offline]
         for row, want in zip(live, world.expected(seen, as_of_us), strict=True):
             for wanted, got, answer in zip(world.wanted, row, want, strict=True):

@@ -18,8 +18,8 @@ from tidemill_features.segments import Segments, segments_of
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-# Events that are taken up at a time.
-_EVENTS = 2_000_000
+# Events that are taken up at a time, which bounds memory.
+_EVENTS = 500_000
 
 
 @dataclass(frozen=True, slots=True)

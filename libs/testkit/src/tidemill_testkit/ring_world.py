@@ -16,9 +16,9 @@ from tidemill_features.expressions import Column
 from tidemill_features.finalise import FeatureValues
 from tidemill_features.fold import Events, ViewShards
 from tidemill_features.layout import Checkpoint, checkpoint_key, view_id
-from tidemill_features.offline import Rows, features_at
+from tidemill_features.offline import OfflineValues, Rows, features_at
 from tidemill_features.plan import ViewPlan, compile_view
-from tidemill_features.reader import Lookup, Reader
+from tidemill_features.reader import Lookup, Reader, ViewValues
 
 from tidemill_testkit.brute_force import Answer, Logged, Wanted, brute_force, counted
 
@@ -71,18 +71,26 @@ class RingWorld:
 
     def read(self, store: Mapping[bytes, bytes], as_of_us: int) -> list[FeatureValues]:
         """Return the features of all keys, read from the rings."""
+        return self.read_view(store, as_of_us).features
+
+    def read_view(self, store: Mapping[bytes, bytes], as_of_us: int) -> ViewValues:
+        """Return what a read of all keys says."""
         reader = Reader([self.plan], project=PROJECT, group=_GROUP)
         request = reader.request([Lookup(self.view.name, self.keys)])
-        return reader.values(request, [store.get(key) for key in request.keys], as_of_us).views[0].features
+        return reader.values(request, [store.get(key) for key in request.keys], as_of_us).views[0]
 
     def offline(self, log: Sequence[Logged], as_of_us: int, cut: Sequence[int]) -> list[FeatureValues]:
         """Return the features of all keys as the offline twin computes them from the whole log, cut at offsets."""
+        return self.offline_view(log, as_of_us, cut).features
+
+    def offline_view(self, log: Sequence[Logged], as_of_us: int, cut: Sequence[int]) -> OfflineValues:
+        """Return what the offline twin says of all keys."""
         events = self.events([record for p in range(self.stream.partitions) for record in self._counting(log, p)])
         types = {field.name: field.type for field in self.stream.fields}
         keys = [column_of([key[i] for key in self.keys], types[n]) for i, n in enumerate(self.view.entity)]
         cuts = np.full((len(self.keys), self.stream.partitions), cut, np.int64)
         rows = Rows(keys, np.full(len(self.keys), as_of_us, np.int64), cuts)
-        return features_at(self.plan, events, rows).features
+        return features_at(self.plan, events, rows)
 
     def expected(self, log: Sequence[Logged], as_of_us: int) -> list[list[Answer]]:
         """Return [key][feature] by brute force."""
