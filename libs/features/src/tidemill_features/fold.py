@@ -111,10 +111,11 @@ class ViewShards:
     def __len__(self) -> int:
         return sum(map(len, self._index.rows.values()))
 
-    @property
-    def room(self) -> int:
-        """How many more shards may be folded into before some must be written."""
-        return self._capacity - len(self._dirty_rows())
+    def has_room(self, events: int) -> bool:
+        """Return whether so many events more may be folded before some shards must be written."""
+        room = self._capacity - events
+        # Events share shards, but to tell how many is work.
+        return sum(map(len, self._dirty)) <= room or len(self._dirty_rows()) <= room
 
     def find(self, events: Events) -> Rows:
         """Return where the shards of events lie, and which must be loaded before they can be folded into."""

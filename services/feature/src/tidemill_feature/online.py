@@ -104,9 +104,9 @@ class OnlineState:
                 view.written()
         self.unwritten.clear()
 
-    def full(self, records: int) -> bool:
-        """Return whether so many records more might not find room."""
-        return any(view.room < records for stream in self.streams.values() for view in stream.shards.values())
+    def has_room(self, records: int) -> bool:
+        """Return whether so many records more can be folded before something must be written."""
+        return all(view.has_room(records) for stream in self.streams.values() for view in stream.shards.values())
 
 
 @dataclass(slots=True)
@@ -142,7 +142,9 @@ def step(state: OnlineState, batch: Batch) -> Step[OnlineState, Work]:
     for partition, records in batch.partitions.items():
         stream = partition.topic.removeprefix("events.")
         place, source = state.partitions[partition], state.streams[stream]
-        old = [record for record in records if record.offset < place.applied]
+        old: Sequence[Record] = ()
+        if records[0].offset < place.applied:
+            old = [record for record in records if record.offset < place.applied]
         if old:
             known = source.decoder.decode(old)
             place.admission.remember(known.offset, known.event_us, known.identities)

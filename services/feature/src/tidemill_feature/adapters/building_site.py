@@ -60,7 +60,7 @@ class Site:
         """Fold the next events of some partitions, and write when it is time."""
         for lot, chunk in parts:
             count = len(chunk.offset)
-            if any(view.room < count for view in lot.replay.views):
+            if not all(view.has_room(count) for view in lot.replay.views):
                 await self.flush()
             folding = lot.replay.take(chunk)
             if folding is not None:

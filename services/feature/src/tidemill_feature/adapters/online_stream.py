@@ -197,7 +197,7 @@ class OnlinePipeline(Pipeline[OnlineState, Work]):
             await fold(self._store, effects.foldings, lambda partition: state.partitions[partition].topic_id)
             effects.folded = True
             state.unwritten.update(effects.partitions)
-        if state.full(self._sizes.batch_records):
+        if not state.has_room(self._sizes.batch_records):
             await self._write(state)
 
     async def _write(self, state: OnlineState) -> None:

@@ -35,7 +35,7 @@ from tidemill_feature.uses import TOPIC as MODELS_TOPIC
 from tidemill_feature.uses import Uses
 
 # Of what is read from a backlog an entity's shards are written once rather than with every batch.
-BEHIND_FLUSH_MS = 2_000
+BEHIND_FLUSH_MS = 5_000
 _OFFLINE_FETCH_BYTES = 256 * 1024
 _OFFLINE_WAIT_MS = 250
 
