@@ -5,7 +5,6 @@ builder, which the worker itself uses for what Kafka no longer holds, from the f
 """
 
 import asyncio
-import random
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -13,12 +12,10 @@ from time import perf_counter
 from typing import Any
 from uuid import uuid4
 
-from bench_feature import BATCH, EVENTS, STREAM, TOPIC, VIEW, event, worker_rate
+from paid import BATCH, CACHE_BYTES, TOPIC, VIEWS, Pace, fill, stopwatch, stream, working
 from redis.asyncio import Redis
 from tidemill.stack.endpoints import Endpoints
 from tidemill_contracts.catalogue import Catalogue
-from tidemill_contracts.kafka_admin import create_topics
-from tidemill_contracts.topics import stream_topics
 from tidemill_feature.adapters.archive import ArchivePipeline, Limits
 from tidemill_feature.adapters.archived_history import ArchivedHistory
 from tidemill_feature.adapters.builder import Builder
@@ -33,23 +30,18 @@ from tidemill_features.plan import compile_view
 from tidemill_runtime.batches import StreamOptions
 from tidemill_runtime.lifecycle import running
 from tidemill_runtime.positions import Partition
-from tidemill_runtime.producer import Producer
 from tidemill_runtime.settings import KafkaSettings
 from tidemill_runtime.stream import StreamRunner
 
 PREFIX = "bench-replay."
-RUNS = 5
-CACHE_BYTES = 256 * 1024 * 1024
+EVENTS, WARM, RUNS = 120_000, 40_000, 5
+STREAM, VIEW = stream(), VIEWS[0]
 HERE = Partition(TOPIC, 0)
 
 
-async def fill(kafka: KafkaSettings, dsn: str, warehouse: str) -> None:
+async def archive(kafka: KafkaSettings, dsn: str, warehouse: str) -> None:
     """Write the events to Kafka and archive them, once for all runs."""
-    await create_topics(kafka.client_kwargs(), stream_topics([("paid", 1)]), PREFIX)
-    chance = random.Random(7)
-    async with Producer(kafka) as producer:
-        for first in range(0, EVENTS, BATCH):
-            await producer.send_all([event(number, chance) for number in range(first, first + BATCH)])
+    await fill(kafka, EVENTS)
     pipeline = ArchivePipeline(dsn, warehouse, Catalogue(streams={"paid": STREAM}), Limits(64 * 1024 * 1024))
     options = StreamOptions(f"bench-{uuid4().hex[:8]}", flush_every_ms=1_000)
     runner: StreamRunner[Any, Any] = StreamRunner(pipeline, kafka, options, topics=[TOPIC])
@@ -82,17 +74,26 @@ async def replay_rate(kafka: KafkaSettings, redis_url: str, dsn: str, warehouse:
     return EVENTS / seconds
 
 
+async def live_rate(kafka: KafkaSettings, redis_url: str) -> float:
+    """Return events per second of the live worker, with the keys warm."""
+    async with working(kafka, redis_url, [VIEW], Pace()) as runner:
+        await runner.reached({HERE: WARM})
+        begun, took = runner.positions.next[HERE], stopwatch()
+        await runner.reached({HERE: EVENTS})
+        return took(EVENTS - begun).rate
+
+
 async def measure(servers: Endpoints) -> tuple[list[float], list[float]]:
     """Return the rates of both, taken in turn so that both meet the same machine."""
     kafka = KafkaSettings(bootstrap=servers.kafka, topic_prefix=PREFIX)
     with tempfile.TemporaryDirectory(prefix="tm-replay-") as folder:
         warehouse = str(Path(folder) / "warehouse")
-        await fill(kafka, servers.postgres_dsn, warehouse)
+        await archive(kafka, servers.postgres_dsn, warehouse)
         replayed: list[float] = []
         live: list[float] = []
         for _ in range(RUNS):
             replayed.append(await replay_rate(kafka, servers.redis, servers.postgres_dsn, warehouse))
-            live.append(await worker_rate(kafka, servers.redis))
+            live.append(await live_rate(kafka, servers.redis))
     return replayed, live
 
 
