@@ -59,17 +59,29 @@ class ClusterNode:
 
 
 class RedisNodes:
-    """The nodes; `url` names the first."""
+    """The primaries, with a replica of each where there are any; `url` names the first."""
 
-    def __init__(self, nodes: list[ClusterNode]) -> None:
+    def __init__(self, nodes: list[ClusterNode], replicas: list[ClusterNode]) -> None:
         self.nodes = nodes
+        self.replicas = replicas
         self.url = f"redis://{LOOPBACK}:{nodes[0].port}/0"
 
     def settled(self) -> None:
         """Wait until every node serves the whole cluster."""
 
-        ports = [node.port for node in self.nodes]
+        ports = [node.port for node in (*self.nodes, *self.replicas)]
         eventually(lambda: is_whole(ports), START_S, claim="the cluster is whole")
+
+    def replicated(self, number: int) -> None:
+        """Wait until a primary's replica has all that the primary has."""
+        primary, replica = self.nodes[number].client(), self.replicas[number].client()
+
+        def level() -> bool:
+            wanted, found = primary.info("replication"), replica.info("replication")
+            up = found.get("master_link_status") == "up"
+            return bool(up and found["slave_repl_offset"] == wanted["master_repl_offset"])
+
+        eventually(level, START_S, claim="the replica has everything")
 
     def flush(self) -> None:
         """Empty all nodes."""
@@ -78,19 +90,29 @@ class RedisNodes:
 
 
 @contextmanager
-def running_cluster(folder: Path, count: int = 3) -> Iterator[RedisNodes]:
-    """Start a cluster of primaries with the slots shared out in order; everything ends with the context."""
+def running_cluster(folder: Path, count: int = 3, *, replicated: bool = False) -> Iterator[RedisNodes]:
+    """Start a cluster with the slots shared out in order, each primary with a replica where it is `replicated`.
+
+    Everything ends with the context.
+    """
     server = importlib.import_module("tidemill.stack.wheels").redis_server()
     nodes = [ClusterNode(server, folder / str(number), free_port()) for number in range(count)]
+    replicas = [ClusterNode(server, folder / f"replica-{number}", free_port()) for number in range(count * replicated)]
     try:
-        for node in nodes:
+        for node in (*nodes, *replicas):
             node.start()
         join([node.port for node in nodes])
-        cluster = RedisNodes(nodes)
+        for replica in replicas:
+            nodes[0].client().execute_command("CLUSTER", "MEET", LOOPBACK, replica.port)
+        cluster = RedisNodes(nodes, replicas)
         cluster.settled()
+        for node, replica in zip(nodes, replicas, strict=False):
+            replica.client().execute_command("CLUSTER", "REPLICATE", node.client().cluster("myid").decode())
+        for number in range(len(replicas)):
+            cluster.replicated(number)
         yield cluster
     finally:
-        for node in nodes:
+        for node in (*nodes, *replicas):
             node.kill()
 
 
@@ -105,6 +127,10 @@ def node_options(port: int, folder: Path) -> dict[str, Any]:
         "cluster-node-timeout": 2_000,
         # A test takes a node away and looks at the others.
         "cluster-require-full-coverage": "no",
+        # A replica that has nothing yet may take over too: a test looks at what is lost so.
+        "cluster-replica-validity-factor": 0,
+        "repl-diskless-sync": "yes",
+        "repl-diskless-sync-delay": 0,
         "maxmemory-policy": "noeviction",
     }
 
