@@ -14,7 +14,7 @@ from tidemill_contracts.definition.v1 import definition_pb2 as definition
 FLIGHTS = Path(__file__).parents[3] / "docs/examples/flights/flights.py"
 GOLDEN = Path(__file__).parent / "goldens/flights.json"
 
-SMALL = '''\
+SMALL = """\
 from datetime import datetime
 import tidemill as tm
 class Base(tm.Event):
@@ -23,13 +23,24 @@ class Seen(Base, stream="seen", key="key", time="at"):
     value: {type}
     at: datetime
 view = tm.View("view", Seen, by="key", features={{"x": {feature}}}, max_age="1d")
-'''
+"""
 
 
 def compiled(tmp_path: Path, type_: str = "int | None", feature: str = 'tm.count("1h")') -> definition.Definition:
     path = tmp_path / "small.py"
     path.write_text(SMALL.format(type=type_, feature=feature))
     return compile_file(path)
+
+
+def test_a_view_says_how_exact_it_is_and_with_how_many_events(tmp_path: Path) -> None:
+    path = tmp_path / "small.py"
+    small = SMALL.format(type="int", feature='tm.count("1h")')
+    (hop,) = compiled(tmp_path).views
+    for options, edge_events in (('accuracy="exact"', 0), ('accuracy="exact", edge_events=500', 500)):
+        path.write_text(small.replace('max_age="1d"', f'max_age="1d", {options}'))
+        (view,) = compile_file(path).views
+        assert (view.accuracy, view.edge_events) == (definition.ACCURACY_EXACT, edge_events)
+    assert (hop.accuracy, hop.edge_events) == (definition.ACCURACY_HOP, 0)
 
 
 def test_the_flights_compile_to_the_golden() -> None:
