@@ -18,17 +18,18 @@ MANIFESTS := pyproject.toml uv.lock $(wildcard libs/*/pyproject.toml services/*/
 WITHOUT_SERVERS := not servers and not e2e
 WITH_SERVERS := servers and not e2e
 
+UNIT_TESTS := unit/libs unit/services unit/tests
 # Folders whose tests share one set of servers; each starts its own, so that any number of them run side by side.
 SERVER_TESTS := $(addprefix servers/,$(addprefix services/,feature monitoring training serving registry ingestion) libs tests)
 E2E_TESTS := e2e/loop e2e/stack
 # Folders that hold scripts beside their tests, and import them as the scripts do.
 SCRIPTED := tests/chaos tests/bench
-# How many parts of `make test` run at a time: on two cores one more than cores, since most of them wait for servers.
+# How many parts run at a time: on two cores one more than there are, since most of them wait for servers.
 JOBS ?= 3
 AT_ONCE = $(MAKE) --no-print-directory --jobs=$(JOBS) $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .PHONY: help install gen lint types imports protos unit check servers e2e members test demo bench chaos up down clean \
-	unit/tests $(SERVER_TESTS) $(E2E_TESTS)
+	$(UNIT_TESTS) $(SERVER_TESTS) $(E2E_TESTS)
 
 help: ## List every target with what it does.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -69,13 +70,13 @@ protos: $(SYNCED)
 	$(RUN) python proto/generate.py --check
 
 unit: $(SYNCED)
-	$(RUN) pytest -q -m '$(WITHOUT_SERVERS)'
+	@$(AT_ONCE) $(UNIT_TESTS)
 
-# What `members` leaves of `unit`.
-unit/tests: $(SYNCED)
-	$(RUN) pytest -q -m '$(WITHOUT_SERVERS)' tests
+$(UNIT_TESTS): unit/%: $(SYNCED)
+	$(RUN) pytest -q -m '$(WITHOUT_SERVERS)' $*
 
-check: lint types imports protos unit ## Lint, type-check, check import rules and contracts, run the tests that need no server (under a minute).
+check: $(SYNCED) ## Lint, type-check, check import rules and contracts, run the tests that need no server (about a minute).
+	@$(AT_ONCE) $(UNIT_TESTS) types lint imports protos
 
 servers: $(SYNCED) ## Run the tests that need the real Kafka, Redis and PostgreSQL; they are started for it.
 	@$(AT_ONCE) $(SERVER_TESTS)
@@ -95,7 +96,7 @@ e2e/stack: $(SYNCED)
 members: $(SYNCED) ## Run each member's tests alone, in an environment with only what it declares.
 	$(RUN) python .ci/members.py $(UV)
 
-# The longest first; the members' tests without servers run once, each in its own environment.
+# The longest first. The members' tests without servers run once, each member's in an environment of its own.
 test: $(SYNCED) ## Run everything CI runs, JOBS parts at a time.
 	@$(AT_ONCE) $(E2E_TESTS) members $(SERVER_TESTS) types unit/tests lint imports protos
 
