@@ -106,7 +106,7 @@ demo: $(SYNCED) ## Watch a year of real flights go through the whole loop, in a 
 bench: $(SYNCED) ## Measure the hot paths against baselines and write build/bench.json.
 	$(RUN) python tests/bench/run.py
 
-chaos: $(SYNCED) ## Live 200 seeded runs of crashes, zombies and lost writes (RUNS=20 for fewer, FIRST=201 for others, SEED=7 for one).
+chaos: $(SYNCED) ## Live 200 seeded runs of crashes, zombies, lost writes … (RUNS=20 for fewer, FIRST=201 for others, SEED=7 for one, FAULT=node for one kind).
 	$(RUN) python tests/chaos/run.py $(if $(RUNS),--runs $(RUNS)) $(if $(FIRST),--first $(FIRST)) \
 		$(if $(SEED),--seed $(SEED)) $(if $(FAULT),--fault $(FAULT))
 

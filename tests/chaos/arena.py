@@ -5,12 +5,17 @@ import time
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+from urllib.parse import urlsplit, urlunsplit
 
+import asyncpg
 from kafka_log import Log
-from life import Life
-from machines import Kafka, Nursery, Redis
+from life import Life, Machines
+from machines import Kafka, Nursery
+from redis_servers import Redis, RedisCluster
 from schedule import schedule
+from tidemill.stack import Stack
+from tidemill.stack.spec import External
 
 
 class Arena:
@@ -20,6 +25,9 @@ class Arena:
         self._home = home
         self._kafka = Kafka(home / "kafka")
         self._nursery = Nursery()
+        self._cluster: RedisCluster | None = None
+        # PostgreSQL alone; with the other two, this is the stack's own way to run without them.
+        self._postgres = Stack("chaos", home / "postgres", external=External(self._kafka.bootstrap, "redis://unused"))
         self.faults: Counter[str] = Counter()
 
     async def __aenter__(self) -> Self:
@@ -31,22 +39,42 @@ class Arena:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._nursery.close()
+        if self._cluster is not None:
+            await self._cluster.close()
         self._kafka.kill()
+        self._postgres.remove()
 
     async def live(self, seed: int, only: str = "") -> Life:
         """Live one run; raises where it ends wrong. Its folder is kept then."""
         folder = self._home / f"r{seed}-{time.monotonic_ns() % 1_000_000:06}"
         folder.mkdir()
-        redis = Redis(folder)
+        plan = schedule(seed, only)
+        redis = await self._clean_cluster() if plan.cluster else Redis(folder)
         await redis.start()
-        life = Life(schedule(seed, only), self._kafka, redis, self._nursery, folder)
+        postgres = await self._database(folder.name) if plan.archived else ""
+        life = Life(plan, Machines(self._kafka, redis, self._nursery, postgres), folder)
         try:
             await life.live()
-            self.faults.update(life.schedule.faults)
+            self.faults.update(plan.faults)
         finally:
-            redis.kill()
-            await redis.client.aclose()
+            if redis is not self._cluster:
+                await redis.close()
         async with Log(life.settings) as log:
             await log.delete_all()
         shutil.rmtree(folder)
         return life
+
+    async def _database(self, name: str) -> str:
+        """Return the DSN of a fresh database; PostgreSQL is started when it is first needed."""
+        dsn = self._postgres.start(only="servers").postgres_dsn
+        connection: Any = await asyncpg.connect(dsn)
+        await connection.execute(f'CREATE DATABASE "{name}"')
+        await connection.close()
+        return urlunsplit(urlsplit(dsn)._replace(path=f"/{name}"))
+
+    async def _clean_cluster(self) -> RedisCluster:
+        """Return the cluster, begun when it is first needed; nodes take a while to find each other."""
+        if self._cluster is None:
+            self._cluster = RedisCluster(self._home / "cluster")
+        await self._cluster.clear()
+        return self._cluster

@@ -2,20 +2,22 @@
 
 import asyncio
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
-import grpc
 from kafka_log import Log
-from machines import Kafka, Nursery, Redis, Worker
-from oracle import StreamLog, WrongError, check_letters, compare, wanted_of
-from schedule import Act, Schedule
+from machines import Kafka, Nursery, Worker
+from offline_log import OfflineLog
+from oracle import StreamLog, WrongError, check_letters
+from redis_servers import Redis
+from redriving import Redriving
+from schedule import ARCHIVER, Act, Schedule
+from served import check_served
+from tidemill.clients.letters import ACTIONS_TOPIC
 from tidemill_contracts.canonical import to_json
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
-from tidemill_contracts.feature.v1 import feature_pb2 as messages
-from tidemill_contracts.feature.v1.feature_pb2_grpc import FeatureServiceStub
 from tidemill_contracts.progress.v1 import progress_pb2 as progress
 from tidemill_contracts.topics import dead_letter_topic, events_topic
 from tidemill_feature.adapters.topic_ids import TopicLook
@@ -25,32 +27,45 @@ from tidemill_runtime.outgoing import Outgoing
 from tidemill_runtime.producer import Producer
 from tidemill_runtime.settings import KafkaSettings
 from tidemill_testkit.eventually import aeventually
-from workload import Producing, keys_of, moments
+from workload import Producing, moments
 
 RECOVERY_S = 60.0
 SESSION_MS = 1_500
 GROUP = "feature-online"
-_STATUSES = {1: "PRESENT", 2: "NULL", 3: "NOT_FOUND", 4: "OUTSIDE_MAX_AGE", 5: "BEYOND_KEPT"}
+ALSO_ARCHIVED = ("serving.predictions.v1", "monitoring.outcomes.v1", "monitoring.clock.v1")
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What a run lives on; `postgres`: a database of its own, empty where nothing is archived."""
+
+    kafka: Kafka
+    redis: Redis
+    nursery: Nursery
+    postgres: str = ""
 
 
 class Life:
     """One run on servers that are up."""
 
-    def __init__(self, schedule: Schedule, kafka: Kafka, redis: Redis, nursery: Nursery, folder: Path) -> None:
+    def __init__(self, schedule: Schedule, machines: Machines, folder: Path) -> None:
         self.schedule = schedule
-        self.redis = redis
-        self._kafka = kafka
-        self._nursery = nursery
+        self._redis, self._kafka, self._nursery = machines.redis, machines.kafka, machines.nursery
+        self._offline = OfflineLog(machines.postgres, folder) if machines.postgres else None
         self._folder = folder
         self.project = f"chaos-{schedule.seed}"
-        self.settings = KafkaSettings(bootstrap=kafka.bootstrap, topic_prefix=f"{folder.name}.")
+        self.settings = KafkaSettings(bootstrap=machines.kafka.bootstrap, topic_prefix=f"{folder.name}.")
         self._producing = Producing(schedule.seed, schedule.shape.streams)
         self._producer = Producer(self.settings, ack_timeout_s=5)
         self._look = TopicLook(self.settings.client_kwargs())
         self._sending: set[asyncio.Task[None]] = set()
+        self._redrives: set[asyncio.Task[Any]] = set()
         # The worker of each place, and those that were replaced while they were frozen.
         self._workers: dict[str, Worker] = {}
         self._zombies: list[Worker] = []
+        # Every definition that a stream has had, the one that holds last.
+        self._definitions = {stream.name: [stream] for stream in schedule.shape.streams}
+        self._redriving = Redriving(self.settings, self._stream)
         self._registered = 0
         self._started = 0
         self._background: set[asyncio.Task[None]] = set()
@@ -70,16 +85,18 @@ class Life:
             self._workers.clear()
             for worker in living:
                 await worker.kill()
-            for task in self._sending | self._background:
+            for task in self._sending | self._background | self._redrives:
                 task.cancel()
             await self._look.close()
             await self._producer.__aexit__(None, None, None)
 
     async def _open(self) -> None:
-        topics = {"registry.pipelines.v1": 1}
+        topics = {"registry.pipelines.v1": 1, ACTIONS_TOPIC: 1}
         for stream in self.schedule.shape.streams:
             topic = events_topic(stream.name)
             topics |= {topic: stream.partitions, dead_letter_topic(topic): 1}
+        if self._offline is not None:
+            topics |= dict.fromkeys(ALSO_ARCHIVED, 1)
         async with Log(self.settings) as log:
             await log.create(topics)
         await self._producer.__aenter__()
@@ -112,11 +129,14 @@ class Life:
                 await asyncio.sleep(SESSION_MS / 1000)
             case "await":
                 await self._folded()
+            case "await-rows":
+                await self._archived()
             case "redis-dies":
-                self.redis.kill()
-                self.redis.lose(act.count)
+                node = self._redis.nodes[int(act.place or 0)]
+                node.kill()
+                node.lose(act.count)
             case "redis-lives":
-                await self.redis.start()
+                await self._redis.start()
             case "kafka-dies":
                 self._kafka.kill()
             case "kafka-lives":
@@ -126,6 +146,12 @@ class Life:
                 await self._change(act.what)
             case "register":
                 await self._register()
+            case "mend":
+                await self._mend(later=act.flag)
+            case "redrive":
+                self._redrives.add(asyncio.create_task(self._redriving.at_once(act.count)))
+            case "redriven":
+                await self._all_redriven()
             case "fault":
                 pass
             case _:
@@ -150,11 +176,28 @@ class Life:
         views = self.schedule.shape.views
         if self._registered == len(views):
             return
-        view = views[self._registered]
         self._registered += 1
+        await self._define(views[self._registered - 1])
+
+    async def _define(self, view: definition.View) -> None:
         closure = definition.Definition(streams=[self._stream(view.stream)], views=[view])
         record = definition.DefinitionRecord(kind="view", name=view.name, revision=1, definition=closure)
         await self._send([Outgoing("registry.pipelines.v1", to_json(record), key=f"view/{view.name}".encode())])
+
+    async def _mend(self, *, later: bool) -> None:
+        """Let the streams allow larger events, and later ones too."""
+        for versions in self._definitions.values():
+            stream = definition.Stream()
+            stream.CopyFrom(versions[-1])
+            stream.max_event_bytes *= 4
+            stream.lateness_ms *= 1 + 2 * later
+            versions.append(stream)
+        for view in self.schedule.shape.views[: self._registered]:
+            await self._define(view)
+
+    async def _all_redriven(self) -> None:
+        await asyncio.gather(*self._redrives)
+        self._redrives.clear()
 
     async def _send(self, records: Sequence[Outgoing]) -> None:
         """Send until all are acknowledged, as producers do: what may have arrived is sent again."""
@@ -176,7 +219,7 @@ class Life:
         environment = {
             "KAFKA__BOOTSTRAP": self.settings.bootstrap,
             "KAFKA__TOPIC_PREFIX": self.settings.topic_prefix,
-            "REDIS__URL": self.redis.url,
+            **self._redis.environment,
             "PROJECT": self.project,
             "ROLES": "online",
             "BATCH_RECORDS": str(schedule.batch_records),
@@ -184,8 +227,11 @@ class Life:
             "TEST_HOP_DELAY_MS": str(schedule.hop_delay_ms),
             "TEST_SEED": str(schedule.seed),
             "LOG_FORMAT": "json",
-            **({"KAFKA__INSTANCE": place} if schedule.named else {}),
+            **({"KAFKA__INSTANCE": place} if schedule.named or place == ARCHIVER else {}),
         }
+        if place == ARCHIVER:
+            assert self._offline is not None
+            environment |= self._offline.environment
         self._started += 1
         output = self._folder / f"worker-{self._started}{place}.log"
         named = {f"TIDEMILL_FEATURE_{name}": value for name, value in environment.items()}
@@ -210,13 +256,14 @@ class Life:
             return await asyncio.shield(worker.ended)
 
     def _stream(self, name: str) -> definition.Stream:
-        return next(stream for stream in self.schedule.shape.streams if stream.name == name)
+        """Return a stream as it is registered now."""
+        return self._definitions[name][-1]
 
     @property
     def _streams(self) -> list[definition.Stream]:
         """The streams that have views by now."""
         names = {view.stream for view in self.schedule.shape.views[: self._registered]}
-        return [stream for stream in self.schedule.shape.streams if stream.name in names]
+        return [self._stream(stream.name) for stream in self.schedule.shape.streams if stream.name in names]
 
     async def _folded(self) -> None:
         """Wait until the checkpoints are at the log's end, whoever writes them."""
@@ -229,9 +276,21 @@ class Life:
 
         await aeventually(covered, RECOVERY_S, claim=f"checkpoints at {ends}", tolerate=(Retryable,))
 
+    async def _archived(self) -> None:
+        """Wait until the tables hold everything, where something is archived."""
+        if (offline := self._offline) is None:
+            return
+        async with Log(self.settings) as log:
+            ends = {stream.name: await log.ends(events_topic(stream.name)) for stream in self._streams}
+
+        async def covered() -> bool:
+            return await asyncio.to_thread(offline.reached, ends)
+
+        await aeventually(covered, RECOVERY_S, claim=f"tables up to {ends}", tolerate=(Retryable,))
+
     async def _checkpoints(self, stream: str, count: int) -> dict[int, int]:
         keys = [checkpoint_key(self.project, GROUP, events_topic(stream), number) for number in range(count)]
-        points = [Checkpoint.unpack(raw) if raw else None for raw in await self.redis.client.mget(keys)]
+        points = [Checkpoint.unpack(raw) if raw else None for raw in await self._redis.client.mget(keys)]
         topic = self.settings.physical(events_topic(stream))
         topic_id = (await self._look.topics([topic]))[topic].id
         # What was folded from a log that is gone may have come as far by chance.
@@ -240,38 +299,63 @@ class Life:
     async def _recovered(self) -> None:
         """Let everything come back, and check what must hold."""
         await self._all_sent()
-        if not self._workers:
+        if not self._workers.keys() - {ARCHIVER}:
             await self._start("z")
         if self._zombies:
             # One that woke up does its harm, or ends.
             await asyncio.wait([worker.ended for worker in self._zombies], timeout=5)
         await self._folded()
+        await self._archived()
+        if "redrive" in self.schedule.faults:
+            await self._nothing_left()
         await self._check()
         if self._crashes:
             raise WrongError("; ".join(self._crashes))
+
+    async def _nothing_left(self) -> None:
+        """Redrive until nothing can be: who did not know yet what is allowed now refused some of it again."""
+
+        async def none_left() -> bool:
+            await self._redriving.at_once(1)
+            await self._folded()
+            await self._archived()
+            return not await self._redriving.left()
+
+        await aeventually(none_left, RECOVERY_S, claim="all dead letters that can be are sent again")
 
     async def _check(self) -> None:
         logs, ends = [], []
         async with Log(self.settings) as log:
             for stream in self._streams:
                 topic = events_topic(stream.name)
-                logs.append(StreamLog.read(stream, await log.records(topic)))
-                letters = await log.records(dead_letter_topic(topic))
-                check_letters(logs[-1], letters, recreated=stream.name in self._recreated)
+                records, letters = await log.records(topic), await log.records(dead_letter_topic(topic))
+                logs.append(StreamLog.read(self._definitions[stream.name], records, letters))
+                check_letters(logs[-1], recreated=stream.name in self._recreated)
                 places = await log.ends(topic)
                 ends += [
                     progress.TopicPartitionOffset(topic=topic, partition=n, next_offset=e) for n, e in places.items()
                 ]
                 await self._check_positions(log, stream, places)
         instants = moments(self.schedule.seed, self._producing.times)
-        for worker in [one for one in self._workers.values() if not one.ended.done()]:
-            async with grpc.aio.insecure_channel(await worker.address()) as channel:
-                stub: Any = FeatureServiceStub(channel)
-                for held in logs:
-                    for view in self.schedule.shape.views[: self._registered]:
-                        if view.stream == held.stream.name:
-                            for as_of_us in instants:
-                                await self._check_view(stub, view, held, ends, as_of_us)
+        registered = self.schedule.shape.views[: self._registered]
+        views = [(view, log) for log in logs for view in registered if view.stream == log.stream.name]
+        for place in list(self._workers):
+
+            async def answered(place: str = place) -> bool:
+                # One that gives its name up to another while it is asked has a successor.
+                return await check_served(self._workers[place], views, ends, instants)
+
+            await aeventually(answered, RECOVERY_S, claim=f"worker {place} answers", tolerate=())
+        if self._offline is not None:
+            await asyncio.to_thread(self._check_offline, self._offline, logs, views, instants)
+
+    def _check_offline(
+        self, offline: OfflineLog, logs: Iterable[StreamLog], views: Iterable[tuple[Any, StreamLog]], at: Sequence[int]
+    ) -> None:
+        for log in logs:
+            offline.check_rows(log)
+        for view, log in views:
+            offline.check_view(view, log, at)
 
     async def _check_positions(self, log: Log, stream: definition.Stream, ends: Mapping[int, int]) -> None:
         """Check that checkpoints, and then committed offsets, are at the log's end and never beyond."""
@@ -288,35 +372,3 @@ class Life:
             return found == {number: end for number, end in ends.items() if end}
 
         await aeventually(committed, 20, claim=f"committed offsets of {topic} at {ends}", tolerate=())
-
-    async def _check_view(
-        self, stub: Any, view: definition.View, log: StreamLog, ends: Sequence[Any], as_of_us: int
-    ) -> None:
-        keys = keys_of(view)
-        asked = messages.ViewKeys(view=view.name, keys=[_entity(key) for key in keys])
-        request = messages.GetFeaturesRequest(views=[asked], as_of_us=as_of_us, include=ends)
-        response = await self._asked(stub, request)
-        wanted = wanted_of(view, log.stream)
-        for key, row, want in zip(keys, response.views[0].rows, log.answers(view, keys, as_of_us), strict=True):
-            compare(f"{view.name} as of {as_of_us}", key, wanted, [_pair(value) for value in row.values], want)
-
-    async def _asked(self, stub: Any, request: messages.GetFeaturesRequest) -> Any:
-        """Return the answer, once the worker serves."""
-        began = monotonic()
-        while True:
-            try:
-                return await stub.GetFeatures(request, timeout=10)
-            except grpc.aio.AioRpcError as error:
-                if monotonic() - began > RECOVERY_S:
-                    raise WrongError(f"no answer: {error.code()} {error.details()}") from error
-                await asyncio.sleep(0.05)
-
-
-def _entity(key: Sequence[Any]) -> messages.EntityKey:
-    values = [messages.Scalar(**{"string_value" if isinstance(v, str) else "int64_value": v}) for v in key]
-    return messages.EntityKey(values=values)
-
-
-def _pair(value: messages.FeatureValue) -> tuple[str, Any]:
-    which = value.value.WhichOneof("value")
-    return _STATUSES[value.status], None if which is None else getattr(value.value, which)

@@ -1,4 +1,4 @@
-"""The real servers of a chaos run, which it may kill: one Kafka for all, a Redis for each run, a nursery of workers."""
+"""What a chaos run may kill besides Redis: one Kafka for all runs, and the workers, from a nursery."""
 
 import asyncio
 import json
@@ -6,40 +6,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from redis.asyncio import Redis as Client
+from processes import begun, end
 from tidemill.stack import java, kafka, wheels
-from tidemill.stack.children import die_with_parent
 from tidemill.stack.health import kafka_answers
 from tidemill.stack.ports import LOOPBACK, choose
 from tidemill_testkit.eventually import aeventually
+from tidemill_testkit.orphans import dying_with_us
 
-SAMPLE_S = 0.02
 NURSERY = Path(__file__).with_name("nursery.py")
-
-
-def begun(command: Sequence[str], output: Path) -> "subprocess.Popen[bytes]":
-    """Start a server that does not outlive us, even if we are killed."""
-    dying_with_us = die_with_parent(os.getpid(), signal.SIGKILL)
-    with output.open("ab") as written:
-        return subprocess.Popen(
-            command,
-            stdout=written,
-            stderr=written,
-            preexec_fn=dying_with_us,  # noqa: PLW1509 -- one system call, and no other thread of ours holds a lock
-        )
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process of ours, frozen or not, and wait until it is gone."""
-    process.kill()
-    process.wait()
 
 
 class Kafka:
@@ -67,66 +47,6 @@ class Kafka:
         if self._process is not None:
             end(self._process)
             self._process = None
-
-
-class Redis:
-    """One Redis with an append-only file, of which a crash may lose the last moments."""
-
-    def __init__(self, folder: Path) -> None:
-        # Short: the path of a Unix socket has at most 107 characters.
-        self._folder = folder
-        self._socket = folder / "s"
-        self.url = f"unix://{self._socket}"
-        self._file = folder / "appendonly.aof"
-        self.client: Any = Client.from_url(self.url, protocol=2)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._sizes: list[tuple[float, int]] = []
-        self._sampling: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Start it; returns when it has read its file."""
-        options = {"port": "0", "unixsocket": str(self._socket), "dir": str(self._folder), "save": ""}
-        options |= {"appendonly": "yes", "appendfsync": "everysec", "auto-aof-rewrite-percentage": "0"}
-        words = [word for name, value in options.items() for word in (f"--{name}", value)]
-        self._process = begun([str(wheels.redis_server()), *words], self._folder / "redis.log")
-        await aeventually(self._answers, 20, claim="Redis answers")
-        self._sampling = asyncio.create_task(self._sample())
-
-    def kill(self) -> None:
-        """Kill -9."""
-        if self._sampling is not None:
-            self._sampling.cancel()
-        if self._process is not None:
-            end(self._process)
-            self._process = None
-
-    def lose(self, milliseconds: int) -> int:
-        """Cut what was written within the last moments off the file, as a machine that loses power does."""
-        since = time.monotonic() - milliseconds / 1000
-        size = self._file.stat().st_size
-        kept = max((held for at, held in self._sizes if at <= since), default=0) if milliseconds else size
-        os.truncate(self._file, kept)
-        self._sizes = [(at, held) for at, held in self._sizes if held <= kept]
-        return size - kept
-
-    async def _sample(self) -> None:
-        while True:
-            with suppress(FileNotFoundError):
-                self._sizes.append((time.monotonic(), self._file.stat().st_size))
-            await asyncio.sleep(SAMPLE_S)
-
-    async def _answers(self) -> bool:
-        try:
-            reader, writer = await asyncio.open_unix_connection(str(self._socket))
-        except OSError:
-            return False
-        try:
-            writer.write(b"PING\r\n")
-            return await reader.readline() == b"+PONG\r\n"
-        except OSError:
-            return False
-        finally:
-            writer.close()
 
 
 class Worker:
@@ -181,6 +101,7 @@ class Nursery:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+            preexec_fn=dying_with_us(),
         )
         self._reading = asyncio.create_task(self._read())
 

@@ -4,20 +4,19 @@ Reads orders from its standard input, one JSON object a line: {"environment": {â
 {"started": pid}, and {"ended": pid, "code": â€¦} when one is gone. Its workers die with it.
 """
 
-import ctypes
 import gc
 import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 
+import tidemill_feature.adapters.archive  # noqa: F401 -- what the offline role loads late takes a second
 from tidemill_feature.app import open_service
 from tidemill_feature.settings import Settings
 from tidemill_runtime.lifecycle import main
-
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)
+from tidemill_testkit.orphans import dying_with_us
 
 
 def answer(**what: int) -> None:
@@ -37,10 +36,10 @@ def reap(number: int, frame: FrameType | None) -> None:
         answer(ended=pid, code=os.waitstatus_to_exitcode(status))
 
 
-def work(order: dict[str, object]) -> None:
+def work(order: dict[str, object], dying: Callable[[], None]) -> None:
     """Be a worker: as `python -m tidemill_feature` would."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    dying()
     output = os.open(str(order["output"]), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
@@ -55,11 +54,12 @@ def serve() -> None:
     """Fork a worker for each order, until the orders end."""
     signal.signal(signal.SIGCHLD, reap)
     gc.freeze()
+    dying = dying_with_us()
     for line in sys.stdin:
         order = json.loads(line)
         pid = os.fork()
         if not pid:
-            work(order)
+            work(order, dying)
         answer(started=pid)
 
 

@@ -16,11 +16,18 @@ FAULTS = {
     "rebalance": 12,
     "zombie": 20,
     "redis": 25,
+    # Of a cluster, and drawn where the other one would be; a run has the one or the other.
+    "node": 0,
     "view": 8,
+    "redrive": 8,
+    # Of the offline role, where a run has one.
+    "archive": 0,
     "kafka": 4,
     "recreate": 6,
     "grow": 3,
 }
+# Where the offline role runs.
+ARCHIVER = "offline"
 FEW_RECORDS, MANY_RECORDS = 10, 60
 
 
@@ -41,12 +48,18 @@ class Act:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A whole run. `named`: workers have names of their own in the group, so that a killed one is back at once."""
+    """A whole run.
+
+    `named`: workers have names of their own in the group, so that a killed one is back at once; `cluster`: the rings
+    lie in a Redis Cluster; `archived`: the offline role runs too.
+    """
 
     seed: int
     shape: Shape
     acts: Sequence[Act]
     named: bool
+    cluster: bool
+    archived: bool
     batch_records: int
     hop_delay_ms: int
     # Views that are registered from the beginning; the others come by a fault.
@@ -60,7 +73,8 @@ class Schedule:
     def __str__(self) -> str:
         streams = ", ".join(f"{one.name} of {one.partitions}" for one in self.shape.streams)
         names = "named" if self.named else "nameless"
-        how = f"batches of {self.batch_records}, {names} workers, hops of {self.hop_delay_ms} ms"
+        store = "a cluster" if self.cluster else "one Redis"
+        how = f"batches of {self.batch_records}, {names} workers, hops of {self.hop_delay_ms} ms, {store}"
         return f"seed {self.seed}: {streams}; {len(self.shape.views)} views, {self.first_views} at first; {how}"
 
 
@@ -69,15 +83,23 @@ def schedule(seed: int, only: str = "") -> Schedule:
     chance = Random(seed)
     shape = random_shape(chance)
     named = chance.random() < 0.7
+    cluster = only == "node" or (not only and chance.random() < 0.15)
+    archived = only == "archive" or (not only and chance.random() < 0.15)
     later = chance.random() < 0.3 and len(shape.views) > 1
     draw = _Drawing(chance, named)
     acts: list[Act] = [Act("start", "a")]
     if chance.random() < 0.4:
         acts.append(Act("start", "b"))
         draw.places.append("b")
+    # A table goes on where its topic ended: of one that was made anew it knows nothing.
+    weights = FAULTS | ({"archive": 40, "recreate": 0} if archived else {})
+    if archived:
+        acts.append(Act("start", ARCHIVER))
     for _ in range(chance.randint(1, 4)):
         acts.append(draw.records())
-        fault = only or chance.choices(list(FAULTS), list(FAULTS.values()))[0]
+        fault = only or chance.choices(list(weights), list(weights.values()))[0]
+        if fault == "redis" and cluster:
+            fault = "node"
         acts.append(Act("fault", fault))
         acts.extend(getattr(draw, fault)())
     acts.append(draw.records())
@@ -86,6 +108,8 @@ def schedule(seed: int, only: str = "") -> Schedule:
         shape,
         acts,
         named,
+        cluster,
+        archived,
         batch_records=chance.choice([1, 3, 7, 20, 2_000]),
         hop_delay_ms=chance.choice([0, 0, 5, 20]),
         first_views=len(shape.views) - int(later),
@@ -147,6 +171,17 @@ class _Drawing:
             yield self.records()
         yield Act("redis-lives", delay_ms=self._moment())
 
+    def node(self) -> Iterator[Act]:
+        """A node of the cluster dies, a worker perhaps too, and comes back without the last moments of its log."""
+        number = f"{self._chance.randrange(3)}"
+        lost_ms = self._chance.choice([0, 20, 100, 400, 1_000, 10**6])
+        yield Act("redis-dies", number, count=lost_ms, delay_ms=self._moment())
+        if self._chance.random() < 0.3:
+            yield from self.kill()
+        if self._chance.random() < 0.4:
+            yield self.records()
+        yield Act("redis-lives", delay_ms=self._moment())
+
     def kafka(self) -> Iterator[Act]:
         """Kafka dies while records are under way, and comes back."""
         yield Act("send", count=self._chance.randint(FEW_RECORDS, MANY_RECORDS), flag=True)
@@ -171,6 +206,38 @@ class _Drawing:
         """A topic gets more partitions than its stream declares, and records come to them."""
         yield Act("grow", delay_ms=self._moment())
         yield self.records()
+
+    def redrive(self) -> Iterator[Act]:
+        """Streams allow more than before, and what they refused is sent again, perhaps by two people at once.
+
+        `flag`: they allow later events too, which makes their views anew.
+        """
+        if self._chance.random() < 0.7:
+            yield Act("await")
+        yield Act("mend", flag=self._chance.random() < 0.5, delay_ms=self._moment())
+        if self._chance.random() < 0.3:
+            yield self.records()
+        yield Act("redrive", count=self._chance.randint(1, 2), delay_ms=self._moment())
+        if self._chance.random() < 0.5:
+            yield from self.kill()
+        yield Act("redriven")
+
+    def archive(self) -> Iterator[Act]:
+        """The offline role dies between an append and what it says of it, or wakes up beside its successor."""
+        if self._chance.random() < 0.7:
+            yield Act("kill", ARCHIVER, delay_ms=self._moment())
+            if self._chance.random() < 0.5:
+                yield self.records()
+            yield Act("start", ARCHIVER, delay_ms=self._moment())
+        else:
+            if self._chance.random() < 0.7:
+                yield Act("await-rows")
+            yield self.records()
+            yield Act("freeze", ARCHIVER, delay_ms=self._moment())
+            yield Act("replace", ARCHIVER)
+            yield self.records()
+            yield Act("await-rows", delay_ms=self._moment())
+            yield Act("wake", ARCHIVER, delay_ms=self._moment())
 
     def view(self) -> Iterator[Act]:
         """A view comes over the history that there is."""

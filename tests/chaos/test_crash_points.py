@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from memory_redis import MemoryRedis
-from oracle import StreamLog, compare, wanted_of
+from oracle import STATUSES, StreamLog, compare, wanted_of
 from tidemill_contracts.canonical import to_json
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.topics import events_topic
@@ -34,7 +34,6 @@ from tidemill_runtime.settings import KafkaSettings
 from workload import Producing, Shape, keys_of, moments, random_shape
 
 PROJECT = "p"
-STATUSES = {1: "PRESENT", 2: "NULL", 3: "NOT_FOUND", 4: "OUTSIDE_MAX_AGE", 5: "BEYOND_KEPT"}
 # Exchanges that the last worker may need; one that needs more does not come to an end.
 ENOUGH = 20_000
 
@@ -252,7 +251,7 @@ def check(world: World) -> None:
     for stream in world.shape.streams:
         topic = events_topic(stream.name)
         log = StreamLog.read(
-            stream, [record for place, held in world.log.items() if place.topic == topic for record in held]
+            [stream], [record for place, held in world.log.items() if place.topic == topic for record in held]
         )
         found = {place[1:]: value for place, value in world.letters.items() if place[0] == topic}
         assert found == log.refused()

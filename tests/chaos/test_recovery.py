@@ -9,7 +9,17 @@ from arena import Arena
 pytestmark = pytest.mark.servers
 
 # One of each kind of fault, chosen for being short.
-SEEDS = {"kill": 63, "rebalance": 56, "zombie": 17, "redis": 109, "view": 65, "recreate": 63}
+SEEDS = {
+    "kill": 51,
+    "rebalance": 55,
+    "zombie": 7,
+    "redis": 70,
+    "view": 65,
+    "recreate": 59,
+    "node": 55,
+    "redrive": 51,
+    "archive": 59,
+}
 
 
 async def test_after_any_fault_every_feature_equals_brute_force(

@@ -184,6 +184,9 @@ class Producing:
             # Without an identity of its own, an event is its place in the log.
             headers = []
         value = json.dumps({**fields, "at": format_us(at_us)}).encode()
+        if chance.random() < 0.1:
+            # More than the stream allows at first.
+            value += b" " * chance.choice([4_096, 4_096, 20_000])
         return Outgoing(events_topic(name), value, key=b"k", headers=headers, partition=partition)
 
 
