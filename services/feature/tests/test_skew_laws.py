@@ -9,15 +9,17 @@ import pytest
 import redis.asyncio
 from tidemill_contracts.canonical import from_json, to_json
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.feature.v1 import feature_pb2
 from tidemill_contracts.feature.v1 import records_pb2 as records
 from tidemill_contracts.instants import format_us
 from tidemill_contracts.progress.v1.progress_pb2 import TopicPartitionOffset, WaitProgressRequest
 from tidemill_contracts.registry.v1 import records_pb2 as registry
 from tidemill_contracts.serving.v1 import records_pb2 as serving
+from tidemill_features.finalise import STATUS_BITS
 from tidemill_features.layout import FINGERPRINT_WORD, shard_prefix
 from tidemill_features.plan import HEADER_WORDS
 from tidemill_features.reader import Reader
-from tidemill_features.vector import PipelineVector, compile_vector
+from tidemill_features.vector import PipelineVector, VectorRows, compile_vector
 from tidemill_runtime.outgoing import Outgoing
 from tidemill_testkit.eventually import aeventually
 
@@ -37,6 +39,7 @@ PIPELINE = definition.Pipeline(
     label=definition.Label(stream="paid", expression="amount > 1", by="payment"),
 )
 Request = Mapping[str, Any]
+Answer = tuple[Any, str]
 
 
 class Serving:
@@ -48,6 +51,9 @@ class Serving:
         self.vector: PipelineVector = compile_vector(PIPELINE, views, {"paid": world.stream})
         self._redis = redis.asyncio.Redis.from_url(world.redis_url)
         self._reader = Reader(self.vector.plans, project=world.project)
+        # By prediction and feature of a view: (value, status) as served, and by brute force over what was sent by then.
+        self.served: dict[tuple[str, str], Answer] = {}
+        self.right: dict[tuple[str, str], Answer] = {}
 
     async def register(self) -> None:
         """Register pipeline and model version."""
@@ -77,6 +83,7 @@ class Serving:
             for place, offset in result.positions.items()
         ]
         for place, request in enumerate(requests):
+            self._note(request, as_of_us, rows, place)
             numbers = [rows.numbers[name][place] for name in rows.names if name in rows.numbers]
             categories = [rows.categories[name][place] or "" for name in rows.names if name in rows.categories]
             features = serving.ServedFeatures(
@@ -95,6 +102,22 @@ class Serving:
             )
             key = request["payment"].encode()
             await self._world.send(Outgoing(PREDICTIONS, record.SerializeToString(), key=key, partition=0))
+
+    def _note(self, request: Request, as_of_us: int, rows: VectorRows, place: int) -> None:
+        """Keep what is served, and what would be right."""
+        world, names = self._world, list(rows.names)
+        columns: dict[str, Any] = {**rows.numbers, **rows.categories}
+        for source, view, key in (("who", world.payer, request["payer"]), ("many", world.busy, request["items"])):
+            # Without a key there is nothing to be right about.
+            answers = world.log.features(view, key, as_of_us) if key is not None else []
+            for part, (status, value) in zip(view.features, answers, strict=False):
+                name = f"{source}.{part.name}"
+                served = columns[name][place]
+                number = int(rows.status[place][names.index(name)]) & STATUS_BITS
+                said = feature_pb2.Status.Name(number).removeprefix("STATUS_")  # type: ignore[arg-type]
+                key_of = (f"{request['payment']}/{as_of_us}", name)
+                self.served[key_of] = (None if served is None or served != served else served, said)
+                self.right[key_of] = (value, status)
 
     async def corrupt(self, payer: str) -> int:
         """Add one to every float sum of a payer's rings, as no worker would; return how many shards were damaged."""
@@ -155,7 +178,7 @@ async def measured(world: Any, count: int) -> list[records.SkewRecord]:
     return [from_json(one.value, records.SkewRecord()) for one in await aeventually(there, 30)]
 
 
-async def test_skew_is_zero_until_a_ring_is_corrupted_and_then_named(world: Any, database: str) -> None:
+async def test_skew_is_zero_where_brute_force_was_served_and_names_what_was_not(world: Any, database: str) -> None:
     for topic in (PREDICTIONS, "monitoring.outcomes.v1", SKEW):
         await world.create(topic, 1)
     served = Serving(world)
@@ -169,7 +192,7 @@ async def test_skew_is_zero_until_a_ring_is_corrupted_and_then_named(world: Any,
         SKEW_SHARE="1",
         SKEW_PAUSE_S="0",
     )
-    first_us = world.noon_us
+    first_us, days = world.noon_us, []
     for day in range(3):
         day_us = first_us + day * DAY_US
         await world.pay(payments(day_us, 60))
@@ -178,18 +201,29 @@ async def test_skew_is_zero_until_a_ring_is_corrupted_and_then_named(world: Any,
             # Not read again by the worker, which has them in memory; but served.
             assert await served.corrupt("p1")
         # Now, later in the windows, and a moment that lies in the past of what was folded.
+        before = len(served.right)
         for as_of_us in (day_us + 60_000_000, day_us + 400_000_000, day_us + 30_500_000):
             await served.predict(requests(day_us), as_of_us)
+        days.append(list(served.right)[before:])
         archived = [*await world.ends(), TopicPartitionOffset(topic=PREDICTIONS, next_offset=21 * (day + 1))]
         await process.progress.WaitProgress(WaitProgressRequest(stage="offline", offsets=archived), timeout=20)
     await served.close()
     healthy, broken = (await measured(world, 2))[:2]
     assert (healthy.rows, healthy.differing, dict(healthy.left_out)) == (21, 0, {})
+    assert {place: served.served[place] for place in days[0]} == {place: served.right[place] for place in days[0]}
     assert healthy.compared == 21 * len(served.vector.names)
     assert "all 147 feature values of 21 sampled predictions" in healthy.summary
     differing = {one.feature: one for view in broken.views for one in view.features if one.differing}
     assert list(differing) == ["who.mean_600s"]
     assert differing["who.mean_600s"].differing == 3
-    assert differing["who.mean_600s"].largest_difference > 0
+    wrong = [place for place in days[1] if served.served[place] != served.right[place]]
+    assert {(prediction.partition("/")[0], name) for prediction, name in wrong} == {("r1", "who.mean_600s")}
+    apart = [abs(served.served[place][0] - served.right[place][0]) for place in wrong]
+    assert differing["who.mean_600s"].largest_difference == max(apart)
+    for one in broken.examples:
+        place = (one.prediction_id, one.feature)
+        assert (float(one.served.split()[0]), one.served.split()[1]) == served.served[place]
+        assert (float(one.recomputed.split()[0]), one.recomputed.split()[1]) == served.right[place]
     assert "look at the rings of view payer" in broken.summary
-    assert broken.examples[0].served.endswith("PRESENT")
+    assert {(one.prediction_id, one.feature) for one in broken.examples} <= set(wrong)
+    assert broken.examples
