@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import re
 import sys
 from typing import Any
 
@@ -14,6 +15,7 @@ from tidemill_contracts.instants import from_timestamp, parse_us, to_timestamp
 from tidemill_contracts.monitoring.v1 import monitoring_pb2 as messages
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
 from tidemill_contracts.serving.v1 import records_pb2 as serving
+from tidemill_testkit.eventually import aeventually
 
 HOUR = 3_600_000_000
 DAY = 24 * HOUR
@@ -167,6 +169,32 @@ async def test_a_person_may_acknowledge_and_resolve_and_the_topic_says_so(world:
         measured = await world.rpc.GetMetrics(messages.GetMetricsRequest(pipeline=PIPELINE, limit=1))
         assert measured.metrics[0].role == "champion"
         assert measured.metrics[0].rows == 7 * 40
+
+
+async def test_predictions_that_were_answered_and_never_logged_are_told_once_each(world: World) -> None:
+    world.settings = world.settings.model_copy(update={"lost_after_s": 0.2})
+    sent: list[int] = []
+
+    async def log(sequence: int) -> None:
+        await world.predict(f"f{len(sent)}", START + HOUR, process_id="serving-1", sequence=sequence)
+        sent.append(sequence)
+        await world.settle()
+
+    async with world.running():
+        await world.apply()
+        await log(1)
+
+        async def told() -> list[monitoring.AlertRecord]:
+            # Every other number is missing, but for the first while, in which nothing is judged.
+            await log(sent[-1] + 2)
+            found: list[monitoring.AlertRecord] = await world.told("monitoring.alerts.v1", monitoring.AlertRecord)
+            return found
+
+        alert, *_ = await aeventually(told, 30, claim="operators are told")
+    assert (alert.severity, alert.incident_id) == ("medium", "")
+    said = re.fullmatch(r"Serving process serving-1 answered ([0-9]+) predictions? whose log record .*", alert.summary)
+    assert said is not None
+    assert 1 <= int(said[1]) < len(sent), "those of the first while are not judged, and none is counted twice"
 
 
 async def test_a_rollout_is_told_its_paired_evidence_every_hour(world: World) -> None:

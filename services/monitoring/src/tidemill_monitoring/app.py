@@ -51,8 +51,8 @@ async def open_service(settings: Settings, health: Health) -> AsyncIterator[None
 
         journal = Journal(told, settings.kafka)
         evaluator = Evaluator(registered, Spans(**settings.model_dump(include=set(Spans._fields))))
-        idle_us = int(settings.idle_timeout_s * 1e6)
-        joiner = await enter(Joiner(leadership, journal, registered, evaluator, idle_us=idle_us))
+        waits = {"idle_us": int(settings.idle_timeout_s * 1e6), "lost_after_us": int(settings.lost_after_s * 1e6)}
+        joiner = await enter(Joiner(leadership, journal, registered, evaluator, **waits))
         policy = Policy(pool, registered, relay, joiner.board)
         letters = DeadLetters(decided, settings.kafka, settings.group)
         options = StreamOptions(

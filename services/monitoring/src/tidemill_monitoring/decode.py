@@ -94,7 +94,7 @@ def _label_plan(pipeline: definition.Pipeline, plan: StreamPlan) -> LabelPlan:
     return LabelPlan(pipeline.name, pipeline.label.by, expression, [schema[name] for name in expression.columns])
 
 
-def prediction(record: Record) -> Prediction:
+def prediction(record: Record) -> serving.PredictionRecord:
     """Return one logged prediction. Raises `Poison`."""
     raw = record.value
     if not raw:
@@ -109,6 +109,11 @@ def prediction(record: Record) -> Prediction:
         _check_key(getattr(found, field), field)
     if not EARLIEST_US <= found.as_of_us < LATEST_US:
         raise Poison(Reason.OUT_OF_RANGE, f"as_of_us is {found.as_of_us}", field="as_of_us")
+    return found
+
+
+def stored(found: serving.PredictionRecord, raw: bytes) -> Prediction:
+    """Return a logged prediction as it is stored; `raw`: its record."""
     return Prediction(found.pipeline, found.prediction_id, found.join_key, found.as_of_us, pack(found), raw)
 
 

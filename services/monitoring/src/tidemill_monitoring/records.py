@@ -17,6 +17,7 @@ from tidemill_runtime.outgoing import Outgoing
 
 from tidemill_monitoring.drift import Verdict
 from tidemill_monitoring.evaluation import Window
+from tidemill_monitoring.gaps import Lost
 from tidemill_monitoring.pairs import Evidence, RolloutStep
 from tidemill_monitoring.policy import ALERT, DEFERRED, RETRAIN, Decision
 from tidemill_monitoring.profiles import PSI_LIMIT, Distance
@@ -181,6 +182,19 @@ def profile_alert(pipeline: str, version: int, signals: Sequence[str], at: Momen
         emitted_at=to_timestamp(at.emitted_at_us),
         summary=f"{pipeline} v{version} now sees other values of {names} than it was trained on; "
         "watch its log loss, nothing is retrained for this alone.",
+    )
+
+
+def lost_alert(lost: Lost, now_us: int) -> records.AlertRecord:
+    """Return the alert of predictions that were answered and never logged; they belong to no one pipeline."""
+    count = f"{lost.records:,} {'prediction' if lost.records == 1 else 'predictions'}"
+    return records.AlertRecord(
+        alert_id=made_id(lost.process_id, "lost", now_us),
+        severity="medium",
+        raised_at=to_timestamp(now_us),
+        emitted_at=to_timestamp(now_us),
+        summary=f"Serving process {lost.process_id} answered {count} whose log record never came: they are neither "
+        "joined nor trained on. Look at its dropped records, or ask for DURABLE logging.",
     )
 
 

@@ -24,6 +24,9 @@ class Settings(ServiceSettings):
     idle_timeout_s: Annotated[float, Field(ge=0)] = Field(
         0.0, description="wall-clock silence after which a partition no longer holds the clock; 0: never (replays)"
     )
+    lost_after_s: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="how long a number of an ASYNC prediction log may be missing before its record is called lost"
+    )
     keep_predictions_days: Annotated[int, Field(ge=1)] = Field(
         14, description="event time that predictions and labels are kept after the label wait, for corrections"
     )

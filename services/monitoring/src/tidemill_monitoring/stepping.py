@@ -8,7 +8,8 @@ from tidemill_runtime.errors import Poison
 from tidemill_runtime.positions import Offsets, Partition
 
 from tidemill_monitoring.clock import EventTimes
-from tidemill_monitoring.decode import PREDICTIONS, Label, Prediction, StreamPlan, event, labels, prediction
+from tidemill_monitoring.decode import PREDICTIONS, Label, Prediction, StreamPlan, event, labels, prediction, stored
+from tidemill_monitoring.gaps import Logged
 from tidemill_monitoring.registered import Registered
 
 
@@ -19,6 +20,8 @@ class Effects(NamedTuple):
     labels: Sequence[Label]
     offsets: Offsets
     newest_us: Mapping[Partition, int]
+    # Predictions that are numbered, those that were read before too.
+    logged: Sequence[Logged]
     clocks: Mapping[str, int]
     now_us: int
     records: int
@@ -30,9 +33,10 @@ def step(times: EventTimes, batch: Batch, now_us: int, registered: Registered) -
     found_labels: dict[tuple[str, str, str], Label] = {}
     refused: list[Refused] = []
     newest: dict[Partition, int] = {}
+    logged: list[Logged] = []
     for partition, records in batch.partitions.items():
         if partition.topic == PREDICTIONS:
-            refused += _read_predictions(records, partition, times, found_predictions)
+            refused += _read_predictions(records, partition, times, found_predictions, logged)
             if (newest_us := times.newest(partition)) is not None:
                 newest[partition] = newest_us
             times.read(partition, records[-1].offset + 1)
@@ -50,6 +54,7 @@ def step(times: EventTimes, batch: Batch, now_us: int, registered: Registered) -
         list(found_labels.values()),
         batch.next_offsets,
         newest,
+        logged,
         clocks,
         now_us,
         batch.count,
@@ -64,14 +69,21 @@ def clocks_of(times: EventTimes, registered: Registered, now_us: int) -> dict[st
 
 
 def _read_predictions(
-    records: Sequence[Record], partition: Partition, times: EventTimes, into: dict[tuple[str, str], Prediction]
+    records: Sequence[Record],
+    partition: Partition,
+    times: EventTimes,
+    into: dict[tuple[str, str], Prediction],
+    logged: list[Logged],
 ) -> list[Refused]:
     refused = []
     for record in records:
         try:
             found = prediction(record)
-            into.setdefault((found.pipeline, found.prediction_id), found)
+            into.setdefault((found.pipeline, found.prediction_id), stored(found, record.value or b""))
             times.observe(partition, found.as_of_us)
+            if found.sequence:
+                written_us = record.timestamp * 1000
+                logged.append(Logged(partition, record.offset, written_us, found.process_id, found.sequence))
         except Poison as poison:
             refused.append(Refused(record, poison))
     return refused

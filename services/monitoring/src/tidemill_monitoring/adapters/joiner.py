@@ -29,6 +29,7 @@ from tidemill_monitoring.board import Board, Decided
 from tidemill_monitoring.clock import HOUR_US, EventTimes, tick_after
 from tidemill_monitoring.decode import PREDICTIONS, Prediction
 from tidemill_monitoring.evaluation import Resolved
+from tidemill_monitoring.gaps import Sequences
 from tidemill_monitoring.join import CORRECTED, LABELLED, Match, Outcome, never, outcomes_of
 from tidemill_monitoring.join import NEVER as NEVER_CAME
 from tidemill_monitoring.registered import Registered
@@ -57,18 +58,21 @@ class Joiner(Pipeline[EventTimes, Effects]):
         evaluator: Evaluator,
         *,
         idle_us: int = 0,
+        lost_after_us: int = 60_000_000,
     ) -> None:
         self._leadership = leadership
         self._journal = journal
         self._registered = registered
         self._evaluator = evaluator
         self._idle_us = idle_us
+        self._lost_after_us = lost_after_us
         self.boards: dict[str, Board] = {}
         self.clocks: dict[str, int] = {}
         self._watched: dict[str, Watched] = {}
         self._offsets: dict[Partition, int] = {}
         self._noted: dict[Partition, int] = {}
         self._moved: list[str] = []
+        self._sequences = Sequences({}, lost_after_us)
         # Read since the last transaction: saved with the next, read again after a crash.
         self._unsaved: dict[Partition, int] = {}
         self._unsaved_us: dict[Partition, int] = {}
@@ -99,6 +103,8 @@ class Joiner(Pipeline[EventTimes, Effects]):
             await self._load(connection)
         self._unsaved, self._unsaved_us, self._unsaved_rows = {}, {}, 0
         self._noted = {}
+        ends = {place: end for place, end in assignment.end.items() if place.topic == PREDICTIONS}
+        self._sequences = Sequences(ends, self._lost_after_us)
         self._offsets = {Partition(row["topic"], row["partition"]): row["next_offset"] for row in rows}
         newest = {
             Partition(row["topic"], row["partition"]): row["newest_us"] for row in rows if row["newest_us"] is not None
@@ -153,7 +159,7 @@ class Joiner(Pipeline[EventTimes, Effects]):
         """Commit a batch and begin to publish it. Raises `StateLost` where PostgreSQL went away, `Fatal` for Kafka."""
         await self._commit(effects)
         await self.published()
-        self._publish()
+        self._publish(self._lost(effects))
 
     async def reached_time(self, event_time_us: int) -> int:
         """Return the furthest pipeline's clock, once it stands at `event_time_us` (0: asks for no time)."""
@@ -167,9 +173,19 @@ class Joiner(Pipeline[EventTimes, Effects]):
         if self._publishing is not None:
             await asyncio.shield(self._publishing)
 
-    def _publish(self) -> None:
+    def _lost(self, effects: Effects) -> list[Outgoing]:
+        """Count predictions whose log record never came, and return what operators are told of them."""
+        self._sequences.note(effects.logged, effects.now_us)
+        found = []
+        for lost in self._sequences.lost(effects.now_us):
+            metrics.lost.inc(lost.records)
+            alert = records.lost_alert(lost, effects.now_us)
+            found.append(records.outgoing(records.ALERTS, lost.process_id, alert, alert.alert_id))
+        return found
+
+    def _publish(self, alerts: Sequence[Outgoing] = ()) -> None:
         moved, self._moved = self._moved, []
-        told = [self._clock_record(name) for name in moved]
+        told = [*alerts, *(self._clock_record(name) for name in moved)]
         self._publishing = asyncio.create_task(self._send(told, max(self.clocks.values(), default=0)), name="publish")
 
     async def _send(self, clocks: Sequence[Outgoing], furthest_us: int) -> None:

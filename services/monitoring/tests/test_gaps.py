@@ -1,0 +1,85 @@
+"""Which numbers of a serving process count as lost, and which are only late, old or repeated."""
+
+import random
+
+import pytest
+from tidemill_monitoring.gaps import Logged, Lost, Sequences
+from tidemill_runtime.positions import Partition
+
+P0, P1 = Partition("serving.predictions.v1", 0), Partition("serving.predictions.v1", 1)
+SECOND = 1_000_000
+GRACE_US = 60 * SECOND
+
+
+def record(number: int, partition: Partition = P0, *, written_us: int = 0, process: str = "a") -> Logged:
+    return Logged(partition, 100 + number, written_us, process, number)
+
+
+@pytest.fixture
+def begun() -> Sequences:
+    """A process that has been heard of for a while; its number 10 was the newest then."""
+    sequences = Sequences({P0: 50, P1: 50}, GRACE_US)
+    sequences.note([record(10)], 0)
+    sequences.note([record(11)], GRACE_US)
+    return sequences
+
+
+def test_a_number_that_never_comes_is_lost_after_a_while_and_told_once(begun: Sequences) -> None:
+    begun.note([record(15)], GRACE_US + SECOND)
+    assert begun.lost(2 * GRACE_US) == []
+    assert begun.lost(2 * GRACE_US + SECOND) == [Lost("a", 3)]
+    assert begun.lost(9 * GRACE_US) == []
+
+
+def test_what_another_partition_brings_later_or_twice_is_not_lost(begun: Sequences) -> None:
+    begun.note([record(15)], GRACE_US)
+    begun.note([record(number, P1) for number in (13, 12, 12, 15)], GRACE_US + SECOND)
+    assert begun.lost(3 * GRACE_US) == [Lost("a", 1)], "only 14 is missing"
+
+
+def test_a_gap_stays_open_while_a_partition_is_read_that_lies_before_it(begun: Sequences) -> None:
+    begun.note([record(15, written_us=500)], GRACE_US)
+    begun.note([record(9, P1, written_us=400)], 2 * GRACE_US)
+    assert begun.lost(2 * GRACE_US + SECOND) == [], "the other partition is behind: what is missing may lie there"
+    begun.note([record(number, P1, written_us=600) for number in (12, 13, 14)], 2 * GRACE_US + SECOND)
+    assert begun.lost(9 * GRACE_US) == []
+
+
+def test_what_was_in_the_log_before_and_a_processs_first_while_are_not_judged() -> None:
+    sequences = Sequences({P0: 1_000}, GRACE_US)
+    sequences.note([record(1), record(500)], 0)
+    sequences.note([Logged(P0, 1_000, 0, "a", 700), Logged(P0, 1_001, 0, "a", 900)], 0)
+    assert sequences.lost(9 * GRACE_US) == []
+
+
+def test_processes_are_told_apart_and_only_so_often(begun: Sequences) -> None:
+    begun.note([record(1, process="b")], GRACE_US)
+    begun.note([record(13), record(3, process="b")], 2 * GRACE_US)
+    begun.note([record(15)], 2 * GRACE_US + SECOND)
+    assert sorted(begun.lost(3 * GRACE_US)) == [Lost("a", 1), Lost("b", 1)]
+    assert begun.lost(3 * GRACE_US + SECOND) == [], "told a moment ago"
+    assert begun.lost(4 * GRACE_US) == [Lost("a", 1)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_exactly_what_was_dropped_is_lost_whatever_partitions_and_batches(seed: int) -> None:
+    chance = random.Random(seed)
+    numbers = range(12, 300)
+    dropped = {number for number in numbers[:-1] if chance.random() < 0.1}
+    lanes: dict[Partition, list[Logged]] = {P0: [], P1: []}
+    for number in numbers:
+        if number not in dropped:
+            partition = chance.choice([P0, P1])
+            lanes[partition].append(record(number, partition, written_us=number))
+    sequences, now_us, told = Sequences({P0: 50, P1: 50}, GRACE_US), 2 * GRACE_US, 0
+    sequences.note([record(10, written_us=10)], 0)
+    sequences.note([record(11, written_us=11), record(11, P1, written_us=11)], GRACE_US)
+    while any(lanes.values()):
+        lane = lanes[chance.choice([partition for partition, left in lanes.items() if left])]
+        count = chance.randint(1, 20)
+        sequences.note(lane[:count], now_us)
+        del lane[:count]
+        now_us += SECOND
+        told += sum(one.records for one in sequences.lost(now_us))
+    told += sum(one.records for one in sequences.lost(now_us + 2 * GRACE_US))
+    assert told == len(dropped)
