@@ -157,6 +157,8 @@ class _Worker:
         self.world = world
         self.admissions: dict[int, Admission] = {}
         self.next: dict[int, int] = {}
+        # What was read, which is less while identities are remembered again.
+        self.seen: dict[int, int] = {}
 
     def assign(self) -> dict[int, int]:
         """Restore every partition; return where reading starts."""
@@ -167,6 +169,7 @@ class _Worker:
             self.admissions[partition] = Admission(self.rules, *([point.newest_event_us] if point else []))
             self.next[partition] = point.next_offset if point else 0
             starts[partition] = point.dedup_low_offset if point else 0
+        self.seen = dict(starts)
         return starts
 
     def work(self, records: Sequence[Logged], crash: str) -> None:
@@ -185,7 +188,7 @@ class _Worker:
             self.shards.written()
             for partition, admission in self.admissions.items():
                 at = self.next[partition]
-                low, views = admission.low_offset(at), frozenset({view_id(self.plan.hash)})
+                low, views = admission.low_offset(min(at, self.seen[partition])), frozenset({view_id(self.plan.hash)})
                 point = Checkpoint(_TOPIC_ID, at, low, admission.newest_us, views)
                 self.store[self._checkpoint(partition)] = point.pack()
 
@@ -199,6 +202,8 @@ class _Worker:
         kept = ~verdict.duplicate if self.rules.late_counts else ~(verdict.duplicate | verdict.late)
         if new:
             self.next[partition] = new[-1].offset + 1
+        if mine:
+            self.seen[partition] = mine[-1].offset + 1
         return [r for r, keep in zip(new, kept.tolist(), strict=True) if keep]
 
     def _checkpoint(self, partition: int) -> bytes:

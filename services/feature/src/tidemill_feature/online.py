@@ -60,7 +60,8 @@ class PartitionState:
         """Return what the next flush writes; None while some rings are behind others."""
         if self.next_offset < self.held_until:
             return None
-        low = self.admission.low_offset(self.next_offset)
+        # While identities are remembered again, the rest of them is still to be read.
+        low = self.admission.low_offset(min(self.next_offset, self.read))
         newest_us = self.admission.newest_us
         return Checkpoint(self.topic_id, self.next_offset, low, newest_us, self.views, self.partitions, self.ready_from)
 

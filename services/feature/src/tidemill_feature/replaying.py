@@ -118,6 +118,7 @@ class Replay:
 
     def checkpoint(self) -> Checkpoint:
         """Return how far it has come."""
-        low = self._admission.low_offset(self.next_offset)
+        # While identities are remembered again, the rest of them is still to be read.
+        low = self._admission.low_offset(min(self.next_offset, self.read))
         newest_us = self._admission.newest_us
         return Checkpoint(self._point.topic_id, self.next_offset, low, newest_us, self._builds, self._point.partitions)
