@@ -13,7 +13,7 @@ from tidemill_features.layout import LayoutError, empty_shard, to_words
 from tidemill_features.offline import Rows, features_at
 from tidemill_features.partials import Dtype, RawPlan
 from tidemill_features.plan import EDGE_EVENTS, PlanError, compile_view
-from tidemill_features.raw_events import RawEvents, decode, encode, overflowed
+from tidemill_features.raw_events import appended, decode, encode, overflowed
 from tidemill_features.vector import compile_vector
 from tidemill_testkit.brute_force import Logged, Wanted
 from tidemill_testkit.ring_world import RingWorld, answers
@@ -194,11 +194,10 @@ def test_raw_events_are_stored_as_described_and_taken_up_again() -> None:
     evaluated = [none, amounts, none, Values(np.array(["é", "", "ab\n"], object), np.array([True, False, True]))]
     encoded = encode(RAW, np.array([10, 11, 11]), np.array([7, 8, 9]), evaluated)
     assert encoded.texts is not None
-    kept = RawEvents(RAW.room_bytes)
+    kept = None
     for row, text in zip(encoded.rows, encoded.texts, strict=True):
-        kept = RawEvents.unpack(RAW, kept.pack())
-        kept.add(1, row.tobytes(), text)
-    assert kept.pack() == STORED
+        kept = appended(RAW, kept, row[None], text)
+    assert kept == STORED == appended(RAW, None, encoded.rows, b"".join(encoded.texts))
     found = decode(RAW, [(STORED, np.array([True, False, True])), (STORED, np.array([False, True, False]))])
     assert (found.slot.tolist(), found.event_us.tolist(), found.offsets.tolist()) == (
         [0, 0, 1],
@@ -211,10 +210,9 @@ def test_raw_events_are_stored_as_described_and_taken_up_again() -> None:
         [True, False, True],
         [True, True, False],
     ]
-    kept.add(1, encoded.rows[0].tobytes(), b"")
-    assert overflowed(kept.pack())
-    kept.add(0, b"", b"")
-    assert overflowed(RawEvents.unpack(RAW, kept.pack()).pack())
+    full = appended(RAW, kept, encoded.rows[:1], b"")
+    assert overflowed(full)
+    assert overflowed(appended(RAW, full, encoded.rows[:1], b""))
 
 
 def test_a_row_of_a_training_set_says_what_a_prediction_says() -> None:

@@ -1,5 +1,6 @@
 """An exact window's answer: what says that it could not be cut, and which events its explanation shows."""
 
+from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -57,9 +58,9 @@ def world(edge_events: int) -> RingWorld:
     return RingWorld(view, STREAM, [("ann",), ("bob",)], [wanted])
 
 
-def read(lived: RingWorld, keys: Any, as_of_us: int) -> tuple[Any, list[bytes | None]]:
+def read(lived: RingWorld, keys: Any, as_of_us: int, log: Sequence[Logged] = LOG) -> tuple[Any, list[bytes | None]]:
     """Return the result of a read, and the bytes that it was made from."""
-    store = lived.live(LOG)
+    store = lived.live(log)
     reader = Reader([lived.plan], project=PROJECT)
     request = reader.request([Lookup("payer", keys)])
     raws = [store.get(key) for key in request.keys]
@@ -85,7 +86,7 @@ def test_a_value_that_could_not_be_cut_says_so_by_row_and_by_column(
 
 def test_a_read_in_the_past_cuts_the_head_and_leaves_out_one_that_cannot_be_cut() -> None:
     for edge_events, total, excluded in ((3, 1.0 + 2.0, False), (2, 0.0, True)):
-        result, _ = read(world(edge_events), [("ann",)], 2 * SECOND)
+        result, _ = read(world(edge_events), [("ann",)], 2 * SECOND, LOG[:4])
         value = answer(result, 2 * SECOND, columnar=False).views[0].rows[0].values[0]
         assert (value.value.float64_value, value.head_excluded, value.hop_accuracy) == (total, excluded, excluded)
 

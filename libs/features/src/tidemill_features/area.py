@@ -7,9 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidemill_features.layout import EMPTY, INT64_MAX, SIZES_WORD, LayoutError
-from tidemill_features.partials import SKETCHES, Partial, RawPlan
+from tidemill_features.partials import SKETCHES, Partial
 from tidemill_features.plan import HEADER_WORDS, RingPlan
-from tidemill_features.raw_events import RawEvents
 from tidemill_features.sketches import Merged, Sketch, blank, merge, unpack
 
 Ints = NDArray[np.int64]
@@ -33,7 +32,7 @@ class Area:
             self._pointers += [(word, True, 1) for word in first]
 
     def put(self, place: int, raw: bytes) -> None:
-        """Point a word (counted from the first shard's first) to a string."""
+        """Point a word (counted from the first shard's first) to a string, or to raw events."""
         row, word = divmod(place, self._plan.words)
         self._held.setdefault(row, {})[word] = raw
 
@@ -42,6 +41,12 @@ class Area:
         row, word = divmod(place, self._plan.words)
         raw: bytes = self._held[row][word]
         return raw
+
+    def find(self, place: int) -> bytes | None:
+        """Return what a word points to, which is no sketch; None for nothing."""
+        row, word = divmod(place, self._plan.words)
+        held = self._held.get(row)
+        return None if held is None else held.get(word)
 
     def sketch(self, place: int, partial: Partial) -> Sketch:
         """Return the sketch that a word points to, ready to be added to."""
@@ -54,16 +59,6 @@ class Area:
             found = held[word] = stored_sketch(partial, found)
         sketch: Sketch = found
         return sketch
-
-    def raw_events(self, place: int, plan: RawPlan) -> RawEvents:
-        """Return the raw events that a word points to, ready to be added to."""
-        row, word = divmod(place, self._plan.words)
-        held = self._held.setdefault(row, {})
-        found = held.get(word)
-        if not isinstance(found, RawEvents):
-            found = RawEvents(plan.room_bytes) if found is None else RawEvents.unpack(plan, found)
-            held[word] = found
-        return found
 
     def forget_row(self, row: int) -> None:
         """Forget a shard's."""

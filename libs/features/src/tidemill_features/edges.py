@@ -43,8 +43,8 @@ class Span:
 class Cut(NamedTuple):
     """The slots of a window with its edges cut, and by (entity, lane) the shards of one slot that cut ones point into.
 
-    `coarse`: the entities with a bucket at an edge that could not be cut, None of windows that move in hops;
-    `left_out`: those of them with one that was left out.
+    `coarse`: the entities with a bucket at an edge that could not be cut, None for none; `left_out`: those of them with
+    one that was left out.
     """
 
     slots: Ints
@@ -99,7 +99,7 @@ class Edges:
         shards = dict(zip(pieces, self.folded(list(pieces.values())), strict=True))
         for cell, one in shards.items():
             slots[cell] = self.slot(one)
-        return Cut(slots, shards, coarse, left_out)
+        return Cut(slots, shards, coarse, left_out) if coarse.any() else Cut(slots, shards)
 
     def folded(self, pieces: Sequence[tuple[bytes, Bools]]) -> list[bytes]:
         """Return, for each slot's raw events and a mask over them, a shard of one slot with those chosen."""

@@ -47,8 +47,8 @@ class Merged:
     """One feature's partials merged over its window, one per row.
 
     `count`: int64, None for first and last; `value`: None for count, of moments their state, of a sketch what it says;
-    `event_us`: EMPTY where nothing was merged; `weight`: of an EWMA. Of an exact window, else None: `coarse`, where a
-    bucket at an edge could not be cut; `left_out`, where it was left out therefore.
+    `event_us`: EMPTY where nothing was merged; `weight`: of an EWMA. Of an exact window, None for nowhere: `coarse`,
+    where a bucket at an edge could not be cut; `left_out`, where it was left out therefore.
     """
 
     count: Any

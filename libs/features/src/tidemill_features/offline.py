@@ -268,7 +268,7 @@ class _OfflineRing:
             rows = rows[begin[rows] + step < end[rows]]
         results = {index: accumulator.result() for index, accumulator in into.sums.items()}
         merged = [self._merged(feature, results, into.newest_us) for feature in features]
-        if self._edges is None:
+        if not spans.coarse.any():
             return merged
         return [replace(one, coarse=spans.coarse, left_out=spans.left_out) for one in merged]
 

@@ -32,43 +32,19 @@ class Encoded(NamedTuple):
     texts: list[bytes] | None
 
 
-class RawEvents:
-    """One slot's raw events, as they grow."""
-
-    __slots__ = ("_count", "_room", "_rows", "_texts")
-
-    def __init__(self, room_bytes: int) -> None:
-        self._room = room_bytes
-        self._count = 0
-        self._rows = bytearray()
-        self._texts = bytearray()
-
-    @classmethod
-    def unpack(cls, plan: RawPlan, raw: bytes) -> "RawEvents":
-        """Return stored events."""
-        held = cls(plan.room_bytes)
-        held._count = int.from_bytes(raw[:_COUNT_BYTES], "little", signed=True)
-        texts = _COUNT_BYTES + max(held._count, 0) * plan.row_words * _WORD_BYTES
-        held._rows += raw[_COUNT_BYTES:texts]
-        held._texts += raw[texts:]
-        return held
-
-    def add(self, events: int, rows: bytes, texts: bytes) -> None:
-        """Take in the next events; without room for all of them none are kept from now on."""
-        if self._count < 0:
-            return
-        if len(self._rows) + len(self._texts) + len(rows) + len(texts) > self._room:
-            self._count = -1
-            self._rows.clear()
-            self._texts.clear()
-            return
-        self._count += events
-        self._rows += rows
-        self._texts += texts
-
-    def pack(self) -> bytes:
-        """Return the stored bytes, never none."""
-        return self._count.to_bytes(_COUNT_BYTES, "little", signed=True) + self._rows + self._texts
+def appended(plan: RawPlan, raw: bytes | None, rows: Ints, texts: bytes) -> bytes:
+    """Return a slot's raw events (None: none yet) with more; without room for all none are kept from now on."""
+    if raw is None:
+        raw = bytes(_COUNT_BYTES)
+    elif overflowed(raw):
+        return raw
+    if len(raw) - _COUNT_BYTES + rows.nbytes + len(texts) > plan.room_bytes:
+        return _OVERFLOWED
+    events, words = rows.shape
+    count = int.from_bytes(raw[:_COUNT_BYTES], "little")
+    old = _COUNT_BYTES + count * words * _WORD_BYTES
+    counted = (count + events).to_bytes(_COUNT_BYTES, "little")
+    return b"".join((counted, raw[_COUNT_BYTES:old], rows.tobytes(), raw[old:], texts))
 
 
 def overflowed(raw: bytes) -> bool:

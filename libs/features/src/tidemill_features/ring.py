@@ -25,7 +25,7 @@ from tidemill_features.layout import (
 )
 from tidemill_features.partials import Kind, Partial, RawPlan
 from tidemill_features.plan import HEADER_WORDS, RingPlan
-from tidemill_features.raw_events import Encoded, encode
+from tidemill_features.raw_events import Encoded, appended, encode
 from tidemill_features.sequential import runs_of
 
 Ints = NDArray[np.int64]
@@ -142,9 +142,10 @@ class RingStore:
         rows = events.rows[order]
         texts = None if events.texts is None else [events.texts[event] for event in order.tolist()]
         places = (slot[order][start] + plan.word).tolist()
+        area = self._area
         for place, first, last in zip(places, start.tolist(), end.tolist(), strict=True):
             text = b"" if texts is None else b"".join(texts[first:last])
-            self._area.raw_events(place, plan).add(last - first, rows[first:last].tobytes(), text)
+            area.put(place, appended(plan, area.find(place), rows[first:last], text))
 
     def _turn(self, at: Ints, bucket: Ints) -> None:
         """Give slots to newer buckets."""
