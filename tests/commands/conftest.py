@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 from tidemill_contracts.ingestion.v1.ingestion_pb2_grpc import IngestionServiceStub
 from tidemill_contracts.progress.v1 import progress_pb2
 from tidemill_contracts.progress.v1.progress_pb2_grpc import ProgressServiceStub
@@ -140,15 +141,15 @@ class Desk:
 
     async def ends(self, topic: str) -> list[int]:
         """Return the end offset of each partition of a topic."""
+        places = await self._places(topic)
         async with self._consumer() as consumer:
-            places = await self._places(consumer, topic)
             ends = await consumer.end_offsets(places)
-            return [ends[place] for place in places]
+        return [ends[place] for place in places]
 
     async def log(self, topic: str) -> list[Any]:
         """Return every record of a topic."""
+        places = await self._places(topic)
         async with self._consumer() as consumer:
-            places = await self._places(consumer, topic)
             consumer.assign(places)
             ends = await consumer.end_offsets(places)
             found: list[Any] = []
@@ -160,11 +161,16 @@ class Desk:
     def _consumer(self) -> AIOKafkaConsumer:
         return AIOKafkaConsumer(**self.kafka.client_kwargs(), auto_offset_reset="earliest", enable_auto_commit=False)
 
-    async def _places(self, consumer: AIOKafkaConsumer, topic: str) -> list[TopicPartition]:
+    async def _places(self, topic: str) -> list[TopicPartition]:
+        """Return the partitions of a topic that the broker has now."""
         name = self.kafka.physical(topic)
-        # Asked for by name, the topic's partitions come fresh from the broker.
-        await consumer._client._wait_on_metadata(name)
-        return [TopicPartition(name, number) for number in sorted(consumer.partitions_for_topic(name) or ())]
+        admin = AIOKafkaAdminClient(**self.kafka.client_kwargs())
+        await admin.start()
+        try:
+            (found,) = await admin.describe_topics([name])
+        finally:
+            await admin.close()
+        return [TopicPartition(name, number) for number in range(len(found["partitions"]))]
 
 
 @pytest_asyncio.fixture

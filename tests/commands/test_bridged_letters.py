@@ -46,7 +46,7 @@ async def bridged(desk: Any, raw: str) -> None:
         await producer.send_and_wait(raw, json.dumps(structured).encode(), partition=1, headers=envelope)
 
     async def refused() -> bool:
-        return len((await desk.run("dead-letters", "list", "readings", "--json")).json["dead_letters"]) == 2
+        return len(await desk.log("events.readings.dlq")) == 2
 
     await aeventually(refused, 30, claim="the bridge refuses a field that is not declared")
     redrive = ("dead-letters", "redrive", "readings", "--json")

@@ -5,7 +5,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from tidemill_contracts.kafka_admin import add_partitions, create_topics
 from tidemill_contracts.reasons import Reason
+from tidemill_contracts.topics import stream_topics
 from tidemill_runtime.errors import Overloaded, Poison, Retryable
 from tidemill_runtime.positions import Partition
 from tidemill_runtime.producer import Outgoing, Placed, Producer
@@ -53,6 +55,22 @@ async def test_many_records_lie_where_single_ones_would_in_their_order_over_more
     lies = {(record.partition, record.offset): record for record in await read_topic("packed")}
     assert [lies[one.partition, one.offset].value for one in together] == values
     assert {tuple(record.headers) for record in lies.values()} == {(("h", b"v"),)}
+
+
+@pytest.mark.parametrize("count", [1, 100])
+async def test_a_partition_that_was_added_a_moment_ago_takes_records_and_one_that_is_not_there_none(
+    kafka: KafkaSettings, count: int
+) -> None:
+    client, prefix = kafka.client_kwargs(), kafka.topic_prefix
+    await create_topics(client, stream_topics([("t", 1)]), prefix)
+    async with Producer(kafka) as producer:
+        await producer.send(Outgoing("events.t", b"first"))
+        assert await add_partitions(client, stream_topics([("t", 2)]), prefix) == [f"{prefix}events.t"]
+        assert await add_partitions(client, stream_topics([("t", 2)]), prefix) == []
+        placed = await producer.send_all([Outgoing("events.t", b"x", partition=1)] * count)
+        assert [(one.partition, one.offset) for one in placed] == [(1, offset) for offset in range(count)]
+        outcomes = await producer.send_each([Outgoing("events.t", b"x", partition=7)] * count)
+        assert all(isinstance(one, Retryable) and "no partition 7" in str(one) for one in outcomes)
 
 
 async def test_one_oversized_record_is_poison_and_its_neighbours_are_written(

@@ -220,9 +220,11 @@ class Producer:
         for packed in pack(records, partitions, self._client.create_batch):
             future: asyncio.Future[Any] | TidemillError
             try:
-                future = await self._client.send_batch(
-                    packed.builder, self._kafka.physical(packed.topic), partition=packed.partition
-                )
+                future = self._lacking(packed.topic, packed.partition)
+                if await self._has(packed.topic, packed.partition):
+                    future = await self._client.send_batch(
+                        packed.builder, self._kafka.physical(packed.topic), partition=packed.partition
+                    )
             except kafka_errors.KafkaError as error:
                 future = translate(error)
             for behind, number in enumerate(packed.numbers):
@@ -231,7 +233,7 @@ class Producer:
     async def _hand_over_one(self, record: Outgoing) -> Handed:
         try:
             if record.partition is not None and not await self._has(record.topic, record.partition):
-                return Retryable(f"Kafka: {record.topic} has no partition {record.partition}")
+                return self._lacking(record.topic, record.partition)
             future: asyncio.Future[Any] = await self._client.send(
                 self._kafka.physical(record.topic),
                 value=record.value,
@@ -243,6 +245,10 @@ class Producer:
         except kafka_errors.KafkaError as error:
             return translate(error)
         return Acknowledgement(future)
+
+    @staticmethod
+    def _lacking(topic: str, partition: int) -> Retryable:
+        return Retryable(f"Kafka: {topic} has no partition {partition}")
 
     async def _has(self, topic: str, partition: int) -> bool:
         """Say whether a topic has a partition; one that was added a moment ago is asked for."""
