@@ -21,6 +21,7 @@ from tidemill_testkit.eventually import aeventually
 pytestmark = pytest.mark.servers
 
 HERE, THERE = Partition("events.paid", 0), Partition("events.paid", 1)
+MIGRATE_MS = 10_000
 TOPIC, OTHER_TOPIC = bytes(16), b"\1" * 16
 
 
@@ -180,28 +181,26 @@ async def test_keys_are_found_while_their_slot_moves(cluster: Any, keys: list[by
     for key in keys:
         await cluster.set(key, key)
     slot = key_slot(keys[0])
-    clients = [node.client() for node in redis_cluster.nodes]
-    names = [client.cluster("myid").decode() for client in clients]
-    source = slot * 3 // 16_384
-    target = (source + 1) % 3
-    clients[target].cluster("setslot", slot, "importing", names[source])
-    clients[source].cluster("setslot", slot, "migrating", names[target])
+    first, *others = [key for key in keys if key_slot(key) == slot]
+    source = redis_cluster.owner(slot)
+    target = next(node for node in redis_cluster.nodes if node is not source)
+    holding, taking = source.client(), target.client()
+    taking.cluster("setslot", slot, "importing", holding.cluster("myid").decode())
+    holding.cluster("setslot", slot, "migrating", taking.cluster("myid").decode())
     try:
-        port = redis_cluster.nodes[target].port
-        clients[source].execute_command("MIGRATE", "127.0.0.1", port, keys[0], 0, 2_000)
+        holding.execute_command("MIGRATE", "127.0.0.1", target.port, first, 0, MIGRATE_MS)
         # One key of the slot is here and one there: an MGET of both is refused, by whichever node.
         assert await fetch_many(cluster, keys) == keys
-        clients[source].execute_command("MIGRATE", "127.0.0.1", port, keys[1], 0, 2_000)
+        for key in others:
+            holding.execute_command("MIGRATE", "127.0.0.1", target.port, key, 0, MIGRATE_MS)
         assert await fetch_many(cluster, keys) == keys
-        for client in clients:
-            client.cluster("setslot", slot, "node", names[target])
+        redis_cluster.give(slot, target)
         with pytest.raises(MovedError):
-            clients[source].get(keys[0])
+            holding.get(first)
         assert await fetch_many(cluster, keys) == keys
     finally:
-        clients[target].delete(*keys[:2])
-        for client in clients:
-            client.cluster("setslot", slot, "node", names[source])
+        taking.delete(first, *others)
+        redis_cluster.give(slot, source)
         redis_cluster.settled()
 
 

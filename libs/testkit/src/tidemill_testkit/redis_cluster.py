@@ -83,6 +83,24 @@ class RedisNodes:
 
         eventually(level, START_S, claim="the replica has everything")
 
+    def owner(self, slot: int) -> ClusterNode:
+        """Return the node that a slot belongs to."""
+        (port,) = (port for first, last, port in _owners(self.nodes[0].port) if first <= slot <= last)
+        return next(node for node in self.nodes if node.port == port)
+
+    def give(self, slot: int, owner: ClusterNode) -> None:
+        """Make a node the owner of a slot, in the eyes of all."""
+        identity = owner.client().cluster("myid").decode()
+        # The owner last: whoever holds the slot claims it with every ping until it has given it up.
+        nodes = sorted(self.nodes, key=lambda node: node is owner)
+
+        def given() -> bool:
+            for node in nodes:
+                node.client().cluster("setslot", slot, "node", identity)
+            return _agreed([node.port for node in nodes])
+
+        eventually(given, START_S, claim=f"all nodes know the owner of slot {slot}")
+
     def flush(self) -> None:
         """Empty all nodes."""
         for node in self.nodes:
@@ -149,11 +167,21 @@ def join(ports: Sequence[int]) -> None:
 def is_whole(ports: Sequence[int]) -> bool:
     """Say whether every node serves the whole cluster."""
     infos = [_client(port).cluster("info") for port in ports]
-    return all(
+    return _agreed(ports) and all(
         (info["cluster_state"], info["cluster_slots_ok"]) == ("ok", str(SLOTS))
         and info["cluster_known_nodes"] == str(len(ports))
         for info in infos
     )
+
+
+def _agreed(ports: Sequence[int]) -> bool:
+    """Say whether all nodes give each slot to the same primary."""
+    return len({frozenset(_owners(port)) for port in ports}) == 1
+
+
+def _owners(port: int) -> list[tuple[int, int, int]]:
+    """Return what a node says of all slots: the first and the last of each range, and its primary's port."""
+    return [(first, last, primary[1]) for first, last, primary, *_ in _client(port).cluster("slots")]
 
 
 def free_port() -> int:
