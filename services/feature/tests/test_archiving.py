@@ -15,9 +15,11 @@ from tidemill_contracts.catalogue import Catalogue
 from tidemill_contracts.cloudevents import Attributes, to_headers, watermark
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.instants import format_us
+from tidemill_contracts.kafka_admin import create_topics
 from tidemill_contracts.progress.v1.progress_pb2 import TopicPartitionOffset
+from tidemill_contracts.reasons import Reason
 from tidemill_contracts.serving.v1 import records_pb2 as serving
-from tidemill_contracts.topics import events_topic
+from tidemill_contracts.topics import events_topic, stream_topics
 from tidemill_feature.adapters.archive import ArchivePipeline, Limits
 from tidemill_feature.archiving import Buffer, event_rows, prediction_rows
 from tidemill_features.admission import Rules
@@ -25,9 +27,14 @@ from tidemill_features.archive import PREDICTIONS_TOPIC, counting, identity_text
 from tidemill_features.iceberg import Archive, LogTable, catalogue_uri
 from tidemill_features.log_columns import LogRows
 from tidemill_features.upkeep import FAN_IN, Upkeep
-from tidemill_runtime.batches import Assignment, Batch
-from tidemill_runtime.errors import StateLost
+from tidemill_runtime.batches import Assignment, Batch, Refused
+from tidemill_runtime.dead_letters import DeadLetters
+from tidemill_runtime.errors import Poison, StateLost
 from tidemill_runtime.positions import Partition
+from tidemill_runtime.producer import Producer
+from tidemill_runtime.settings import KafkaSettings
+from tidemill_runtime.sieve import Sieve
+from tidemill_testkit.plugin import Servers
 
 NOW_MS = 1_900_000_000_000
 
@@ -161,13 +168,15 @@ EAGER = Limits(10_000_000, 1e-9, Upkeep(keep_snapshots=1, keep_s=0.0, orphan_s=-
 class Worker:
     """One offline worker over a stream of its own; `Worker` again is the same one after a crash."""
 
-    def __init__(self, dsn: str, warehouse: Path, name: str, limits: Limits = LIMITS) -> None:
+    def __init__(
+        self, dsn: str, warehouse: Path, name: str, limits: Limits = LIMITS, sieve: Sieve | None = None
+    ) -> None:
         self.topic = events_topic(name)
         self.place = Partition(self.topic, 0)
         self.name = name
         catalogue = Catalogue(streams={name: stream(name)})
         self.streams = catalogue.streams
-        self.pipeline = ArchivePipeline(dsn, str(warehouse), catalogue, limits)
+        self.pipeline = ArchivePipeline(dsn, str(warehouse), catalogue, limits, sieve)
 
     async def restored(self) -> int:
         """Restore, and return from where the log is read."""
@@ -203,6 +212,28 @@ async def test_a_worker_resumes_from_what_the_table_holds(database: str, tmp_pat
     await second.take(10, 20)
     await second.pipeline.flush()
     assert held(dsn, tmp_path, first.topic) == list(range(20))
+
+
+@pytest.mark.servers
+async def test_what_was_refused_by_the_definition_before_is_no_row_by_the_next(
+    servers: Servers, topic_prefix: str, database: str, tmp_path: Path, name: str
+) -> None:
+    kafka = KafkaSettings(bootstrap=servers.kafka, topic_prefix=topic_prefix)
+    await create_topics(kafka.client_kwargs(), stream_topics([(name, 1)]), topic_prefix)
+    worker = Worker(database, tmp_path, name, sieve=Sieve(kafka, "feature-online"))
+    await worker.restored()
+    await worker.take(0, 10)
+    async with Producer(kafka) as producer:
+        # By the online role, after the records were read here; one of them is read here only later.
+        refused = [Refused(event(worker.topic, offset), Poison(Reason.OVERSIZED, "too large")) for offset in (3, 11)]
+        await DeadLetters(producer, kafka, "feature-online").send(refused, 12)
+    mended = stream(name)
+    mended.max_event_bytes *= 4
+    worker.streams[name] = mended
+    await worker.pipeline.flush()
+    await worker.take(10, 13)
+    await worker.pipeline.flush()
+    assert held(database, tmp_path, worker.topic) == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 12]
 
 
 @pytest.mark.servers

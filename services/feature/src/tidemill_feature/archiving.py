@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,10 @@ class Buffer:
             if records:
                 self.records.setdefault(partition, []).extend(records)
             self.bytes += sum(len(record.value or b"") + RECORD_OVERHEAD_BYTES for record in records)
+
+    def sift(self, kept: Callable[[Batch], Batch]) -> None:
+        """Forget the records that are not kept; how far was read stays."""
+        self.records = {place: list(records) for place, records in kept(Batch(self.records)).partitions.items()}
 
     @property
     def full(self) -> bool:

@@ -19,6 +19,7 @@ from tidemill_features.upkeep import Upkeep
 from tidemill_runtime.batches import Assignment, Batch, Pipeline, Record, Restored, Step
 from tidemill_runtime.errors import Retryable, StateLost
 from tidemill_runtime.positions import Partition
+from tidemill_runtime.sieve import Sieve
 
 from tidemill_feature import metrics
 from tidemill_feature.archiving import Buffer, Rows, event_rows, outcome_rows, prediction_rows
@@ -39,13 +40,22 @@ class Limits:
 
 
 class ArchivePipeline(Pipeline[None, Batch]):
-    """Buffers what the runner reads; one commit per table at each flush, and upkeep after one when it is time."""
+    """Buffers what the runner reads; one commit per table at each flush, and upkeep after one when it is time.
 
-    def __init__(self, dsn: str, warehouse: str, catalogue: Catalogue, limits: Limits) -> None:
+    `sieve` knows what the online role has refused; None where it refuses nothing.
+    """
+
+    def __init__(
+        self, dsn: str, warehouse: str, catalogue: Catalogue, limits: Limits, sieve: Sieve | None = None
+    ) -> None:
         self._dsn = dsn
         self._warehouse = warehouse
         self._catalogue = catalogue
         self._limits = limits
+        self._sieve = sieve
+        # By which rows are made: as of the last look.
+        self._streams = dict(catalogue.streams)
+        self._start: Mapping[Partition, int] = {}
         self._buffer = Buffer(limits.buffer_bytes)
         self._archive: Archive | None = None
         self._topics: list[str] = []
@@ -55,20 +65,45 @@ class ArchivePipeline(Pipeline[None, Batch]):
         self._buffer.clear()
         self._topics = sorted({place.topic for place in assignment.start})
         offsets = await asyncio.to_thread(self._offsets, self._topics)
-        return Restored(None, {place: offsets.get(place, 0) for place in assignment.start})
+        self._streams = dict(self._catalogue.streams)
+        self._start = {place: offsets.get(place, 0) for place in assignment.start}
+        return Restored(None, self._start)
 
     def step(self, state: None, batch: Batch, now_us: int) -> Step[None, Batch]:
         return Step(None, batch)
 
     async def apply(self, effects: Batch) -> None:
-        self._buffer.add(effects)
+        await self._follow()
+        self._buffer.add(effects if self._sieve is None else self._sieve.sift(effects))
         metrics.archive_buffered.set(self._buffer.rows)
         if self._buffer.full:
-            await self.flush()
+            await self._append_all()
 
     async def flush(self) -> None:
-        if not self._buffer.read:
+        if self._buffer.read:
+            await self._follow()
+            await self._append_all()
+
+    async def _follow(self) -> None:
+        """Take in what is registered now; where a stream has changed, look up what was refused by its old definition.
+
+        The runner did so at the assignment. What the new definition would accept is refused for good where it lies
+        (ADR 0016), and would be a row twice once it is sent again.
+        """
+        before, self._streams = self._streams, dict(self._catalogue.streams)
+        changed = [name for name, stream in before.items() if self._streams.get(name) != stream]
+        if not changed or self._sieve is None:
             return
+        topics = set(map(events_topic, self._streams))
+        start = {place: offset for place, offset in self._start.items() if place.topic in topics}
+        try:
+            await self._sieve.recall(start, {place: offset + 1 for place, offset in start.items()})
+        except Retryable:
+            self._streams = before
+            raise
+        self._buffer.sift(self._sieve.sift)
+
+    async def _append_all(self) -> None:
         await asyncio.to_thread(self._commit)
         self._buffer.clear()
         metrics.archive_buffered.set(0)
@@ -124,7 +159,7 @@ class ArchivePipeline(Pipeline[None, Batch]):
         rows = self._rows(topic, records)
         if rows.refused:
             metrics.archive_refused.labels(topic).inc(len(rows.refused))
-        columns = columns_of(topic, self._catalogue.streams)
+        columns = columns_of(topic, self._streams)
         table = pa.table(rows.columns, schema=arrow_schema(columns))
         with metrics.archive_seconds.time():
             self._open().append(topic, columns, table, read)
@@ -136,5 +171,5 @@ class ArchivePipeline(Pipeline[None, Batch]):
             return prediction_rows(records)
         if topic == OUTCOMES_TOPIC:
             return outcome_rows(records)
-        stream = next(s for name, s in self._catalogue.streams.items() if events_topic(name) == topic)
+        stream = next(s for name, s in self._streams.items() if events_topic(name) == topic)
         return event_rows(stream, records)

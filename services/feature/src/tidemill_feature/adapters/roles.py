@@ -18,6 +18,7 @@ from tidemill_runtime.producer import Producer
 from tidemill_runtime.progress import Reached
 from tidemill_runtime.redis_client import Client, redis_client
 from tidemill_runtime.settings import KafkaSettings
+from tidemill_runtime.sieve import Sieve
 from tidemill_runtime.stream import StreamRunner
 
 from tidemill_feature.adapters.builder import Builder, History, LaterHistory
@@ -162,13 +163,14 @@ async def open_offline(settings: Settings, health: Health, definitions: Definiti
             settings.upkeep_every_s,
             Upkeep(merge_bytes=settings.upkeep_merge_bytes, keep_s=settings.snapshot_keep_s),
         ),
+        # It decides as the online role does: what was refused there is archived when it is sent again.
+        Sieve(settings.kafka, settings.group),
     )
     runner: StreamRunner[Any, Any] = StreamRunner(
         pipeline,
         settings.kafka,
         StreamOptions(
             settings.offline_group,
-            # It decides as the online role does: what was refused there is archived when it is sent again.
             letters_of=settings.group,
             fetch_wait_ms=_OFFLINE_WAIT_MS,
             fetch_min_bytes=_OFFLINE_FETCH_BYTES,
