@@ -120,7 +120,7 @@ class ViewPlan:
 
     @property
     def max_bytes_per_key(self) -> int:
-        """The same with all sketches full and strings at their nominal length."""
+        """The same with all sketches and raw events full, and strings at their nominal length."""
         return self.bytes_per_key + sum(ring.variable_bytes for ring in self.rings)
 
 
