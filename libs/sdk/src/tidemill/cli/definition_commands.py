@@ -57,7 +57,8 @@ def check(
         counts = ", ".join(f"{len(found)} {kind if len(found) != 1 else kind[:-1]}" for kind, found in names.items())
         answer.say(f"{file}: {counts}, sound ({message_hash(compiled)})")
         if compiled.views:
-            answer.say("bytes per entity with events in one partition (at most: sketches and raw events full, strings of 32 bytes):")
+            most = "at most: sketches and raw events full, strings of 32 bytes"
+            answer.say(f"bytes per entity with events in one partition ({most}):")
             rows = [(one.view, one.rings, *_sizes(one)) for one in memory_of(compiled)]
             answer.table(("view", "slots × hop", "bytes", "at most", "budget"), rows, "")
         if found is None:

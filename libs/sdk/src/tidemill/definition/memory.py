@@ -8,7 +8,10 @@ from tidemill_features.plan import DEFAULT_BUDGET_BYTES, RingPlan, compile_view
 
 @dataclass(frozen=True, slots=True)
 class ViewMemory:
-    """Bytes of one entity with events in one partition; `most_bytes` with all sketches and raw events full, strings at 32 bytes."""
+    """Bytes of one entity with events in one partition.
+
+    `most_bytes`: with all sketches and raw events full, strings at 32 bytes.
+    """
 
     view: str
     rings: str
