@@ -67,7 +67,7 @@ class Known:
         self._newest_us, self._as_of_us = newest_us, as_of_us
         # Where events lie after the moment asked for: of all others every bucket is kept.
         self.ahead = newest_us > as_of_us
-        self._any_ahead = bool(self.ahead.any())
+        self._any_ahead = np.count_nonzero(self.ahead) > 0
         self.withheld = self.missing | (newest_us < as_of_us - max_age_us)
         # The status of a value that is not null by itself.
         self.status = np.where(self.withheld, OUTSIDE_MAX_AGE, PRESENT).astype(np.uint8)
@@ -82,7 +82,7 @@ class Known:
         if known is None:
             status = np.where((count == 0) & (self.status == PRESENT), np.uint8(NULL), self.status)
             null = status != PRESENT
-            known = self._of_counts[id(count)] = count, status, null if null.any() else None
+            known = self._of_counts[id(count)] = count, status, null if np.count_nonzero(null) else None
         return known[1:]
 
     def beyond(self, ring: RingPlan, window_us: int) -> Bools | None:
@@ -91,7 +91,7 @@ class Known:
             return None
         first = (self._as_of_us - window_us) // ring.hop_us
         beyond = np.asarray(self._newest_us // ring.hop_us - first >= ring.slots, np.bool_)
-        return beyond if beyond.any() else None
+        return beyond if np.count_nonzero(beyond) else None
 
     def of_times(self, event_us: Ints) -> Ints:
         """Return event times with 0 for none."""

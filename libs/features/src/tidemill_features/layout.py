@@ -254,11 +254,11 @@ def to_words(raws: Sequence[bytes | None], ring: RingPlan, blank: bytes) -> Word
     words = np.frombuffer(block, "<i8").reshape(len(raws), ring.words)
     # The magic word and, six further on, the fingerprint.
     marks = words[:, 0 : FINGERPRINT_WORD + 1 : FINGERPRINT_WORD]
-    if (marks != _marks(ring.fingerprint)).any():
+    if marks.tobytes() != _marks(ring.fingerprint) * len(raws):
         raise LayoutError("a shard of another format or slot layout")
     return words
 
 
 @lru_cache(4_096)
-def _marks(fingerprint: int) -> Words:
-    return np.array([_MAGIC_WORD, fingerprint], np.int64)
+def _marks(fingerprint: int) -> bytes:
+    return np.array([_MAGIC_WORD, fingerprint], np.int64).tobytes()

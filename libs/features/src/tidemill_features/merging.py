@@ -78,7 +78,7 @@ class RingReader:
         dead = slots[:, :, 0] != lanes
         if self._edges is None:
             beyond = shards.words[:, :, NEWEST_WORD] > as_of_us
-            if beyond.any():
+            if np.count_nonzero(beyond):
                 dead[:, -partitions:] |= beyond
         np.copyto(slots, self._slot, where=dead[:, :, None])
         windows: dict[tuple[int, Span | None], _Window] = {}

@@ -215,7 +215,7 @@ def _take(values: Any, rows: Ints, null_key: Bools, nothing: Any) -> Any:
     if not len(values):
         return np.full(len(rows), nothing, values.dtype)
     taken = values[rows]
-    if null_key.any():
+    if np.count_nonzero(null_key):
         taken[null_key] = nothing
     return taken
 

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar, cast
 from tidemill_runtime.errors import Overloaded
 
 # Turns of the event loop without a new caller after which a batch begins.
-PATIENCE = 16
+PATIENCE = 48
 
 J = TypeVar("J")
 R = TypeVar("R")
