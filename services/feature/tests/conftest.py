@@ -24,7 +24,7 @@ from tidemill_contracts.feature.v1.feature_pb2_grpc import FeatureServiceStub
 from tidemill_contracts.instants import format_us
 from tidemill_contracts.progress.v1 import progress_pb2 as progress
 from tidemill_contracts.progress.v1.progress_pb2_grpc import ProgressServiceStub
-from tidemill_features.plan import compile_view
+from tidemill_features.plan import EDGE_EVENTS, compile_view
 from tidemill_runtime.outgoing import Outgoing
 from tidemill_runtime.producer import Producer
 from tidemill_runtime.settings import KafkaSettings
@@ -79,6 +79,14 @@ PAYER = definition.View(
         aggregation("last_600s", definition.AGGREGATION_FUNCTION_LAST, 600, "payment", _STRING),
     ],
 )
+SHARP = definition.View(
+    name="sharp",
+    stream="paid",
+    entity=["payer"],
+    accuracy=definition.ACCURACY_EXACT,
+    features=PAYER.features,
+    budget_bytes=1_000_000,
+)
 BUSY = definition.View(
     name="busy",
     stream="paid",
@@ -95,8 +103,9 @@ def wanted(view: definition.View) -> list[Wanted]:
     for part, feature in zip(view.features, plan.features, strict=True):
         ring, name = plan.rings[feature.ring], part.expression
         value = (lambda fields, name=name: fields[name]) if name else None
-        window_us = feature.window_us
-        found.append(Wanted(part.name, FUNCTIONS[part.function], window_us, ring.hop_us, ring.slots, value))
+        function, window_us, edge_events = FUNCTIONS[part.function], feature.window_us, EDGE_EVENTS if ring.raw else 0
+        one = Wanted(part.name, function, window_us, ring.hop_us, ring.slots, value, edge_events=edge_events)
+        found.append(one)
     return found
 
 
@@ -118,7 +127,7 @@ class Log:
 class World:
     """One project of its own on the shared servers."""
 
-    payer, busy, stream, noon_us, second_us = PAYER, BUSY, PAID, NOON_US, SECOND
+    payer, sharp, busy, stream, noon_us, second_us = PAYER, SHARP, BUSY, PAID, NOON_US, SECOND
 
     def __init__(self, kafka: KafkaSettings, redis_url: str, project: str, folder: Path) -> None:
         self.kafka = kafka

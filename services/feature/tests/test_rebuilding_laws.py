@@ -159,15 +159,16 @@ async def test_what_kafka_has_dropped_is_built_from_the_archive(world: Any, data
     )
     await world.drop_before("events.paid", 120)
     await world.pay(payments(82, 40, world.noon_us + 400 * SECOND))
-    await world.register(world.busy)
+    await world.register(world.busy, world.sharp)
     at_us = world.noon_us + 430 * SECOND
-    await correct(world, feature, world.busy, at_us)
+    for view in (world.busy, world.sharp):
+        await correct(world, feature, view, at_us)
     await check(world, feature, world.payer, at_us)
     # And with nothing left in Redis.
     async with Redis.from_url(world.redis_url) as redis:
         await redis.delete(*await keys(world, f"tm1:*{world.project}*"))
     await world.pay(payments(83, 10, world.noon_us + 440 * SECOND))
-    for view in (world.payer, world.busy):
+    for view in (world.payer, world.busy, world.sharp):
         await correct(world, feature, view, at_us + 15 * SECOND)
 
 
