@@ -1,9 +1,9 @@
 """Builds views beside those that are folded: from the offline log where Kafka has dropped it, then from Kafka.
 
-One task per assignment, on the worker's own loop, a micro-batch at a time, so that live events wait for one batch at
-most. It has checkpoints of its own (those of the group `<group>.build`), which fence it as the worker is fenced, and
-from which it goes on after a crash. When its partitions have almost caught up it says so and ends: the worker restores
-and folds old and new views together from there.
+One task per assignment, on the worker's own loop, a small piece at a time: live events and pieces take turns. It has
+checkpoints of its own (those of the group `<group>.build`), which fence it as the worker is fenced, and from which it
+goes on after a crash. When its partitions have almost caught up it says so and ends: the worker restores and folds old
+and new views together from there.
 """
 
 import asyncio
@@ -38,6 +38,7 @@ from tidemill_feature.replaying import Chunk, Replay
 from tidemill_feature.sizes import Sizes
 
 _READ_MS = 200
+_LOOP_TURNS = 10
 _REPORT_S = 0.5
 
 log = structlog.get_logger(__name__)
@@ -61,7 +62,9 @@ class LaterHistory:
     open: Callable[[], History]
 
     async def chunks(self, stream: definition.Stream, partition: int, first: int, end: int) -> AsyncIterator[Chunk]:
-        async for chunk in self.open().chunks(stream, partition, first, end):
+        # Loading pyiceberg takes a second, in which live events go on.
+        history = await asyncio.to_thread(self.open)
+        async for chunk in history.chunks(stream, partition, first, end):
             yield chunk
 
 
@@ -83,6 +86,8 @@ class Builder:
     kafka: KafkaSettings
     sizes: Sizes
     history: History
+    # Held while live events are folded, and while a piece of what is built is.
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     done: bool = False
     _task: asyncio.Task[None] | None = None
     _reported_s: float = field(default=0.0)
@@ -118,7 +123,8 @@ class Builder:
     async def _build(self, jobs: Sequence[Job], shards: Mapping[bytes, ViewShards]) -> None:
         """Build until every partition is near enough; begins where the checkpoints are."""
         held = await self.store.watch([job.partition for job in jobs])
-        site = Site(self.store, {job.partition: self._lot(job, held[job.partition], shards) for job in jobs})
+        lots = {job.partition: self._lot(job, held[job.partition], shards) for job in jobs}
+        site = Site(self.store, lots, self.turn)
         log.info("building", views=sorted({view.plan.name for view in shards.values()}), partitions=len(site.lots))
         for lot in site.lots.values():
             await self._from_history(site, lot)
@@ -148,8 +154,7 @@ class Builder:
             for piece in chunk.pieces(PIECE_EVENTS):
                 await site.fold([(lot, piece)])
                 await self._report(site)
-                # Live events come first.
-                await asyncio.sleep(0)
+                await _live_first()
         if replay.next_offset < found.begin:
             missing = found.begin - replay.next_offset
             log.error("records_in_neither_log", topic=partition.topic, partition=partition.number, records=missing)
@@ -162,7 +167,7 @@ class Builder:
             consumer.seek(self._physical(partition), max(lot.replay.read, lot.job.found.begin))
         while any(lot.behind > self.sizes.near_records for lot in site.lots.values()):
             try:
-                fetched = await consumer.getmany(timeout_ms=_READ_MS, max_records=self.sizes.batch_records)
+                fetched = await consumer.getmany(timeout_ms=_READ_MS, max_records=PIECE_EVENTS)
             except KafkaError as error:
                 raise Retryable(f"Kafka: {error!r}") from error
             read = {}
@@ -176,7 +181,7 @@ class Builder:
                     consumer.seek(place, records[len(known)].offset)
             await site.fold(_decoded(site, sieve, Batch(read)))
             await self._report(site)
-            await asyncio.sleep(0 if read else _READ_MS / 1000)
+            await (_live_first() if read else asyncio.sleep(_READ_MS / 1000))
         await site.flush()
 
     async def _report(self, site: Site, *, force: bool = False) -> None:
@@ -191,6 +196,12 @@ class Builder:
 
     def _physical(self, partition: Partition) -> TopicPartition:
         return TopicPartition(self.kafka.physical(partition.topic), partition.number)
+
+
+async def _live_first() -> None:
+    """Let live events get from the socket to where they take their turn, and their answers out."""
+    for _ in range(_LOOP_TURNS):
+        await asyncio.sleep(0)
 
 
 def _decoded(site: Site, sieve: Sieve, batch: Batch) -> list[tuple[Lot, Chunk]]:

@@ -1,6 +1,7 @@
 """What is being built, in memory: folded piece by piece, written when there is enough of it."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
@@ -15,11 +16,12 @@ from tidemill_feature.adapters.redis_store import Move, RedisStore
 from tidemill_feature.building import Found
 from tidemill_feature.replaying import Chunk, Replay
 
-# Events folded at once: no more shards can be needed at once than of these.
-PIECE_EVENTS = 10_000
+# Events folded at once: live events wait for so many, and no more shards can be needed at once than of these. The fewer
+# they are, the fuller is memory when it must be written: 10,000 took twice the writes.
+PIECE_EVENTS = 500
 # Nobody reads what is being built: it is written when it has been folded for a while, or does not fit any more.
 _WRITE_EVENTS = 200_000
-_WRITE_S = 2.0
+_WRITE_S = 10.0
 
 
 @dataclass(slots=True)
@@ -49,10 +51,14 @@ class Lot:
 
 @dataclass(slots=True)
 class Site:
-    """All partitions that one worker builds; it writes through a store whose checkpoints are those of building."""
+    """All partitions that one worker builds; it writes through a store whose checkpoints are those of building.
+
+    `turn`: held while a piece is folded here, and while live events are.
+    """
 
     store: RedisStore
     lots: dict[Partition, Lot]
+    turn: asyncio.Lock
     _events: int = 0
     _written_s: float = field(default_factory=monotonic)
 
@@ -64,27 +70,33 @@ class Site:
                 await self.flush()
             folding = lot.replay.take(chunk)
             if folding is not None:
-                await fold(self.store, [folding], self._topic_id)
+                async with self.turn:
+                    await fold(self.store, [folding], self._topic_id)
             metrics.build_records.labels(lot.job.stream.name).inc(count)
             self._events += count
         if self._events >= _WRITE_EVENTS or monotonic() - self._written_s >= _WRITE_S:
             await self.flush()
 
     async def flush(self) -> None:
-        """Write the rings and how far they have come. Raises `Retryable` where another worker was first."""
+        """Write the rings, view by view, then how far they have come; live events get their turn in between.
+
+        Raises `Retryable` where another worker was first. Rings that are ahead of their checkpoint skip what they
+        include when the log is read again.
+        """
         views = {id(view): (partition.topic, view) for partition, lot in self.lots.items() for view in lot.replay.views}
-        shards: dict[bytes, bytes] = {}
         for topic, view in views.values():
             ends = {place.number: lot.replay.next_offset for place, lot in self.lots.items() if place.topic == topic}
-            shards |= view.dirty(ends)
-        moves = [Move(partition, lot.held, lot.replay.checkpoint()) for partition, lot in self.lots.items()]
-        if await self.store.flush(moves, shards):
-            raise Retryable("another worker builds the same views, or Redis has lost writes")
-        for _, view in views.values():
+            await self._write([Move(place, lot.held, None) for place, lot in self.lots.items()], view.dirty(ends))
             view.written()
+        moves = [Move(partition, lot.held, lot.replay.checkpoint()) for partition, lot in self.lots.items()]
+        await self._write(moves, {})
         for move in moves:
             self.lots[move.partition].held = move.next
         self._events, self._written_s = 0, monotonic()
+
+    async def _write(self, moves: Sequence[Move], shards: Mapping[bytes, bytes]) -> None:
+        if await self.store.flush(moves, shards):
+            raise Retryable("another worker builds the same views, or Redis has lost writes")
 
     def _topic_id(self, partition: Partition) -> bytes:
         return self.lots[partition].job.found.topic_id

@@ -193,12 +193,13 @@ class OnlinePipeline(Pipeline[OnlineState, Work]):
         state = effects.state
         if (back := effects.backwards) is not None:
             raise StateLost(f"{back.topic}[{back.number}]: its offsets went backwards")
-        if not effects.folded:
-            await fold(self._store, effects.foldings, lambda partition: state.partitions[partition].topic_id)
-            effects.folded = True
-            state.unwritten.update(effects.partitions)
-        if not state.has_room(self._sizes.batch_records):
-            await self._write(state)
+        async with self._builder.turn:
+            if not effects.folded:
+                await fold(self._store, effects.foldings, lambda partition: state.partitions[partition].topic_id)
+                effects.folded = True
+                state.unwritten.update(effects.partitions)
+            if not state.has_room(self._sizes.batch_records):
+                await self._write(state)
 
     async def _write(self, state: OnlineState) -> None:
         """Write what was folded, and how far."""
@@ -217,7 +218,8 @@ class OnlinePipeline(Pipeline[OnlineState, Work]):
         """Write what was folded, and look whether what it rests on is still so."""
         state = self._state
         if state is not None and state.unwritten:
-            await self._write(state)
+            async with self._builder.turn:
+                await self._write(state)
         if state is not None and state.revision != self._definitions.revision:
             raise StateLost("streams, views or their builds have changed")
         if self._builder.done:
