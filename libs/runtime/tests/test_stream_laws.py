@@ -226,6 +226,32 @@ async def test_lost_state_is_restored_and_read_again_from_where_restore_says(
     assert pipeline.applied == [b"a", b"b", b"c", b"b", b"c", b"d"]
 
 
+class Noting(Collecting):
+    """Notes how much was applied whenever it is to flush."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flushed_at: list[int] = []
+
+    async def flush(self) -> None:
+        self.flushed_at.append(len(self.applied))
+
+
+async def test_a_flush_is_put_off_while_there_is_more_to_read_and_no_longer(
+    kafka: KafkaSettings, make_topic: MakeTopic, committed: Committed
+) -> None:
+    await make_topic("t")
+    pipeline = Noting()
+    options = StreamOptions("laws", max_records=10, behind_flush_ms=60_000, commit_every_ms=10)
+    async with Producer(kafka) as producer:
+        await fill(producer, "t", [b"%d" % n for n in range(100)])
+        async with running(StreamRunner(pipeline, kafka, options, topics=["t"])) as runner:
+            await runner.reached(producer.written)
+            # It may also have been called before there was anything.
+            assert set(pipeline.flushed_at) - {0} == {100}
+    assert await committed("t") == 100
+
+
 async def test_an_interval_flushes_on_request_and_commits_only_what_was_flushed(
     kafka: KafkaSettings, make_topic: MakeTopic, committed: Committed
 ) -> None:

@@ -1,5 +1,6 @@
 """Laws of the conditional flush, on the real Redis."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -76,3 +77,21 @@ async def test_writes_that_redis_lost_are_noticed(stores: Any, redis: Any, redis
     assert await store.flush([Move(HERE, None, point(5))], {}) == {}
     await redis.delete(f"tm1:checkpoint:{{{redis_namespace}:g}}:events.paid:0")
     assert await store.flush([Move(HERE, point(5), point(6))], {}) == {HERE: None}
+
+
+async def test_a_large_flush_is_written_in_parts_as_long_as_nobody_moves_a_checkpoint(
+    stores: Any, redis: Any, redis_namespace: str
+) -> None:
+    worker, other = stores
+    keys = [f"{redis_namespace}:{number}".encode() for number in range(12_345)]
+    shards = dict.fromkeys(keys, b"one")
+    assert await worker.flush([Move(HERE, None, point(5))], shards) == {}
+    assert await redis.mget(keys) == list(shards.values())
+    # Both believe that the rings are at 5 by now; whoever comes between the other's parts ends them.
+    await other.watch([HERE, THERE])
+    moves = [Move(HERE, point(5), point(6))], [Move(HERE, point(5), point(7))]
+    large, small = await asyncio.gather(
+        worker.flush(moves[0], dict.fromkeys(keys, b"two")), other.flush(moves[1], {keys[-1]: b"small"})
+    )
+    assert (large, small) in [({}, {HERE: point(6)}), ({HERE: point(7)}, {})]
+    assert await redis.get(keys[-1]) == (b"small" if large else b"two")
