@@ -193,12 +193,16 @@ def columns_equal(one: TrainingSet, other: TrainingSet) -> None:
     assert left.status.tolist() == right.status.tolist()
 
 
-@pytest.mark.parametrize("policy", [definition.LATE_POLICY_DROP, definition.LATE_POLICY_CORRECT])
+@pytest.mark.parametrize(
+    ("policy", "edge_events"),
+    [(definition.LATE_POLICY_DROP, 0), (definition.LATE_POLICY_CORRECT, 0), (definition.LATE_POLICY_DROP, 2)],
+)
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(asked=logs(), paid=logs(), logged=predictions(), from_s=st.integers(0, 200), limit=st.sampled_from([10, 2**40]))
 def test_what_is_left_unread_changes_no_value_and_no_status(
     tmp_path: Path,
     policy: definition.LatePolicy.ValueType,
+    edge_events: int,
     asked: Log,
     paid: Log,
     logged: list[dict[str, Any]],
@@ -206,6 +210,9 @@ def test_what_is_left_unread_changes_no_value_and_no_status(
     limit: int,
 ) -> None:
     given = closure(policy)
+    if edge_events:
+        # Whether a bucket overflowed must not hang on what was read either.
+        given.views[0].accuracy, given.views[0].edge_events = definition.ACCURACY_EXACT, edge_events
     window = Window(from_s * SECOND, 400 * SECOND)
     limits = {0: limit}
     # A prediction before the window hides no request of it: it is not read.
