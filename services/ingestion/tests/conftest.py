@@ -1,7 +1,6 @@
 """Ingestion on the real servers, the stream that its tests publish to, and a reader of the log."""
 
 import json
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -22,6 +21,7 @@ from tidemill_ingestion.app import open_service
 from tidemill_ingestion.settings import Settings
 from tidemill_runtime.health import Health
 from tidemill_runtime.settings import GrpcSettings, HttpSettings, KafkaSettings
+from tidemill_testkit.ports import free_address
 
 PARTITIONS = 3
 STREAM = definition.Stream(
@@ -56,12 +56,6 @@ BAD = [
     ("naive_timestamp", b'{"ride_id":"r","fare":1,"at":"2013-06-04T10:00:00"}', 400),
     ("too_far_in_future", b'{"ride_id":"r","fare":1,"at":"2199-06-04T10:00:00Z"}', 400),
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def ride(number: int = 1, **changed: Any) -> bytes:
@@ -139,8 +133,8 @@ async def announce(kafka: KafkaSettings) -> None:
 async def opened(kafka: KafkaSettings, **options: Any) -> AsyncIterator[Door]:
     settings = Settings(
         kafka=kafka,
-        grpc=GrpcSettings(listen=f"127.0.0.1:{free_port()}"),
-        http=HttpSettings(listen=f"127.0.0.1:{free_port()}"),
+        grpc=GrpcSettings(listen=free_address()),
+        http=HttpSettings(listen=free_address()),
         **options,
     )
     async with (
@@ -163,12 +157,6 @@ def open_door() -> Callable[..., AbstractAsyncContextManager[Door]]:
 def a_ride() -> Callable[..., bytes]:
     """Makes the data of a good event."""
     return ride
-
-
-@pytest.fixture
-def free_address() -> Callable[[], str]:
-    """Finds an address to listen on."""
-    return lambda: f"127.0.0.1:{free_port()}"
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from tidemill_contracts.progress.v1 import progress_pb2
 from tidemill_ingestion.settings import Settings
 from tidemill_testkit.eventually import aeventually
 from tidemill_testkit.orphans import dying_with_us
+from tidemill_testkit.ports import free_address
 
 pytestmark = pytest.mark.servers
 
@@ -152,7 +153,7 @@ async def test_records_read_again_are_the_same_events(
 
 
 async def test_a_bridge_killed_at_any_moment_copies_every_record_as_one_event(
-    kafka: Any, open_door: Any, raw: Raw, a_ride: Callable[[int], bytes], free_address: Callable[[], str]
+    kafka: Any, open_door: Any, raw: Raw, a_ride: Callable[[int], bytes]
 ) -> None:
     count = 1_200
     await raw.fill([a_ride(number) for number in range(count)])

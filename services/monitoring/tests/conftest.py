@@ -1,7 +1,6 @@
 """Monitoring in this process against the real Kafka and PostgreSQL, with a hand on every topic it reads."""
 
 import json
-import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -29,6 +28,7 @@ from tidemill_monitoring.app import open_service
 from tidemill_monitoring.settings import Settings
 from tidemill_runtime.health import Health
 from tidemill_runtime.settings import GrpcSettings, KafkaSettings, PostgresSettings
+from tidemill_testkit.ports import free_address
 
 HOUR = 3_600_000_000
 DAY = 24 * HOUR
@@ -232,19 +232,13 @@ class World:
         return [from_json(value, message()) for value in await self.values(topic)]
 
 
-def _free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
 @pytest.fixture
 async def world(servers: Any, topic_prefix: str, database: str, tmp_path: Path) -> AsyncIterator[World]:
     kafka = KafkaSettings(bootstrap=servers.kafka, topic_prefix=topic_prefix)
     chosen: dict[str, Any] = {
         "kafka": kafka,
         "postgres": PostgresSettings(dsn=SecretStr(database)),
-        "grpc": GrpcSettings(listen=_free_address()),
+        "grpc": GrpcSettings(listen=free_address()),
         "datadir": tmp_path,
     }
     settings = Settings(**chosen)

@@ -1,6 +1,5 @@
 """A registry on the real servers, and what its tests send it."""
 
-import socket
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -19,15 +18,10 @@ from tidemill_registry.app import open_service
 from tidemill_registry.settings import Settings
 from tidemill_runtime.health import Health
 from tidemill_runtime.settings import GrpcSettings, HttpSettings, KafkaSettings, PostgresSettings
+from tidemill_testkit.ports import free_address
 
 ACTOR = (("x-tidemill-actor", "ann@example.org"),)
 HOUR_US = 3_600_000_000
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Registry:
@@ -114,8 +108,8 @@ def settings(servers: Any, database: str, topic_prefix: str) -> Settings:
     return Settings(
         kafka=KafkaSettings(bootstrap=servers.kafka, topic_prefix=topic_prefix),
         postgres=PostgresSettings(dsn=database),  # type: ignore[arg-type]
-        grpc=GrpcSettings(listen=f"127.0.0.1:{free_port()}"),
-        http=HttpSettings(listen=f"127.0.0.1:{free_port()}"),
+        grpc=GrpcSettings(listen=free_address()),
+        http=HttpSettings(listen=free_address()),
     )
 
 

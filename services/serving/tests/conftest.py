@@ -1,7 +1,6 @@
 """A serving service in this process, on the real Kafka and Redis, with a flight pipeline to serve."""
 
 import shutil
-import socket
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from tidemill_serving.settings import ServingSettings
 from tidemill_testkit.eventually import aeventually
 from tidemill_testkit.flight_world import PIPELINE, Versions, definition_record, rings
 from tidemill_testkit.plugin import Servers
+from tidemill_testkit.ports import free_address
 
 TOPICS = ("registry.pipelines.v1", "registry.deployments.v1", "serving.predictions.v1")
 
@@ -87,8 +87,8 @@ class Stage:
         fields: dict[str, Any] = {
             "kafka": self.kafka,
             "redis": RedisSettings(url=self.redis_url),
-            "grpc": GrpcSettings(listen=f"127.0.0.1:{free_port()}"),
-            "http": HttpSettings(listen=f"127.0.0.1:{free_port()}"),
+            "grpc": GrpcSettings(listen=free_address()),
+            "http": HttpSettings(listen=free_address()),
             "artifacts": str(self.artifacts),
             "verify_key_file": self.folder / "verify.pem",
             "cache": self.folder / "cache",
@@ -122,14 +122,6 @@ class Stage:
     def forget_artifacts(self) -> None:
         """Lose the artifact store."""
         shutil.rmtree(self.artifacts)
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
-        return port
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Training against the real Kafka and PostgreSQL, with stand-ins for its two peers on the wire."""
 
 import json
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from tidemill_runtime.grpc_server import GrpcServer
 from tidemill_runtime.health import Health
 from tidemill_runtime.lifecycle import running
 from tidemill_runtime.settings import GrpcSettings, KafkaSettings, PostgresSettings
+from tidemill_testkit.ports import free_address
 from tidemill_training.adapters.processes import Launch, StartProcess, open_process
 from tidemill_training.app import open_service
 from tidemill_training.requests import TOPIC as REQUESTS
@@ -138,12 +138,6 @@ async def serving(add: Callable[[Any, Any], None], servicer: Any) -> AsyncIterat
     server.add(add, servicer)
     async with running(server):
         yield f"127.0.0.1:{server.port}"
-
-
-def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 @dataclass
