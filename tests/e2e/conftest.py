@@ -33,7 +33,7 @@ FLIGHTS = Path(__file__).parents[2] / "docs/examples/flights/flights.py"
 REASONS = Path(__file__).parents[2] / "docs/reasons.md"
 PROBE = Path(__file__).with_name("probe.py")
 DAY_MS = 24 * 3_600_000
-OPTIONS = Options(out=Path(), days=24, first_model_days=12)
+OPTIONS = Options(out=Path(), days=17, first_model_days=8)
 
 
 def slice_definition() -> definition.Definition:
@@ -47,7 +47,7 @@ def slice_definition() -> definition.Definition:
     pipeline.retrain.cooldown_ms = DAY_MS
     for gate in pipeline.gates:
         if gate.HasField("at_least"):
-            # Twelve days of January teach less than two months do.
+            # Eight days of January teach less than two months do.
             gate.at_least.value = 0.5
     for step in pipeline.rollout:
         step.duration_ms = DAY_MS // 4

@@ -26,7 +26,7 @@ def first_us() -> int:
 
 def killer(start_us: int) -> tuple[Callable[[Stack, int], None], list[str]]:
     """Return a disturbance that kills each service once, a day and some hours apart, and the list of its victims."""
-    hours = [(13 + number) * 24 + 5 * number + 14 for number in range(len(SERVICES))]
+    hours = [(9 + number) * 24 + 5 * number + 14 for number in range(len(SERVICES))]
     moments = {start_us + hour * HOUR_US: name for hour, name in zip(hours, SERVICES, strict=True)}
     killed: list[str] = []
 
@@ -40,7 +40,7 @@ def killer(start_us: int) -> tuple[Callable[[Stack, int], None], list[str]]:
 
 def breaker(start_us: int) -> tuple[Callable[[Stack, int], None], list[str]]:
     """Return a disturbance that takes each server away for a while, and the list of what it took."""
-    moments = {start_us + (14 + 2 * number) * DAY_US + 15 * HOUR_US: name for number, name in enumerate(SERVERS)}
+    moments = {start_us + (10 + 2 * number) * DAY_US + 15 * HOUR_US: name for number, name in enumerate(SERVERS)}
     taken: list[str] = []
 
     def disturb(stack: Stack, time_us: int) -> None:
