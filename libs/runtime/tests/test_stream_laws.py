@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from aiokafka.client import AIOKafkaClient
 from tidemill_contracts import dead_letters as dlq
 from tidemill_contracts.reasons import Reason
 from tidemill_contracts.topics import stream_topics
@@ -369,3 +370,24 @@ async def test_an_idle_or_busy_consumer_is_live(kafka: KafkaSettings, make_topic
             await fill(producer, "t", [b"a"])
             await runner.reached(producer.written)
         assert health.live() == {}
+
+
+async def test_a_client_that_has_given_up_its_part_in_the_group_is_replaced(
+    kafka: KafkaSettings, make_topic: MakeTopic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make_topic("t")
+    lookup, failures = AIOKafkaClient.coordinator_lookup, [AssertionError("Did we not perform bootstrap?")]
+
+    async def looked_up(client: Any, *asked: Any) -> Any:
+        # As where a Kafka that has just begun names no broker yet.
+        if failures:
+            raise failures.pop()
+        return await lookup(client, *asked)
+
+    monkeypatch.setattr(AIOKafkaClient, "coordinator_lookup", looked_up)
+    pipeline = Collecting()
+    async with Producer(kafka) as producer, asyncio.timeout(30):
+        await fill(producer, "t", [b"a"])
+        async with running(StreamRunner(pipeline, kafka, OPTIONS, topics=["t"])) as runner:
+            await runner.reached(producer.written)
+    assert (failures, pipeline.applied) == ([], [b"a"])

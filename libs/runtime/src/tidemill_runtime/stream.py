@@ -42,6 +42,10 @@ class _Abandoned(Exception):  # noqa: N818 -- control flow, not an error: the ba
     """While an attempt was repeated the service was stopped or the partitions were taken away."""
 
 
+class _ConsumerLost(Exception):  # noqa: N818 -- control flow: another consumer goes on
+    """The task by which the client takes part in its group has ended; it does not begin another."""
+
+
 class StreamRunner(Generic[S, E]):
     """Runs one `Pipeline` on the partitions that its consumer group gives it; a `Component` for `running`.
 
@@ -106,6 +110,15 @@ class StreamRunner(Generic[S, E]):
 
     async def run(self) -> None:
         """Consume until `stop`. Raises `Fatal`, `Stalled`, or what the pipeline raised."""
+        while not self._stopping.is_set():
+            try:
+                await self._consume()
+            except _ConsumerLost as lost:
+                log.warning("consumer_lost", group=self._options.group, error=str(lost))
+                self._drop_state()
+
+    async def _consume(self) -> None:
+        """Consume with one consumer until `stop`, or until it is lost."""
         options = {**self._options.consumer_kwargs(), **self._kafka.group(self._options.group)}
         self._consumer = await connect(self._kafka, options, self._stopping, self._set_fault)
         if self._consumer is None:
@@ -172,6 +185,9 @@ class StreamRunner(Generic[S, E]):
             except (KafkaError, OSError) as error:
                 self._set_fault(f"Kafka: {error!r}")
                 await sleep_unless(self._stopping, 0.5)
+                # What the client calls unexpected, as that a Kafka which has just begun names no broker, ends its task.
+                if type(error) is KafkaError:
+                    raise _ConsumerLost(str(error)) from error
 
     async def _resubscribe(self) -> None:
         self._topics_changed.clear()
