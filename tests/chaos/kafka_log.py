@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, NodeNotReadyError
 from tidemill_runtime.settings import KafkaSettings
 from tidemill_testkit.eventually import aeventually
 
@@ -31,7 +31,13 @@ class Log:
     async def create(self, topics: Mapping[str, int]) -> None:
         """Create topics with so many partitions."""
         new = [NewTopic(self._settings.physical(name), count, 1) for name, count in topics.items()]
-        await self._admin.create_topics(new)
+
+        async def created() -> bool:
+            await self._admin.create_topics(new)
+            return True
+
+        # A Kafka that has just begun does not know its controller yet.
+        await aeventually(created, 20, claim="topics are created", tolerate=(NodeNotReadyError,))
 
     async def recreate(self, topic: str) -> None:
         """Delete a topic and create it anew, empty."""
