@@ -33,7 +33,13 @@ STREAM = definition.Stream(
     lateness_ms=600_000,
     dedup_window_ms=600_000,
 )
-TYPES = {"COUNT": definition.FIELD_TYPE_INT64, "SUM": definition.FIELD_TYPE_INT64, "LAST": definition.FIELD_TYPE_STRING}
+TYPES = {
+    "COUNT": definition.FIELD_TYPE_INT64,
+    "SUM": definition.FIELD_TYPE_INT64,
+    "LAST": definition.FIELD_TYPE_STRING,
+    "FIRST": definition.FIELD_TYPE_STRING,
+    "TIME_SINCE_LAST": definition.FIELD_TYPE_FLOAT64,
+}
 
 
 def view(*features: tuple[str, str], window_ms: int = 60_000, **options: Any) -> definition.View:
@@ -128,6 +134,17 @@ def test_a_last_without_a_window_is_held_to_its_age_and_to_nothing_else() -> Non
     assert read(lived, log, 10_000_000) == ["n0"]
     assert read(lived, log, 71_000_000) == ["n1"]
     assert read(lived, log, 71_000_001) == [None]
+
+
+def test_a_ring_that_keeps_nothing_but_times_is_cut_too() -> None:
+    lived, log = world(view(("TIME_SINCE_LAST", ""))), events(10_000_000, 11_000_000)
+    assert [read(lived, log, at_us) for at_us in (10_500_000, 70_500_000, 71_000_000)] == [[0.5], [59.5], [None]]
+
+
+def test_strings_of_several_expressions_are_told_apart() -> None:
+    lived, log = world(view(("FIRST", "note"), ("LAST", "who"))), events(10_000_000, 11_000_000, 12_000_000)
+    assert read(lived, log, 70_500_000) == ["n1", "ann"]
+    assert read(lived, log, 11_500_000) == ["n0", "ann"]
 
 
 def test_strings_take_room_by_their_bytes() -> None:
