@@ -358,6 +358,28 @@ async def test_an_added_and_a_widened_field_read_as_the_new_schema_says_in_old_r
 
 
 @pytest.mark.servers
+async def test_a_field_that_is_removed_and_comes_back_as_another_type_begins_a_column_anew(
+    database: str, tmp_path: Path, name: str
+) -> None:
+    worker = Worker(database, tmp_path, name)
+    described = worker.streams[name]
+    described.fields.add(name="tip", type=definition.FIELD_TYPE_FLOAT64, nullable=True)
+    await worker.restored()
+    await worker.take(0, 2, tip=0.5)
+    await worker.pipeline.flush()
+    del described.fields[-1]
+    await worker.take(2, 4)
+    await worker.pipeline.flush()
+    described.fields.add(name="tip", type=definition.FIELD_TYPE_STRING, nullable=True)
+    await worker.take(4, 6, tip="cash")
+    await worker.pipeline.flush()
+    rows = table_of(database, tmp_path, worker.topic).read().sort_by("_offset")
+    assert rows["tip"].to_pylist() == [None] * 4 + ["cash"] * 2
+    (old,) = (column for column in rows.column_names if column.startswith("tip_double_"))
+    assert rows[old].to_pylist() == [0.5] * 2 + [None] * 4
+
+
+@pytest.mark.servers
 async def test_duckdb_reads_a_table_as_it_is_before_and_after_its_files_were_merged(
     database: str, tmp_path: Path, name: str
 ) -> None:

@@ -131,6 +131,7 @@ def test_a_break_says_where_it_is_whom_it_breaks_and_what_to_do(change: Change, 
 
 def test_only_what_cannot_be_lived_with_is_final() -> None:
     assert [one.rule for one in breaks(changed("partitions", 1)) if one.final] == ["partitions_changed"]
+    assert [one.rule for one in breaks(typed("minutes", TEXT)) if one.final] == ["type_changed"]
     assert not any(one.final for one in breaks(removed("minutes")))
 
 

@@ -1,13 +1,17 @@
 """Creates topics from the catalogue; the one module of the contracts library that talks to Kafka."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
-from aiokafka.errors import TopicAlreadyExistsError, for_code
+from aiokafka.errors import KafkaTimeoutError, TopicAlreadyExistsError, for_code
 
 from tidemill_contracts.topics import DEFAULT_PREFIX, Topic
+
+# How long the controller's news may take to reach the broker: ten seconds.
+_LOOKS, _LOOK_S = 200, 0.05
 
 
 async def create_topics(
@@ -38,15 +42,22 @@ async def create_topics(
 async def add_partitions(client: dict[str, Any], topics: Iterable[Topic], prefix: str = DEFAULT_PREFIX) -> list[str]:
     """Give topics that have fewer partitions than the catalogue says those that they lack; return their names.
 
-    Raises `KafkaError`.
+    Returns once the broker tells everybody of all of them. Raises `KafkaError`.
     """
     wanted = {prefix + topic.name: topic.partitions for topic in topics}
+    grown: set[str] = set()
     async with _opened(client) as admin:
-        found = {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics(list(wanted))}
-        lacking = {name: NewPartitions(count) for name, count in wanted.items() if 0 < found[name] < count}
-        if lacking:
-            await admin.create_partitions(lacking)
-        return list(lacking)
+        for _ in range(_LOOKS):
+            found = {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics(list(wanted))}
+            # Of a topic that was made a moment ago the broker may not know any yet.
+            lacking = {name for name, count in wanted.items() if found[name] < count}
+            if not lacking:
+                return sorted(grown)
+            if new := {name for name in lacking - grown if found[name]}:
+                await admin.create_partitions({name: NewPartitions(wanted[name]) for name in new})
+                grown |= new
+            await asyncio.sleep(_LOOK_S)
+    raise KafkaTimeoutError(f"the broker does not know all partitions of {', '.join(sorted(lacking))}")
 
 
 @asynccontextmanager

@@ -251,9 +251,17 @@ class Archive:
 
 
 def _evolve(table: Table, columns: Sequence[TableColumn]) -> None:
-    """Give the table the columns that a stream has gained, and floats where it was widened from integers."""
+    """Give the table the columns that a stream has gained or has otherwise than before, and floats for integers."""
     if names := widened_names(table, [(column.name, column.kind == DOUBLE) for column in columns]):
         widen(table, names)
+    held = {field.name: field.field_type for field in table.schema().fields}
+    wanted = {column.name: _TYPES[column.kind] for column in columns}
+    if others := [name for name, kind in held.items() if wanted.get(name, kind) != kind]:
+        # A name that was removed has come back as another type: what it meant before stays under a name of its own.
+        number = table.schema().schema_id
+        with table.update_schema() as schema:
+            for name in others:
+                schema.rename_column(name, f"{name}_{held[name]}_{number}")
     known = {field.name for field in table.schema().fields}
     if added := [column for column in columns if column.name not in known]:
         with table.update_schema() as schema:

@@ -38,7 +38,7 @@ class Break:
     message: str
     breaks: tuple[str, ...]
     fix: str
-    # Kafka cannot do it, or something that answers now would answer no more: it is never allowed.
+    # Kafka or the offline log cannot do it, or what answers now would answer no more: it is never allowed.
     final: bool = False
 
     def sentence(self) -> str:
@@ -125,7 +125,7 @@ def _field_breaks(
         if old.type != new.type and (old.type, new.type) != _WIDENED:
             message = f"{name} would be {_TYPES[new.type]}, not {_TYPES[old.type]}"
             fix = f"add a field of another name beside it, or {_NEW_STREAM}"
-            yield Break("type_changed", subject, message, (LOG, PRODUCERS, *readers), fix)
+            yield Break("type_changed", subject, message, (LOG, PRODUCERS, *readers), fix, final=True)
         if old.nullable and not new.nullable:
             message = f"{name} would not take null any more"
             yield Break("null_refused", subject, message, (LOG, PRODUCERS), "leave it `| None`")
@@ -137,7 +137,8 @@ def _widened(
     """Yield whom int64 → float64 breaks: keys have other bytes then, and results another type."""
     message = f"stream {stream.name!r}: field {field_name!r} would be float64, not int64"
     if field_name == stream.key_field:
-        yield Break("type_changed", subject, f"{message}, and it is the key", (LOG, PRODUCERS), _NEW_STREAM)
+        message_of_key = f"{message}, and it is the key"
+        yield Break("type_changed", subject, message_of_key, (LOG, PRODUCERS), _NEW_STREAM, final=True)
     along = {f"view {one.name!r}" for one in applied.views} | {f"pipeline {one.name!r}" for one in applied.pipelines}
     along |= {f"label of pipeline {one.name!r}" for one in applied.pipelines}
     left = tuple(one for one in _readers(state, stream.name, field_name) if one not in along)
