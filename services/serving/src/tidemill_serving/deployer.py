@@ -47,11 +47,11 @@ class Pending(Generic[E]):
     wanted: Wanted
     state: State
     reason: str
-    since_s: float
     due_s: float = 0.0
     retries: Iterator[float] = field(default_factory=delays)
-    # Loaded already, and waiting for its views.
+    # Loaded already, and waiting for its views since then.
     entry: E | None = None
+    since_s: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.wanted.name} revision {self.wanted.deployment.revision} ({self.state}): {self.reason}"
@@ -171,10 +171,11 @@ class Deployer(Generic[E]):
         """Serve a deployment, or note why not; return whether it is served."""
         pending = self._pending.get(wanted.name)
         if pending is None or pending.wanted.key != wanted.key:
-            pending = Pending(wanted, State.UNREACHABLE, "", _now_s())
+            pending = Pending(wanted, State.UNREACHABLE, "")
         try:
             if pending.entry is None:
                 pending.entry = await self._steps.load(wanted)
+                pending.since_s = _now_s()
             if wanted.name in self._held:
                 await self._steps.views(pending.entry)
         except (Retryable, Poison) as error:
