@@ -57,6 +57,8 @@ class World:
     def __init__(self, seed: int, count: int, batch: int, *, one_by_one: bool) -> None:
         chance = Random(seed)
         self.seed, self.batch, self.one_by_one = seed, batch, one_by_one
+        # For how many batches a flush is put off while there is more to read.
+        self.put_off = seed % 4
         self.shape: Shape = random_shape(chance)
         self.redis = MemoryRedis()
         self.producing = Producing(seed, self.shape.streams)
@@ -160,6 +162,8 @@ class Worker:
         assignment = Assignment(start, dict.fromkeys(start, 0), {place: world.ends[place] for place in start})
         restored = await pipeline.restore(assignment)
         state, at = restored.state, {**start, **restored.offsets}
+        unwritten: list[Partition] = []
+        batches = 0
         while True:
             await self.gate()
             batch = {p: world.log[p][at[p] : min(at[p] + world.batch, world.ends[p])] for p in self._places}
@@ -173,10 +177,15 @@ class Worker:
                 self._refuse(step.refused)
                 await pipeline.apply(step.effects)
                 at |= Batch(batch).next_offsets
+                unwritten += batch
+                batches += 1
+                if batches <= world.put_off and any(at[place] < world.ends[place] for place in self._places):
+                    continue
             await pipeline.flush()
-            if batch:
+            if unwritten:
                 await self.gate()
-                world.committed |= {place: at[place] for place in batch}
+                world.committed |= {place: at[place] for place in unwritten}
+                unwritten, batches = [], 0
 
     def _refuse(self, refused: Sequence[Refused]) -> None:
         for record, _ in refused:
