@@ -93,19 +93,19 @@ class TopicFollower:
 
     async def _begin(self, consumer: Any) -> None:
         name = self._kafka.physical(self._topic)
-        # A topic that does not exist yet is waited for like a broker that is away.
-        if name not in await consumer.topics():
-            self._set_fault(f"topic {name} does not exist yet")
-            await sleep_unless(self._stopping, _MISSING_S)
-            return
         if not consumer.subscription():
+            # A topic that does not exist yet is waited for like a broker that is away.
+            if name not in await consumer.topics():
+                self._set_fault(f"topic {name} does not exist yet")
+                await sleep_unless(self._stopping, _MISSING_S)
+                return
             consumer.subscribe([name])
         places = sorted(consumer.assignment())
         if not places:
             await sleep_unless(self._stopping, _ASSIGN_S)
             return
-        begin = await consumer.beginning_offsets(places)
-        end = await consumer.end_offsets(places)
+        # Both at once: each alone would wait behind a fetch that the broker holds until something comes.
+        begin, end = await asyncio.gather(consumer.beginning_offsets(places), consumer.end_offsets(places))
         for place, offset in begin.items():
             consumer.seek(place, offset)
         self._end = {Partition(self._topic, place.partition): offset for place, offset in end.items()}
