@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -31,6 +30,7 @@ from tidemill_runtime.settings import KafkaSettings
 from tidemill_testkit.brute_force import Logged, Wanted, brute_force, counted
 from tidemill_testkit.eventually import aeventually
 from tidemill_testkit.orphans import dying_with_us
+from tidemill_testkit.ports import free_address
 
 SECOND = 1_000_000
 # 2013-06-04T12:00:00Z
@@ -281,7 +281,7 @@ class Feature:
     """The feature service, online role, as a process of its own."""
 
     def __init__(self, world: World, environment: Mapping[str, str]) -> None:
-        self.address, http = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+        self.address, http = free_address(), free_address()
         settings = {
             "KAFKA__BOOTSTRAP": world.kafka.bootstrap,
             "KAFKA__TOPIC_PREFIX": world.kafka.topic_prefix,
@@ -344,12 +344,6 @@ class Feature:
 def _pair(value: messages.FeatureValue) -> tuple[str, Any]:
     which = value.value.WhichOneof("value")
     return STATUSES[value.status], None if which is None else getattr(value.value, which)
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
 
 
 @pytest.fixture
