@@ -79,19 +79,17 @@ async def test_writes_that_redis_lost_are_noticed(stores: Any, redis: Any, redis
     assert await store.flush([Move(HERE, point(5), point(6))], {}) == {HERE: None}
 
 
-async def test_a_large_flush_is_written_in_parts_as_long_as_nobody_moves_a_checkpoint(
+async def test_nobody_reads_shards_ahead_of_their_checkpoint_while_a_large_flush_is_written(
     stores: Any, redis: Any, redis_namespace: str
 ) -> None:
-    worker, other = stores
-    keys = [f"{redis_namespace}:{number}".encode() for number in range(12_345)]
-    shards = dict.fromkeys(keys, b"one")
-    assert await worker.flush([Move(HERE, None, point(5))], shards) == {}
-    assert await redis.mget(keys) == list(shards.values())
-    # Both believe that the rings are at 5 by now; whoever comes between the other's parts ends them.
-    await other.watch([HERE, THERE])
-    moves = [Move(HERE, point(5), point(6))], [Move(HERE, point(5), point(7))]
-    large, small = await asyncio.gather(
-        worker.flush(moves[0], dict.fromkeys(keys, b"two")), other.flush(moves[1], {keys[-1]: b"small"})
-    )
-    assert (large, small) in [({}, {HERE: point(6)}), ({HERE: point(7)}, {})]
-    assert await redis.get(keys[-1]) == (b"small" if large else b"two")
+    keys = [f"{redis_namespace}:{number}".encode() for number in range(20_000)]
+    checkpoint = f"tm1:checkpoint:{{{redis_namespace}:g}}:events.paid:0"
+    assert await stores[0].flush([Move(HERE, None, point(5))], dict.fromkeys(keys, b"5")) == {}
+    flush = asyncio.create_task(stores[0].flush([Move(HERE, point(5), point(6))], dict.fromkeys(keys, b"6")))
+    seen = []
+    while not flush.done():
+        first, last, raw = await redis.mget(keys[0], keys[-1], checkpoint)
+        seen.append((first, last, Checkpoint.unpack(raw).next_offset))
+    assert await flush == {}
+    assert set(seen) <= {(b"5", b"5", 5), (b"6", b"6", 6)}
+    assert await redis.get(keys[0]) == b"6"

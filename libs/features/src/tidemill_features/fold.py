@@ -21,6 +21,8 @@ from tidemill_features.ring import RingStore
 Ints = NDArray[np.int64]
 
 FIRST_ROWS = 64
+# Shards of a view that may wait to be written: all are written in one transaction, which keeps others from reading.
+UNWRITTEN = 20_000
 # Instead of a row: an event without an entity; a shard that is not in memory.
 _NO_ENTITY, _ABSENT = -1, -2
 
@@ -113,7 +115,7 @@ class ViewShards:
 
     def has_room(self, events: int) -> bool:
         """Return whether so many events more may be folded before some shards must be written."""
-        room = self._capacity - events
+        room = min(self._capacity, UNWRITTEN) - events
         # Events share shards, but to tell how many is work.
         return sum(map(len, self._dirty)) <= room or len(self._dirty_rows()) <= room
 

@@ -1,4 +1,4 @@
-"""Rings and checkpoints in Redis. A flush writes nothing where a checkpoint is not what it should be.
+"""Rings and checkpoints in Redis. A flush writes everything, or nothing where a checkpoint is not what it should be.
 
 One connection watches the checkpoints of the assignment from one flush to the next, so that a flush is one trip:
 
@@ -54,9 +54,6 @@ _PASSING = (
     ExecAbortError,
     WatchError,
 )
-
-# A transaction of so many keeps Redis from answering others for a few milliseconds.
-_SHARDS_AT_ONCE = 5_000
 
 
 @contextmanager
@@ -145,24 +142,12 @@ class RedisStore:
         await self._exchange([])
 
     async def _write(self, points: Mapping[bytes, bytes], shards: Mapping[bytes, bytes]) -> bool:
-        """Write in one transaction; False where a watched checkpoint was changed, so that nothing was written.
-
-        Many shards are written in parts, the checkpoints with the last, so that reads get their turn in between. What
-        is then ahead of its checkpoint is skipped when the log is read again.
-        """
-        items, seen = list(shards.items()), self._seen
-        while len(items) > _SHARDS_AT_ONCE:
-            part, items = items[:_SHARDS_AT_ONCE], items[_SHARDS_AT_ONCE:]
-            if not await self._transact([("MSET", *chain.from_iterable(part))]) or self._seen != seen:
-                return False
-        commands: list[tuple[Any, ...]] = [("SET", key, raw) for key, raw in points.items()]
-        if items:
-            commands.append(("MSET", *chain.from_iterable(items)))
-        return await self._transact(commands)
-
-    async def _transact(self, commands: Sequence[tuple[Any, ...]]) -> bool:
-        """Run commands where no watched checkpoint was changed, else none of them."""
-        executed = (await self._exchange([("MULTI",), *commands, ("EXEC",)]))[-1]
+        """Write in one transaction; False where a watched checkpoint was changed, so that nothing was written."""
+        commands: list[tuple[Any, ...]] = [("MULTI",)]
+        if shards:
+            commands.append(("MSET", *chain.from_iterable(shards.items())))
+        commands.extend(("SET", key, raw) for key, raw in points.items())
+        executed = (await self._exchange([*commands, ("EXEC",)]))[-1]
         for answer in executed or ():
             if isinstance(answer, RedisError):
                 raise answer
