@@ -53,12 +53,12 @@ async def case(servers: Endpoints, keys: int, partitions: int) -> list[Took]:
         await settled(kafka, servers.redis, project, keys)
     found = []
     pace = Pace(BATCH, 0, CACHE_BYTES, partitions)
-    async with working(kafka, servers.redis, [VIEW], pace, project) as runner:
+    async with working(kafka, servers.redis, [VIEW], pace, project) as worker:
         for part in range(RUNS + 1):
-            begun, took = sum(runner.positions.next.values()), stopwatch()
+            begun, took = sum(worker.runner.positions.next.values()), stopwatch()
             end = (WARM + part * PART) // partitions
-            await runner.reached({Partition(TOPIC, number): end for number in range(partitions)})
-            found.append(took(sum(runner.positions.next.values()) - begun))
+            await worker.runner.reached({Partition(TOPIC, number): end for number in range(partitions)})
+            found.append(took(sum(worker.runner.positions.next.values()) - begun))
     # The first part also met every key for the first time.
     return found[1:]
 

@@ -24,12 +24,12 @@ EVENTS, RUNS = 40_000, 3
 VIEW = view("payer", [3_600], ("COUNT", "MEAN"))
 
 
-async def worker(kafka: KafkaSettings, redis_url: str) -> Took:
+async def online(kafka: KafkaSettings, redis_url: str) -> Took:
     """Return what the worker takes from the first event until everything is in Redis."""
-    async with working(kafka, redis_url, [VIEW], Pace()) as runner:
-        await runner.reached({Partition(TOPIC, 0): 0})
+    async with working(kafka, redis_url, [VIEW], Pace()) as worker:
+        await worker.runner.reached({Partition(TOPIC, 0): 0})
         took = stopwatch()
-        await runner.reached({Partition(TOPIC, 0): EVENTS})
+        await worker.runner.reached({Partition(TOPIC, 0): EVENTS})
         return took(EVENTS)
 
 
@@ -52,7 +52,7 @@ def run(servers: Endpoints) -> list[dict[str, Any]]:
     asyncio.run(fill(kafka, EVENTS, key_field="payer"))
     ours, theirs = [], []
     for _ in range(RUNS):
-        ours.append(asyncio.run(worker(kafka, servers.redis)))
+        ours.append(asyncio.run(online(kafka, servers.redis)))
         theirs.append(quix(kafka, servers.redis))
     asyncio.run(cleared(servers.redis))
     found = entry(

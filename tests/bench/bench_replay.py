@@ -76,10 +76,9 @@ async def replay_rate(kafka: KafkaSettings, redis_url: str, dsn: str, warehouse:
 
 async def live_rate(kafka: KafkaSettings, redis_url: str) -> float:
     """Return events per second of the live worker, with the keys warm."""
-    async with working(kafka, redis_url, [VIEW], Pace()) as runner:
-        await runner.reached({HERE: WARM})
-        begun, took = runner.positions.next[HERE], stopwatch()
-        await runner.reached({HERE: EVENTS})
+    async with working(kafka, redis_url, [VIEW], Pace()) as worker:
+        begun, took = await worker.folded(WARM), stopwatch()
+        await worker.runner.reached({HERE: EVENTS})
         return took(EVENTS - begun).rate
 
 

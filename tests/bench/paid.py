@@ -4,6 +4,7 @@ The worker is the service's own consumer with its own pipeline, in the benchmark
 that the processor's time of the process is the worker's.
 """
 
+import asyncio
 import gc
 import json
 import random
@@ -22,6 +23,7 @@ from tidemill_contracts.instants import format_us
 from tidemill_contracts.kafka_admin import create_topics
 from tidemill_contracts.topics import stream_topics
 from tidemill_feature.adapters.builder import NoHistory
+from tidemill_feature.adapters.online_stream import OnlinePipeline
 from tidemill_feature.adapters.roles import BEHIND_FLUSH_MS, online_pipeline
 from tidemill_feature.registered import Definitions
 from tidemill_feature.sizes import Sizes
@@ -142,10 +144,24 @@ class Pace:
     partitions: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker at work."""
+
+    runner: StreamRunner[Any, Any]
+    pipeline: OnlinePipeline
+
+    async def folded(self, events: int) -> int:
+        """Return how many events were folded, once these are so many: written they are later."""
+        while (found := self.pipeline.streams["paid"].events if self.pipeline.streams else 0) < events:  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+        return found
+
+
 @asynccontextmanager
 async def working(
     kafka: KafkaSettings, redis_url: str, views: Iterable[definition.View], pace: Pace, project: str = ""
-) -> AsyncIterator[StreamRunner[Any, Any]]:
+) -> AsyncIterator[Worker]:
     """Run a worker that begins with the log; what it wrote is deleted."""
     project = project or f"bench-{uuid4().hex[:8]}"
     definitions = Definitions()
@@ -162,7 +178,7 @@ async def working(
         gc.set_threshold(50_000, 20, 20)
         try:
             async with running(StreamRunner(pipeline, kafka, options, topics=[TOPIC])) as runner:
-                yield runner
+                yield Worker(runner, pipeline)
         finally:
             await pipeline.close()
             await forget(redis, project)
