@@ -1,7 +1,8 @@
 """A replay faster than life that holds its clock while work caused by earlier events is unfinished.
 
-Each simulated hour: send what happened, ask for predictions whose features include it, wait until every decision that
-follows is taken and in effect. So a prediction sees exactly what it could have seen.
+Each simulated hour: send what happened, wait until every decision that follows is taken and in effect, ask for
+predictions whose features include it. So a prediction sees exactly what it could have seen, and is answered by the
+versions that were deployed by then.
 """
 
 import time
@@ -108,6 +109,8 @@ class Replay:
         self._serving = PredictionServiceStub(channels["serving"])
         self._progress = {service: ProgressServiceStub(channel) for service, channel in channels.items()}
         self._seen = Seen()
+        # Where the last hour's predictions are logged; they are joined while the next hour is sent.
+        self._logged: list[Offset] = []
 
     def hour(self, events: list[Event], time_us: int, *, ask: bool) -> Hour:
         """Return an hour's requests; with `ask`, one prediction per scheduled flight."""
@@ -156,10 +159,11 @@ class Replay:
         sending = self._ingestion.PublishBatch.future(hour.publish, timeout=CALL_DEADLINE_S)
         done_meanwhile = meanwhile()
         written = self._published(hour, sending)
+        self.settle(self.wait(CLOCK_STAGE, [*self._logged, *written], hour.time_us), hour.time_us)
+        self._logged = []
         if hour.predict is not None:
             hour.predict.include.extend(written)
-            written += self._predicted(hour.predict)
-        self.settle(self.wait(CLOCK_STAGE, written, hour.time_us), hour.time_us)
+            self._logged = self._predicted(hour.predict)
         return done_meanwhile
 
     def _published(self, hour: Hour, sending: "grpc.Future[ingestion.PublishBatchResponse]") -> list[Offset]:
