@@ -173,6 +173,7 @@ def test_a_period_is_measured_once_it_is_over() -> None:
     assert due(3 * DAY_US, 3 * DAY_US, DAY_US) is None
     assert due(4 * DAY_US - 1, 3 * DAY_US, DAY_US) is None
     assert due(4 * DAY_US, 3 * DAY_US, DAY_US) == Period(3 * DAY_US, 4 * DAY_US)
+    assert due(300 * DAY_US, 3 * DAY_US, DAY_US) == Period(293 * DAY_US, 300 * DAY_US)
 
 
 def sample(rows: int = 1, **left_out: int) -> Sample:

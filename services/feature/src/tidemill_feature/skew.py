@@ -22,6 +22,7 @@ Bools = NDArray[np.bool_]
 Statuses = NDArray[np.uint8]
 
 _HASHES = 2**64
+MOST_PERIODS = 7
 
 
 class Period(NamedTuple):
@@ -34,13 +35,14 @@ class Period(NamedTuple):
 def due(newest_us: int, done_us: int, every_us: int) -> Period | None:
     """Return what is to be measured once predictions have come to `newest_us`; None while the next period is open.
 
-    `done_us`: up to where it was measured; 0 after a start, which begins with the last whole period.
+    `done_us`: up to where it was measured; 0 after a start, which begins with the last whole period. Of more than
+    `MOST_PERIODS` that have passed since, as in a replay, the newest are taken: a round holds what it reads in memory.
 
-    >>> due(newest_us=25, done_us=0, every_us=10), due(45, 20, 10), due(29, 20, 10)
-    (Period(from_us=10, until_us=20), Period(from_us=20, until_us=40), None)
+    >>> due(newest_us=25, done_us=0, every_us=10), due(45, 20, 10), due(29, 20, 10), due(205, 20, 10)[0]
+    (Period(from_us=10, until_us=20), Period(from_us=20, until_us=40), None, 130)
     """
     until_us = newest_us // every_us * every_us
-    from_us = done_us or until_us - every_us
+    from_us = max(done_us or until_us - every_us, until_us - MOST_PERIODS * every_us)
     return Period(from_us, until_us) if until_us > from_us else None
 
 
