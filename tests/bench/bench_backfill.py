@@ -83,11 +83,10 @@ async def worker(settings: Mapping[str, str], folder: Path) -> AsyncIterator[Wor
     settings = {**settings, "ROLES": "online", "GRPC__LISTEN": door, "HTTP__LISTEN": http}
     with (folder / "worker.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tidemill_feature"),
+            *dying_with_us([sys.executable, "-m", "tidemill_feature"]),
             env={**os.environ, **{f"TIDEMILL_FEATURE_{name}": value for name, value in settings.items()}},
             stdout=log,
             stderr=log,
-            preexec_fn=dying_with_us(),
         )
     try:
         async with grpc.aio.insecure_channel(door) as channel:

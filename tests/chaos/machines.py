@@ -96,12 +96,10 @@ class Nursery:
     async def start(self) -> None:
         """Load the service."""
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            str(NURSERY),
+            *dying_with_us([sys.executable, str(NURSERY)]),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-            preexec_fn=dying_with_us(),
         )
         self._reading = asyncio.create_task(self._read())
 

@@ -9,14 +9,13 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
 from types import FrameType
 
 import tidemill_feature.adapters.archive  # noqa: F401 -- what the offline role loads late takes a second
 from tidemill_feature.app import open_service
 from tidemill_feature.settings import Settings
 from tidemill_runtime.lifecycle import main
-from tidemill_testkit.orphans import dying_with_us
+from tidemill_testkit.orphans import tie
 
 
 def answer(**what: int) -> None:
@@ -36,10 +35,10 @@ def reap(number: int, frame: FrameType | None) -> None:
         answer(ended=pid, code=os.waitstatus_to_exitcode(status))
 
 
-def work(order: dict[str, object], dying: Callable[[], None]) -> None:
+def work(order: dict[str, object], nursery: int) -> None:
     """Be a worker: as `python -m tidemill_feature` would."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    dying()
+    tie(nursery)
     output = os.open(str(order["output"]), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
@@ -54,12 +53,12 @@ def serve() -> None:
     """Fork a worker for each order, until the orders end."""
     signal.signal(signal.SIGCHLD, reap)
     gc.freeze()
-    dying = dying_with_us()
+    nursery = os.getpid()
     for line in sys.stdin:
         order = json.loads(line)
         pid = os.fork()
         if not pid:
-            work(order, dying)
+            work(order, nursery)
         answer(started=pid)
 
 

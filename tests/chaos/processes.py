@@ -11,10 +11,9 @@ def begun(command: Sequence[str], output: Path) -> "subprocess.Popen[bytes]":
     """Start a server that does not outlive us, even if we are killed."""
     with output.open("ab") as written:
         return subprocess.Popen(
-            command,
+            dying_with_us(command),
             stdout=written,
             stderr=written,
-            preexec_fn=dying_with_us(),  # noqa: PLW1509 -- one system call, and no other thread of ours holds a lock
         )
 
 

@@ -128,9 +128,8 @@ async def test_of_two_processes_of_one_name_the_later_keeps_it(
 
     def start() -> "subprocess.Popen[bytes]":
         process = subprocess.Popen(
-            arguments,
+            dying_with_us(arguments),
             env=dict(os.environ),
-            preexec_fn=dying_with_us(),  # noqa: PLW1509 -- one system call
         )
         started.append(process)
         return process

@@ -75,9 +75,8 @@ def worker(
 ) -> "subprocess.Popen[bytes]":
     arguments = [kafka.bootstrap, kafka.topic_prefix, str(out), hang, instance, str(session_ms)]
     process = subprocess.Popen(
-        [sys.executable, "-c", WORKER, *arguments],
+        dying_with_us([sys.executable, "-c", WORKER, *arguments]),
         env=dict(os.environ),
-        preexec_fn=dying_with_us(),  # noqa: PLW1509 -- one system call
     )
     STARTED.append(process)
     return process

@@ -110,11 +110,10 @@ main(open_service, Settings)
 
 def start(mode: str, ready: Path, **environment: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-c", SERVICE, mode, str(ready)],
+        dying_with_us([sys.executable, "-c", SERVICE, mode, str(ready)]),
         env={f"TIDEMILL_SAMPLE_{name.upper()}": value for name, value in environment.items()},
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=dying_with_us(),  # noqa: PLW1509 -- one system call
     )
 
 

@@ -43,12 +43,11 @@ def written_out(folder: Path, totals: str) -> None:
 
 def started(folder: Path, environment: dict[str, str]) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "tidemill_counting"],
+        dying_with_us([sys.executable, "-m", "tidemill_counting"]),
         env={**os.environ, **{f"TIDEMILL_COUNTING_{name}": value for name, value in environment.items()}},
         cwd=folder,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=dying_with_us(),  # noqa: PLW1509 -- one system call
     )
 
 

@@ -11,7 +11,7 @@ PARENT = """
 import subprocess, sys
 from tidemill_testkit.orphans import dying_with_us
 
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], preexec_fn=dying_with_us())
+child = subprocess.Popen(dying_with_us([sys.executable, "-c", "import time; time.sleep(60)"]))
 print(child.pid, flush=True)
 child.wait()
 """

@@ -296,11 +296,10 @@ class Feature:
         self.output = world.folder / f"feature-{self.address.rpartition(':')[2]}.log"
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tidemill_feature"],
+                dying_with_us([sys.executable, "-m", "tidemill_feature"]),
                 env={**os.environ, **{f"TIDEMILL_FEATURE_{name}": value for name, value in settings.items()}},
                 stdout=output,
                 stderr=output,
-                preexec_fn=dying_with_us(),  # noqa: PLW1509 -- one system call
             )
         self.channel = grpc.aio.insecure_channel(self.address)
         self.features: Any = FeatureServiceStub(self.channel)

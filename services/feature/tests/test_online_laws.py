@@ -176,9 +176,8 @@ class OwnRedis:
         options = ["--port", "0", "--unixsocket", f"{self._folder}/s", "--dir", str(self._folder), "--save", ""]
         options += ["--appendonly", "yes" if self._logged else "no"]
         self._process = subprocess.Popen(
-            [redis_binary(), *options],
+            dying_with_us([redis_binary(), *options]),
             stdout=subprocess.DEVNULL,
-            preexec_fn=dying_with_us(),  # noqa: PLW1509 -- one system call
         )
 
     @property

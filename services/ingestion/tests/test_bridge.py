@@ -164,7 +164,7 @@ async def test_a_bridge_killed_at_any_moment_copies_every_record_as_one_event(
     async with open_door(kafka) as door:
         for enough in (200, 700):
             command = (sys.executable, "-m", "tidemill_ingestion")
-            process = await asyncio.create_subprocess_exec(*command, env=environment, preexec_fn=dying_with_us())
+            process = await asyncio.create_subprocess_exec(*dying_with_us(command), env=environment)
             try:
 
                 async def copied(wanted: int = enough) -> bool:

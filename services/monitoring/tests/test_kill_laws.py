@@ -39,7 +39,7 @@ async def process(world: World) -> Any:
         "TIDEMILL_MONITORING_LOG_LEVEL": "warning",
     }
     command = (sys.executable, "-m", "tidemill_monitoring")
-    running = await asyncio.create_subprocess_exec(*command, env=environment, preexec_fn=dying_with_us())
+    running = await asyncio.create_subprocess_exec(*dying_with_us(command), env=environment)
     try:
         yield running
     finally:

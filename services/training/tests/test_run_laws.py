@@ -248,7 +248,7 @@ async def test_a_service_killed_9_takes_its_run_with_it_and_the_next_finishes_it
     )
     environment = {**os.environ, **as_environment(world)}
     command = (sys.executable, "-c", program)
-    service = await asyncio.create_subprocess_exec(*command, env=environment, preexec_fn=dying_with_us())
+    service = await asyncio.create_subprocess_exec(*dying_with_us(command), env=environment)
     offset = await world.ask("one")
     await aeventually(lambda: place.exists() and place.read_text(), 40, claim="the run has begun")
     service.send_signal(signal.SIGKILL)

@@ -39,10 +39,9 @@ class ClusterNode:
             return
         with (self._folder / "redis.log").open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own arguments
-                self._command,
+                dying_with_us(self._command),
                 stdout=log,
                 stderr=log,
-                preexec_fn=dying_with_us(),  # noqa: PLW1509 -- one system call
             )
         eventually(lambda: self.client().ping(), START_S, claim=f"redis answers on {self.port}")
 
