@@ -32,13 +32,13 @@ counted AS (
     UPDATE monitoring.pipeline p SET predictions = p.predictions + f.fresh
     FROM (SELECT pipeline, count(*) AS fresh FROM fresh GROUP BY pipeline) f WHERE p.pipeline = f.pipeline)
 SELECT g.n, l.identity, l.value, l.label_time_us, l.ready_us
-FROM given g JOIN LATERAL (
+FROM given g CROSS JOIN LATERAL (
     SELECT * FROM monitoring.label l
     WHERE l.pipeline = g.pipeline AND l.join_key = g.join_key
-        AND g.as_of_us BETWEEN l.earliest_us + 0 AND l.label_time_us + 0
-    ORDER BY l.arrival DESC LIMIT 1) l ON true
+        AND g.as_of_us BETWEEN l.earliest_us + 0 AND l.label_time_us + 0 OFFSET 0) l
 WHERE NOT EXISTS (
     SELECT FROM monitoring.outcome o WHERE o.pipeline = g.pipeline AND o.prediction_id = g.prediction_id)
+ORDER BY g.n, l.arrival
 """
 
 _LABELS = """
@@ -171,7 +171,7 @@ def _columns(rows: Iterable[Sequence[Any]], width: int) -> list[list[Any]]:
 
 
 async def insert_predictions(connection: Any, given: Sequence[Prediction]) -> list[Match]:
-    """Store predictions, each id once, and return those that have a label and no outcome."""
+    """Store predictions, each id once, and return all labels of those without an outcome, in the order of arrival."""
     if not given:
         return []
     rows = await connection.fetch(_PREDICTIONS, *_columns(given, 6))
