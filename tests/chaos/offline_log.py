@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from oracle import STATUSES, StreamLog, WrongError, compare, wanted_of
+from oracle import StreamLog, WrongError, compare, computed, wanted_of
 from sqlalchemy.exc import OperationalError
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.topics import events_topic
 from tidemill_features.cuts import EVERYTHING
 from tidemill_features.expressions import Column
-from tidemill_features.finalise import FeatureValues
 from tidemill_features.iceberg import Archive
 from tidemill_features.log_reader import LogReader
 from tidemill_features.offline import Rows, features_at
@@ -61,16 +60,10 @@ class OfflineLog:
             rows = Rows(list(_columns(keys)), np.full(len(keys), as_of_us), cuts)
             features = features_at(plan, archived.counted(), rows).features
             for place, (key, want) in enumerate(zip(keys, log.answers(view, keys, as_of_us), strict=True)):
-                compare(f"offline {view.name} as of {as_of_us}", key, wanted, _pairs(features, place), want)
+                compare(f"offline {view.name} as of {as_of_us}", key, wanted, computed(features, place), want)
 
 
 def _columns(keys: Sequence[tuple[Any, ...]]) -> Iterator[Column]:
     for values in zip(*keys, strict=True):
         kind: Any = np.object_ if isinstance(values[0], str) else np.int64
         yield Column(np.array(values, kind), np.zeros(len(values), np.bool_))
-
-
-def _pairs(features: Sequence[FeatureValues], place: int) -> Iterator[tuple[str, Any]]:
-    """Yield (status, value) of one row."""
-    for feature in features:
-        yield STATUSES[int(feature.status[place])], None if feature.nulls[place] else feature.values[place]

@@ -2,7 +2,7 @@
 letters with its bytes, checkpoints and committed offsets are at the log's end."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from operator import itemgetter
@@ -11,7 +11,8 @@ from typing import Any
 from tidemill_contracts.dead_letters import LETTER, OFFSET, PARTITION, REASON, TOPIC
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.topics import events_topic
-from tidemill_features.plan import compile_view
+from tidemill_features.finalise import FeatureValues
+from tidemill_features.plan import EDGE_EVENTS, compile_view
 from tidemill_testkit.agreement import agree
 from tidemill_testkit.brute_force import Answer, Logged, Wanted, brute_force, counted
 from workload import POISON_HEADER
@@ -140,18 +141,27 @@ def wanted_of(view: definition.View, stream: definition.Stream) -> list[Wanted]:
                 edges=tuple(part.edges),
                 quantile=part.quantile,
                 half_life_us=part.half_life_ms * 1000,
+                edge_events=(view.edge_events or EDGE_EVENTS) if ring.raw else 0,
             )
         )
     return found
 
 
+def computed(features: Sequence[FeatureValues], row: int) -> Iterator[Answer]:
+    """Yield one row's answers of the engine."""
+    for feature in features:
+        value = None if feature.nulls[row] else feature.values[row]
+        coarse = feature.coarse is not None and bool(feature.coarse[row])
+        yield Answer(STATUSES[int(feature.status[row])], value, coarse=coarse)
+
+
 def compare(
-    view: str, key: tuple[Any, ...], wanted: Sequence[Wanted], got: Iterable[tuple[str, Any]], want: Sequence[Answer]
+    view: str, key: tuple[Any, ...], wanted: Sequence[Wanted], got: Iterable[Answer], want: Sequence[Answer]
 ) -> None:
-    """Compare one entity's (status, value) pairs with brute force. Raises `WrongError`."""
-    for one, (status, value), answer in zip(wanted, got, want, strict=True):
-        if not agree(one, Answer(status, value), answer):
-            raise WrongError(f"{view} {key} {one.name}: {status} {value!r}, but brute force says {answer}")
+    """Compare one entity's answers with brute force. Raises `WrongError`."""
+    for one, given, answer in zip(wanted, got, want, strict=True):
+        if not agree(one, given, answer):
+            raise WrongError(f"{view} {key} {one.name}: {given}, but brute force says {answer}")
 
 
 def check_letters(log: StreamLog, *, recreated: bool) -> None:

@@ -81,7 +81,7 @@ class Schedule:
 def schedule(seed: int, only: str = "") -> Schedule:
     """Return the run that a seed names; `only`: its faults are all of this kind."""
     chance = Random(seed)
-    shape = random_shape(chance)
+    shape = random_shape(chance, seed)
     named = chance.random() < 0.7
     cluster = only == "node" or (not only and chance.random() < 0.15)
     archived = only == "archive" or (not only and chance.random() < 0.15)

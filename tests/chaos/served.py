@@ -13,6 +13,7 @@ from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.feature.v1 import feature_pb2 as messages
 from tidemill_contracts.feature.v1.feature_pb2_grpc import FeatureServiceStub
 from tidemill_contracts.progress.v1 import progress_pb2 as progress
+from tidemill_testkit.brute_force import Answer
 from workload import keys_of
 
 PATIENCE_S = 60.0
@@ -40,7 +41,9 @@ async def check_served(
                     return False
                 rows = response.views[0].rows
                 for key, row, want in zip(keys, rows, log.answers(view, keys, as_of_us), strict=True):
-                    compare(f"{view.name} as of {as_of_us}", key, wanted, [_pair(value) for value in row.values], want)
+                    compare(
+                        f"{view.name} as of {as_of_us}", key, wanted, [_answer(value) for value in row.values], want
+                    )
     return True
 
 
@@ -66,6 +69,7 @@ def _entity(key: Sequence[Any]) -> messages.EntityKey:
     return messages.EntityKey(values=values)
 
 
-def _pair(value: messages.FeatureValue) -> tuple[str, Any]:
+def _answer(value: messages.FeatureValue) -> Answer:
     which = value.value.WhichOneof("value")
-    return STATUSES[value.status], None if which is None else getattr(value.value, which)
+    found = None if which is None else getattr(value.value, which)
+    return Answer(STATUSES[value.status], found, coarse=value.hop_accuracy)

@@ -4,17 +4,17 @@ Whoever is killed, frozen, cut off or overtaken, and whatever Redis forgets: in 
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from memory_redis import MemoryRedis
-from oracle import STATUSES, StreamLog, compare, wanted_of
+from oracle import StreamLog, compare, computed, wanted_of
 from tidemill_contracts.canonical import to_json
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.topics import events_topic
@@ -24,7 +24,6 @@ from tidemill_feature.adapters.roles import online_pipeline
 from tidemill_feature.adapters.topic_ids import Topic
 from tidemill_feature.registered import Definitions
 from tidemill_feature.sizes import Sizes
-from tidemill_features.finalise import FeatureValues
 from tidemill_features.layout import DEFAULT_GROUP, Checkpoint, checkpoint_key
 from tidemill_features.reader import Lookup, Reader
 from tidemill_runtime.batches import Assignment, Batch, Refused
@@ -59,7 +58,7 @@ class World:
         self.seed, self.batch, self.one_by_one = seed, batch, one_by_one
         # For how many batches a flush is put off while there is more to read.
         self.put_off = seed % 4
-        self.shape: Shape = random_shape(chance)
+        self.shape: Shape = random_shape(chance, seed)
         self.redis = MemoryRedis()
         self.producing = Producing(seed, self.shape.streams)
         self.log: dict[Partition, list[Logged]] = {
@@ -278,13 +277,7 @@ def check_view(world: World, reader: Reader, view: definition.View, log: StreamL
     features = result.views[0].features
     wanted = wanted_of(view, log.stream)
     for row, (key, want) in enumerate(zip(keys, log.answers(view, keys, as_of_us), strict=True)):
-        compare(f"{view.name} as of {as_of_us}", key, wanted, pairs(features, row), want)
-
-
-def pairs(features: Sequence[FeatureValues], row: int) -> Iterator[tuple[str, Any]]:
-    """Yield (status, value) of one entity."""
-    for feature in features:
-        yield STATUSES[int(feature.status[row])], None if feature.nulls[row] else feature.values[row]
+        compare(f"{view.name} as of {as_of_us}", key, wanted, computed(features, row), want)
 
 
 GO = st.builds(Act, st.just("go"), st.integers(0, 1), st.integers(1, 60))

@@ -67,11 +67,21 @@ class Shape:
     views: Sequence[definition.View]
 
 
-def random_shape(chance: Random) -> Shape:
+def random_shape(chance: Random, seed: int) -> Shape:
     """Draw one or two streams and one or two views on each."""
     streams = [_stream(chance, name) for name in ("paid", "seen")[: chance.choice([1, 1, 2])]]
     views = [_view(chance, stream.name, number) for stream in streams for number in range(chance.choice([1, 2]))]
+    _sharpen(Random(f"edges of {seed}"), views)
     return Shape(streams, views)
+
+
+def _sharpen(chance: Random, views: Sequence[definition.View]) -> None:
+    """Make some views exact; where the number of events alone decides about a slot's room, some of them overflow."""
+    for view in views:
+        exact, room = chance.random() < 0.5, chance.choice([1, 2, 5, 0])
+        if exact:
+            view.accuracy = definition.ACCURACY_EXACT
+            view.edge_events = 0 if any(one.expression == "label" for one in view.features) else room
 
 
 def _stream(chance: Random, name: str) -> definition.Stream:

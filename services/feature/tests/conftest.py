@@ -27,7 +27,7 @@ from tidemill_features.plan import EDGE_EVENTS, compile_view
 from tidemill_runtime.outgoing import Outgoing
 from tidemill_runtime.producer import Producer
 from tidemill_runtime.settings import KafkaSettings
-from tidemill_testkit.brute_force import Logged, Wanted, brute_force, counted
+from tidemill_testkit.brute_force import Answer, Logged, Wanted, brute_force, counted
 from tidemill_testkit.eventually import aeventually
 from tidemill_testkit.orphans import dying_with_us
 from tidemill_testkit.ports import free_address
@@ -87,6 +87,15 @@ SHARP = definition.View(
     features=PAYER.features,
     budget_bytes=1_000_000,
 )
+# Without strings, so that the number of events alone decides which slots overflow: in half a minute, most do.
+NARROW = definition.View(
+    name="narrow",
+    stream="paid",
+    entity=["payer"],
+    accuracy=definition.ACCURACY_EXACT,
+    features=[PAYER.features[0], PAYER.features[2]],
+    edge_events=2,
+)
 BUSY = definition.View(
     name="busy",
     stream="paid",
@@ -103,7 +112,8 @@ def wanted(view: definition.View) -> list[Wanted]:
     for part, feature in zip(view.features, plan.features, strict=True):
         ring, name = plan.rings[feature.ring], part.expression
         value = (lambda fields, name=name: fields[name]) if name else None
-        function, window_us, edge_events = FUNCTIONS[part.function], feature.window_us, EDGE_EVENTS if ring.raw else 0
+        function, window_us = FUNCTIONS[part.function], feature.window_us
+        edge_events = (view.edge_events or EDGE_EVENTS) if ring.raw else 0
         one = Wanted(part.name, function, window_us, ring.hop_us, ring.slots, value, edge_events=edge_events)
         found.append(one)
     return found
@@ -117,17 +127,20 @@ class Log:
 
     def features(self, view: definition.View, key: Any, as_of_us: int) -> list[tuple[str, Any]]:
         """Return (status, value) of each feature by brute force."""
+        return [(answer.status, answer.value) for answer in self.answers(view, key, as_of_us)]
+
+    def answers(self, view: definition.View, key: Any, as_of_us: int) -> list[Answer]:
+        """Return each feature by brute force."""
         kept = counted(self.records, PAID.dedup_window_ms * 1000, PAID.lateness_ms * 1000, late_counts=False)
         mine = [record for record in kept if record.fields[view.entity[0]] == key]
         max_age_us = compile_view(view, PAID).max_age_us
-        answers = [brute_force(one, mine, as_of_us, max_age_us) for one in wanted(view)]
-        return [(answer.status, answer.value) for answer in answers]
+        return [brute_force(one, mine, as_of_us, max_age_us) for one in wanted(view)]
 
 
 class World:
     """One project of its own on the shared servers."""
 
-    payer, sharp, busy, stream, noon_us, second_us = PAYER, SHARP, BUSY, PAID, NOON_US, SECOND
+    payer, sharp, narrow, busy, stream, noon_us, second_us = PAYER, SHARP, NARROW, BUSY, PAID, NOON_US, SECOND
 
     def __init__(self, kafka: KafkaSettings, redis_url: str, project: str, folder: Path) -> None:
         self.kafka = kafka

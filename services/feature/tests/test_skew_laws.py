@@ -15,7 +15,7 @@ from tidemill_contracts.instants import format_us
 from tidemill_contracts.progress.v1.progress_pb2 import TopicPartitionOffset, WaitProgressRequest
 from tidemill_contracts.registry.v1 import records_pb2 as registry
 from tidemill_contracts.serving.v1 import records_pb2 as serving
-from tidemill_features.finalise import STATUS_BITS
+from tidemill_features.finalise import HOP_ACCURACY_BIT, STATUS_BITS
 from tidemill_features.layout import FINGERPRINT_WORD, shard_prefix
 from tidemill_features.plan import HEADER_WORDS
 from tidemill_features.reader import Reader
@@ -34,6 +34,7 @@ PIPELINE = definition.Pipeline(
     features=[
         definition.FeatureSource(name="who", view=definition.ViewLookup(view="payer", on=["payer"])),
         definition.FeatureSource(name="many", view=definition.ViewLookup(view="busy", on=["items"])),
+        definition.FeatureSource(name="cut", view=definition.ViewLookup(view="narrow", on=["payer"])),
         definition.FeatureSource(name="doubled", expression="amount * 2"),
     ],
     label=definition.Label(stream="paid", expression="amount > 1", by="payment"),
@@ -47,18 +48,23 @@ class Serving:
 
     def __init__(self, world: Any) -> None:
         self._world = world
-        views = {"payer": world.payer, "busy": world.busy}
+        views = {view.name: view for view in (world.payer, world.busy, world.narrow)}
         self.vector: PipelineVector = compile_vector(PIPELINE, views, {"paid": world.stream})
         self._redis = redis.asyncio.Redis.from_url(world.redis_url)
         self._reader = Reader(self.vector.plans, project=world.project)
         # By prediction and feature of a view: (value, status) as served, and by brute force over what was sent by then.
         self.served: dict[tuple[str, str], Answer] = {}
         self.right: dict[tuple[str, str], Answer] = {}
+        # Those of exact windows that could not be cut, as served and by brute force.
+        self.coarse: set[tuple[str, str]] = set()
+        self.rightly_coarse: set[tuple[str, str]] = set()
 
     async def register(self) -> None:
         """Register pipeline and model version."""
         world = self._world
-        closure = definition.Definition(streams=[world.stream], views=[world.payer, world.busy], pipelines=[PIPELINE])
+        closure = definition.Definition(
+            streams=[world.stream], views=[world.payer, world.busy, world.narrow], pipelines=[PIPELINE]
+        )
         record = definition.DefinitionRecord(kind="pipeline", name="risk", revision=1, hash=HASH, definition=closure)
         columns = zip(self.vector.names, self.vector.category, strict=True)
         version = registry.VersionRecord(
@@ -107,17 +113,20 @@ class Serving:
         """Keep what is served, and what would be right."""
         world, names = self._world, list(rows.names)
         columns: dict[str, Any] = {**rows.numbers, **rows.categories}
-        for source, view, key in (("who", world.payer, request["payer"]), ("many", world.busy, request["items"])):
+        sources = (("who", world.payer, "payer"), ("many", world.busy, "items"), ("cut", world.narrow, "payer"))
+        for source, view, on in sources:
             # Without a key there is nothing to be right about.
-            answers = world.log.features(view, key, as_of_us) if key is not None else []
-            for part, (status, value) in zip(view.features, answers, strict=False):
+            answers = world.log.answers(view, request[on], as_of_us) if request[on] is not None else []
+            for part, answer in zip(view.features, answers, strict=False):
                 name = f"{source}.{part.name}"
                 served = columns[name][place]
-                number = int(rows.status[place][names.index(name)]) & STATUS_BITS
-                said = feature_pb2.Status.Name(number).removeprefix("STATUS_")  # type: ignore[arg-type]
+                number = int(rows.status[place][names.index(name)])
+                said = feature_pb2.Status.Name(number & STATUS_BITS).removeprefix("STATUS_")  # type: ignore[arg-type]
                 key_of = (f"{request['payment']}/{as_of_us}", name)
                 self.served[key_of] = (None if served is None or served != served else served, said)
-                self.right[key_of] = (value, status)
+                self.right[key_of] = (answer.value, answer.status)
+                self.coarse |= {key_of} if number & HOP_ACCURACY_BIT else set()
+                self.rightly_coarse |= {key_of} if answer.coarse else set()
 
     async def corrupt(self, payer: str) -> int:
         """Add one to every float sum of a payer's rings, as no worker would; return how many shards were damaged."""
@@ -182,7 +191,7 @@ async def test_skew_is_zero_where_brute_force_was_served_and_names_what_was_not(
     for topic in (PREDICTIONS, "monitoring.outcomes.v1", SKEW):
         await world.create(topic, 1)
     served = Serving(world)
-    await world.register(world.payer, world.busy)
+    await world.register(world.payer, world.busy, world.narrow)
     await served.register()
     process = await world.start(
         ROLES="online,offline",
@@ -211,8 +220,10 @@ async def test_skew_is_zero_where_brute_force_was_served_and_names_what_was_not(
     healthy, broken = (await measured(world, 2))[:2]
     assert (healthy.rows, healthy.differing, dict(healthy.left_out)) == (21, 0, {})
     assert {place: served.served[place] for place in days[0]} == {place: served.right[place] for place in days[0]}
+    assert served.coarse == served.rightly_coarse
+    assert {name for _, name in served.coarse} == {"cut.mean_600s"}
     assert healthy.compared == 21 * len(served.vector.names)
-    assert "all 147 feature values of 21 sampled predictions" in healthy.summary
+    assert "all 189 feature values of 21 sampled predictions" in healthy.summary
     differing = {one.feature: one for view in broken.views for one in view.features if one.differing}
     assert list(differing) == ["who.mean_600s"]
     assert differing["who.mean_600s"].differing == 3
