@@ -1,6 +1,7 @@
 """Streams, views and records of one run: hot and rare keys, retries, late events, poison, gaps in time."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -78,7 +79,7 @@ def random_shape(chance: Random, seed: int) -> Shape:
 def _sharpen(chance: Random, views: Sequence[definition.View]) -> None:
     """Make some views exact; where the number of events alone decides about a slot's room, some of them overflow."""
     for view in views:
-        exact, room = chance.random() < 0.5, chance.choice([1, 2, 5, 0])
+        exact, room = chance.random() < 0.5, chance.choice([1, 1, 2, 0])
         if exact:
             view.accuracy = definition.ACCURACY_EXACT
             view.edge_events = 0 if any(one.expression == "label" for one in view.features) else room
@@ -210,12 +211,17 @@ def keys_of(view: definition.View) -> list[tuple[Any, ...]]:
 
 
 def moments(seed: int, times: Sequence[int]) -> list[int]:
-    """Return instants to read at: after everything, in the middle, on the edges of buckets."""
+    """Return instants to read at: after all, in the middle, on edges of buckets, where exact windows cut full ones."""
     chance, newest = Random(f"moments of {seed}"), max(times)
     middle = chance.choice(times)
+    # Rings hold little of the past: where the newest events crowd.
+    crowded, _ = Counter(time // (5 * SECOND_US) for time in times[-20:]).most_common(1)[0]
+    cut = crowded * 5 * SECOND_US + 2_500_000
     return [
         newest,
         newest + chance.choice([10, 50, 300, 5_000]) * SECOND_US,
         middle,
         middle // (5 * SECOND_US) * 5 * SECOND_US,
+        cut,
+        cut + chance.choice(WINDOWS_S) * SECOND_US,
     ]

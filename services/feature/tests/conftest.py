@@ -294,7 +294,7 @@ class Feature:
     """The feature service, online role, as a process of its own."""
 
     def __init__(self, world: World, environment: Mapping[str, str]) -> None:
-        self.address, http = free_address(), free_address()
+        self.address, self.http = free_address(), free_address()
         settings = {
             "KAFKA__BOOTSTRAP": world.kafka.bootstrap,
             "KAFKA__TOPIC_PREFIX": world.kafka.topic_prefix,
@@ -302,7 +302,7 @@ class Feature:
             "PROJECT": world.project,
             "ROLES": "online",
             "GRPC__LISTEN": self.address,
-            "HTTP__LISTEN": http,
+            "HTTP__LISTEN": self.http,
             **environment,
         }
         # In a file, since a pipe that nobody reads would stop the process; kept by pytest for a failed test.

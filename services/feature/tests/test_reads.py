@@ -125,10 +125,8 @@ def rings(known: Definitions, project: str) -> dict[bytes, bytes]:
     for plan in known.plans.values():
         shards = ViewShards(plan, project, 1_000)
         found = shards.find(events)
-        for shard in found.missing:
-            shards.load(shard, [None] * len(shards.keys(shard)), bytes(16))
-        shards.fold(events, found)
-        stored |= shards.dirty(ends)
+        shards.fold(events, shards.load(found, [None] * len(found.keys), lambda _: bytes(16)))
+        stored |= dict(shards.dirty(ends))
     ids = frozenset(build_id(plan.hash) for plan in known.plans.values())
     for partition, end in ends.items():
         key = checkpoint_key(project, "feature-online", "events.paid", partition)

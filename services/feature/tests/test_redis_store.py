@@ -38,28 +38,28 @@ async def stores(redis: Any, redis_namespace: str) -> AsyncIterator[tuple[RedisS
 
 async def test_a_flush_writes_shards_and_checkpoints(stores: Any, redis: Any, redis_namespace: str) -> None:
     shard = f"{redis_namespace}:shard".encode()
-    assert await stores[0].flush([Move(HERE, None, point(5)), Move(THERE, None, point(7))], {shard: b"one"}) == {}
+    assert await stores[0].flush([Move(HERE, None, point(5)), Move(THERE, None, point(7))], {shard: b"one"}.items()) == {}
     assert await stores[0].checkpoints([HERE, THERE]) == {HERE: point(5), THERE: point(7)}
-    assert await stores[0].flush([Move(HERE, point(5), point(6))], {shard: b"two"}) == {}
+    assert await stores[0].flush([Move(HERE, point(5), point(6))], {shard: b"two"}.items()) == {}
     assert await redis.get(shard) == b"two"
 
 
 async def test_a_zombie_never_replaces_newer_shards(stores: Any, redis: Any, redis_namespace: str) -> None:
     shard = f"{redis_namespace}:shard".encode()
     worker, zombie = stores
-    assert await worker.flush([Move(HERE, None, point(5))], {shard: b"new"}) == {}
+    assert await worker.flush([Move(HERE, None, point(5))], {shard: b"new"}.items()) == {}
     for _ in range(2):
-        refused = await zombie.flush([Move(HERE, None, point(3))], {shard: b"old"})
+        refused = await zombie.flush([Move(HERE, None, point(3))], {shard: b"old"}.items())
         assert refused == {HERE: point(5)}
     assert await redis.get(shard) == b"new"
-    assert await worker.flush([Move(HERE, point(5), point(6))], {shard: b"newer"}) == {}
+    assert await worker.flush([Move(HERE, point(5), point(6))], {shard: b"newer"}.items()) == {}
 
 
 async def test_one_stale_partition_holds_back_the_whole_flush(stores: Any, redis: Any, redis_namespace: str) -> None:
     shard = f"{redis_namespace}:shard".encode()
     worker, other = stores
     assert await other.flush([Move(THERE, None, point(9))], {}) == {}
-    refused = await worker.flush([Move(HERE, None, point(1)), Move(THERE, None, point(1))], {shard: b"x"})
+    refused = await worker.flush([Move(HERE, None, point(1)), Move(THERE, None, point(1))], {shard: b"x"}.items())
     assert refused == {HERE: None, THERE: point(9)}
     assert await redis.get(shard) is None
 
@@ -84,8 +84,8 @@ async def test_nobody_reads_shards_ahead_of_their_checkpoint_while_a_large_flush
 ) -> None:
     keys = [f"{redis_namespace}:{number}".encode() for number in range(20_000)]
     checkpoint = f"tm1:checkpoint:{{{redis_namespace}:g}}:events.paid:0"
-    assert await stores[0].flush([Move(HERE, None, point(5))], dict.fromkeys(keys, b"5")) == {}
-    flush = asyncio.create_task(stores[0].flush([Move(HERE, point(5), point(6))], dict.fromkeys(keys, b"6")))
+    assert await stores[0].flush([Move(HERE, None, point(5))], dict.fromkeys(keys, b"5").items()) == {}
+    flush = asyncio.create_task(stores[0].flush([Move(HERE, point(5), point(6))], dict.fromkeys(keys, b"6").items()))
     seen = []
     while not flush.done():
         first, last, raw = await redis.mget(keys[0], keys[-1], checkpoint)

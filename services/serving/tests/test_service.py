@@ -5,13 +5,24 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from redis.asyncio import Redis
+from tidemill_contracts.canonical import to_json
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.feature.v1 import feature_pb2 as feature
 from tidemill_contracts.progress.v1 import progress_pb2 as progress
 from tidemill_contracts.serving.v1 import records_pb2 as records
 from tidemill_contracts.serving.v1 import serving_pb2 as messages
 from tidemill_runtime.rpc_errors import from_rpc
 from tidemill_serving.identity import prediction_id
-from tidemill_testkit.flight_world import NOON_US, PIPELINE, deployment, request_fields
+from tidemill_testkit.flight_world import (
+    NOON_US,
+    PIPELINE,
+    VIEWS,
+    definition_record,
+    deployment,
+    request_fields,
+    rings,
+)
 
 pytestmark = pytest.mark.servers
 
@@ -206,3 +217,32 @@ async def test_the_same_prediction_over_rest(stage: Any) -> None:
         missing = await http.post("/v1/pipelines/nothing/predict", json=body)
         assert missing.status_code == 404
         assert missing.headers["content-type"] == "application/problem+json"
+
+
+async def test_each_value_used_at_hop_accuracy_is_marked_and_counted(stage: Any) -> None:
+    exact = definition.View()
+    exact.CopyFrom(VIEWS[0])
+    exact.accuracy, exact.edge_events = definition.ACCURACY_EXACT, 1
+    views = [exact, *VIEWS[1:]]
+    await stage.publish("registry.pipelines.v1", f"pipeline/{PIPELINE}", to_json(definition_record(1, views)))
+    stored = rings(range(400), project=stage.project, folded=views)
+    stage.stored |= stored
+    async with Redis.from_url(stage.redis_url) as redis:
+        await redis.mset(stored)
+    await stage.deploy(deployment(1, stage.versions.make(1, views=views)))
+    async with stage.serving() as service, httpx.AsyncClient(base_url=service.http) as http:
+
+        async def counted() -> float:
+            lines = (await http.get("/metrics")).text.splitlines()
+            name = f'tidemill_serving_hop_accuracy_values_total{{pipeline="{PIPELINE}"}}'
+            return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+        before, marked = await counted(), 0
+        # At noon sharp a window begins with a bucket; half a minute later its edge cuts one that has several flights.
+        for late_us in (0, 30_000_000):
+            request = one(3)
+            request.as_of_us += late_us
+            prediction = (await service.predictions.Predict(request, timeout=10)).prediction
+            marked += sum(feature_.value.hop_accuracy for feature_ in prediction.features)
+            assert await counted() == before + marked
+        assert marked
