@@ -81,9 +81,8 @@ ROWS = [
 ]
 
 
-def folded(rows: list[tuple[int, int, float | None, int, str | None]], raw: bytes | None, next_offset: int) -> bytes:
-    """Return the shard after more rows."""
-    shards = ViewShards(PLAN, "p", 8)
+def events_of(rows: list[tuple[int, int, float | None, int, str | None]]) -> Events:
+    """Return rows as events."""
     offsets, times, amounts, units, notes = zip(*rows, strict=True)
     columns = {
         "payer": column_of(["ann"] * len(rows), TYPES["payer"]),
@@ -91,14 +90,19 @@ def folded(rows: list[tuple[int, int, float | None, int, str | None]], raw: byte
         "units": column_of(units, TYPES["units"]),
         "note": column_of(notes, TYPES["note"]),
     }
-    events = Events(np.zeros(len(rows), np.int64), np.array(offsets), np.array(times), columns)
+    return Events(np.zeros(len(rows), np.int64), np.array(offsets), np.array(times), columns)
+
+
+def folded(rows: list[tuple[int, int, float | None, int, str | None]], raw: bytes | None, next_offset: int) -> bytes:
+    """Return the shard after more rows."""
+    shards, events = ViewShards(PLAN, "p", 8), events_of(rows)
     found = shards.find(events)
     assert found.missing == [Shard(0, "ann")]
-    shards.load(Shard(0, "ann"), [raw], TOPIC_ID)
-    shards.fold(events, found)
-    written = shards.dirty({0: next_offset})
-    assert list(written) == [KEY]
-    return written[KEY]
+    assert found.keys == [KEY]
+    shards.fold(events, shards.load(found, [raw], lambda _: TOPIC_ID))
+    ((key, value),) = shards.dirty({0: next_offset})
+    assert key == KEY
+    return value
 
 
 def test_shards_are_written_as_the_first_release_wrote_them() -> None:
@@ -143,5 +147,6 @@ def test_every_other_layout_has_another_fingerprint_and_refuses_these_bytes(chan
     request = reader.request([Lookup("golden", [("ann",)])])
     with pytest.raises(LayoutError):
         reader.values(request, [GOLDEN, *[None] * (len(request.keys) - 1)], 9 * SECOND)
+    shards = ViewShards(other, "p", 8)
     with pytest.raises(LayoutError):
-        ViewShards(other, "p", 8).load(Shard(0, "ann"), [GOLDEN], TOPIC_ID)
+        shards.load(shards.find(events_of(ROWS)), [GOLDEN], lambda _: TOPIC_ID)

@@ -100,9 +100,7 @@ def test_one_large_batch_small_batches_and_the_offline_twin_agree_bit_for_bit(se
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=40), seed=st.integers(0, 99), kind=st.integers(0, 2)
-)
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=40), seed=st.integers(0, 99), kind=st.integers(0, 2))
 def test_rounds_over_many_slots_are_one_event_at_a_time(lengths: list[int], seed: int, kind: int) -> None:
     chance = np.random.default_rng(seed)
     end = np.cumsum(np.array(lengths, np.int64))
@@ -134,9 +132,7 @@ def left_out(*batches: list[int]) -> tuple[int, int]:
         offset += len(records)
         events = WORLD.events(records)
         found = shards.find(events)
-        for shard in found.missing:
-            shards.load(shard, [None], bytes(16))
-        shards.fold(events, found)
+        shards.fold(events, shards.load(found, [None] * len(found.keys), lambda _: bytes(16)))
     return shards.counts.too_late, shards.counts.overtaken
 
 

@@ -61,10 +61,8 @@ def events(newest_us: int) -> Events:
 def online(view: ViewPlan, folded: Events, as_of_us: int) -> list[FeatureValues]:
     shards = ViewShards(view, "default", 100)
     rows = shards.find(folded)
-    for shard in rows.missing:
-        shards.load(shard, [None] * len(shards.keys(shard)), bytes(16))
-    shards.fold(folded, rows)
-    stored = shards.dirty({0: 37, 1: 1})
+    shards.fold(folded, shards.load(rows, [None] * len(rows.keys), lambda _: bytes(16)))
+    stored = dict(shards.dirty({0: 37, 1: 1}))
     reader = Reader([view])
     request = reader.request([Lookup("payer", [("ann",), ("bob",)])])
     return reader.values(request, [stored.get(key) for key in request.keys], as_of_us).views[0].features

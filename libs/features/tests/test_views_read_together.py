@@ -62,10 +62,8 @@ def stored() -> dict[bytes, bytes]:
     for one in PLANS:
         shards = ViewShards(one, "default", 10_000)
         rows = shards.find(folded)
-        for shard in rows.missing:
-            shards.load(shard, [None] * len(shards.keys(shard)), bytes(16))
-        shards.fold(folded, rows)
-        found |= shards.dirty({0: 200, 1: 200})
+        shards.fold(folded, shards.load(rows, [None] * len(rows.keys), lambda _: bytes(16)))
+        found |= dict(shards.dirty({0: 200, 1: 200}))
     return found
 
 

@@ -56,7 +56,7 @@ async def store(cluster: Any, redis_namespace: str) -> AsyncIterator[Any]:
 async def written(store: Any, moves: list[Move], shards: dict[bytes, bytes]) -> bool:
     """Say whether a flush was written; one that meets an outage was not."""
     try:
-        return bool(await store.flush(moves, shards) == {})
+        return bool(await store.flush(moves, shards.items()) == {})
     except Retryable:
         return False
 
@@ -67,7 +67,7 @@ async def test_shards_are_read_and_written_on_where_a_replica_took_over(
 ) -> None:
     home = key_slot(checkpoint_key(redis_namespace, "g", *HERE)) * 3 // 16_384
     number = home if with_checkpoints else (home + 1) % 3
-    assert await store.flush([Move(HERE, None, point(5))], {key: shard(5) for key in keys}) == {}
+    assert await store.flush([Move(HERE, None, point(5))], {key: shard(5) for key in keys}.items()) == {}
     cluster.replicated(number)
     cluster.nodes[number].kill()
 
@@ -89,7 +89,7 @@ async def test_shards_are_read_and_written_on_where_a_replica_took_over(
 async def test_a_replica_that_took_over_without_the_writes_is_noticed_and_the_log_is_read_again(
     store: Any, cluster: Any, keys: list[bytes]
 ) -> None:
-    assert await store.flush([Move(HERE, None, point(5))], {key: shard(5) for key in keys}) == {}
+    assert await store.flush([Move(HERE, None, point(5))], {key: shard(5) for key in keys}.items()) == {}
     primary, replica = cluster.nodes[1], cluster.replicas[1]
     replica.kill()
     primary.kill()

@@ -63,18 +63,18 @@ async def stores(cluster: Any, redis_namespace: str) -> AsyncIterator[tuple[Any,
 
 async def test_a_flush_writes_shards_on_all_nodes_and_checkpoints(stores: Any, keys: list[bytes]) -> None:
     first = {key: shard(5, key) for key in keys}
-    assert await stores[0].flush([Move(HERE, None, point(5)), Move(THERE, None, point(7))], first) == {}
+    assert await stores[0].flush([Move(HERE, None, point(5)), Move(THERE, None, point(7))], first.items()) == {}
     assert await stores[0].checkpoints([HERE, THERE]) == {HERE: point(5), THERE: point(7)}
     assert await stores[0].shards(keys) == [first[key] for key in keys]
     second = {key: shard(6, b"longer" + key) for key in keys}
-    assert await stores[0].flush([Move(HERE, point(5), point(6))], second) == {}
+    assert await stores[0].flush([Move(HERE, point(5), point(6))], second.items()) == {}
     assert await stores[0].shards([*keys, b"none"]) == [*(second[key] for key in keys), None]
 
 
 async def test_a_shard_stays_without_an_expiry_and_nothing_is_left_aside(
     stores: Any, cluster: Any, keys: list[bytes], redis_namespace: str
 ) -> None:
-    await stores[0].flush([Move(HERE, None, point(5))], {key: shard(5) for key in keys})
+    await stores[0].flush([Move(HERE, None, point(5))], {key: shard(5) for key in keys}.items())
     assert {await cluster.ttl(key) for key in keys} == {-1}
     aside = [key async for key in cluster.scan_iter(match=f"tm1:{{{redis_namespace}:view:*") if key not in keys]
     assert aside == []
@@ -83,14 +83,14 @@ async def test_a_shard_stays_without_an_expiry_and_nothing_is_left_aside(
 async def test_a_zombie_never_replaces_newer_shards(stores: Any, keys: list[bytes]) -> None:
     worker, zombie = stores
     newer = {key: shard(5, b"new") for key in keys}
-    assert await worker.flush([Move(HERE, None, point(5))], newer) == {}
+    assert await worker.flush([Move(HERE, None, point(5))], newer.items()) == {}
     for _ in range(2):
-        assert await zombie.flush([Move(HERE, None, point(3))], {key: shard(3, b"old") for key in keys}) == {
+        assert await zombie.flush([Move(HERE, None, point(3))], {key: shard(3, b"old") for key in keys}.items()) == {
             HERE: point(5)
         }
     assert await worker.shards(keys) == [newer[key] for key in keys]
     newest = {key: shard(6, b"newer") for key in keys}
-    assert await worker.flush([Move(HERE, point(5), point(6))], newest) == {}
+    assert await worker.flush([Move(HERE, point(5), point(6))], newest.items()) == {}
     assert await worker.shards(keys) == [newest[key] for key in keys]
 
 
@@ -98,24 +98,24 @@ async def test_offsets_are_compared_as_numbers(stores: Any, keys: list[bytes]) -
     offsets = [1, 255, 256, 257, 65_535, 65_536, 2**40, 2**40 + 1]
     held = None
     for offset in offsets:
-        assert await stores[0].flush([Move(HERE, held, point(offset))], {keys[0]: shard(offset)}) == {}
+        assert await stores[0].flush([Move(HERE, held, point(offset))], {keys[0]: shard(offset)}.items()) == {}
         held = point(offset)
         assert await stores[0].shards(keys[:1]) == [shard(offset)]
     for offset in offsets[:-1]:
-        await stores[0].flush([Move(THERE, None, None)], {keys[0]: shard(offset)})
+        await stores[0].flush([Move(THERE, None, None)], {keys[0]: shard(offset)}.items())
         assert await stores[0].shards(keys[:1]) == [shard(offsets[-1])]
 
 
 async def test_a_shard_of_another_log_gives_way(stores: Any, keys: list[bytes]) -> None:
-    await stores[0].flush([Move(HERE, None, point(9))], {keys[0]: shard(9)})
+    await stores[0].flush([Move(HERE, None, point(9))], {keys[0]: shard(9)}.items())
     anew = shard(2, topic=OTHER_TOPIC)
-    await stores[0].flush([Move(HERE, point(9), point(2, OTHER_TOPIC))], {keys[0]: anew})
+    await stores[0].flush([Move(HERE, point(9), point(2, OTHER_TOPIC))], {keys[0]: anew}.items())
     assert await stores[0].shards(keys[:1]) == [anew]
 
 
 async def test_a_flush_whose_answer_was_lost_counts_as_written(stores: Any, keys: list[bytes]) -> None:
     store = stores[0]
-    moves, shards = [Move(HERE, None, point(5))], {key: shard(5) for key in keys}
+    moves, shards = [Move(HERE, None, point(5))], {key: shard(5) for key in keys}.items()
     assert await store.flush(moves, shards) == {}
     await store.close()
     assert await store.flush(moves, shards) == {}
@@ -130,9 +130,9 @@ async def test_a_flush_cut_short_leaves_shards_ahead_of_their_checkpoint_and_is_
         mine = {key: shard(5) for key in keys if store._node(key).name == name}
         await lane.write(mine, {HERE: point(5)})
     assert await other.watch([HERE, THERE]) == {HERE: None, THERE: None}
-    assert await other.flush([Move(HERE, None, point(4))], {key: shard(4) for key in keys}) == {}
+    assert await other.flush([Move(HERE, None, point(4))], {key: shard(4) for key in keys}.items()) == {}
     assert await other.shards(keys) == [shard(5)] * len(keys)
-    assert await other.flush([Move(HERE, point(4), point(6))], {key: shard(6) for key in keys}) == {}
+    assert await other.flush([Move(HERE, point(4), point(6))], {key: shard(6) for key in keys}.items()) == {}
     assert await other.shards(keys) == [shard(6)] * len(keys)
 
 
@@ -142,7 +142,7 @@ async def test_a_node_that_lost_its_data_sets_the_checkpoints_back(
 ) -> None:
     store = stores[0]
     before = {key: shard(5) for key in keys}
-    assert await store.flush([Move(HERE, None, point(5)), Move(THERE, None, point(7))], before) == {}
+    assert await store.flush([Move(HERE, None, point(5)), Move(THERE, None, point(7))], before.items()) == {}
     run_id = await store.run_id()
     node = redis_cluster.nodes[number]
     node.kill()
@@ -165,7 +165,7 @@ async def test_a_node_that_lost_its_data_sets_the_checkpoints_back(
     assert await store.watch([HERE, THERE]) == {HERE: None, THERE: None}
     assert await store.checkpoints([HERE, THERE]) == {HERE: None, THERE: None}
     after = {key: shard(6) for key in keys}
-    assert await store.flush([Move(HERE, None, point(6)), Move(THERE, None, point(8))], after) == {}
+    assert await store.flush([Move(HERE, None, point(6)), Move(THERE, None, point(8))], after.items()) == {}
     assert await store.shards(keys) == [shard(6)] * len(keys)
     assert await store.watch([HERE, THERE]) == {HERE: point(6), THERE: point(8)}
 

@@ -38,7 +38,9 @@ async def stores(redis: Any, redis_namespace: str) -> AsyncIterator[tuple[RedisS
 
 async def test_a_flush_writes_shards_and_checkpoints(stores: Any, redis: Any, redis_namespace: str) -> None:
     shard = f"{redis_namespace}:shard".encode()
-    assert await stores[0].flush([Move(HERE, None, point(5)), Move(THERE, None, point(7))], {shard: b"one"}.items()) == {}
+    assert (
+        await stores[0].flush([Move(HERE, None, point(5)), Move(THERE, None, point(7))], {shard: b"one"}.items()) == {}
+    )
     assert await stores[0].checkpoints([HERE, THERE]) == {HERE: point(5), THERE: point(7)}
     assert await stores[0].flush([Move(HERE, point(5), point(6))], {shard: b"two"}.items()) == {}
     assert await redis.get(shard) == b"two"

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from tidemill_features.layout import EMPTY, INT64_MAX, SIZES_WORD, LayoutError
 from tidemill_features.partials import SKETCHES, Partial
-from tidemill_features.plan import HEADER_WORDS, RingPlan
+from tidemill_features.plan import HEADER_WORDS, WORD_BYTES, RingPlan
 from tidemill_features.sketches import Merged, Sketch, blank, merge, unpack
 
 Ints = NDArray[np.int64]
@@ -60,10 +60,6 @@ class Area:
         sketch: Sketch = found
         return sketch
 
-    def forget_row(self, row: int) -> None:
-        """Forget a shard's."""
-        self._held.pop(row, None)
-
     def forget_slots(self, at: Ints) -> None:
         """Forget those of slots, given by their first words."""
         if not self._plan.pointers:
@@ -75,11 +71,14 @@ class Area:
                 for pointer in self._plan.pointers:
                     held.pop(word + pointer, None)
 
-    def load(self, row: int, words: Ints, raw: bytes) -> None:
-        """Take in the variable-length area of a stored shard."""
-        if not self._plan.pointers:
+    def load(self, row: int, words: Ints, raw: bytes | None) -> None:
+        """Take in the variable-length area of a stored shard (None: an empty one). Raises `LayoutError`."""
+        if raw is None:
+            self._held.pop(row, None)
             return
-        area = self._plan.words * 8
+        area = self._plan.words * WORD_BYTES
+        if len(raw) != area + (int(words[SIZES_WORD]) & 0xFFFFFFFF):
+            raise LayoutError("a shard cut short")
         held: dict[int, Any] = {}
         for word, is_zero, width in self._pointers:
             pointer = int(words[word])

@@ -106,11 +106,11 @@ class Edges:
         if not pieces:
             return []
         store = RingStore(self.scratch, len(pieces))
-        for row in range(len(pieces)):
-            store.load(row, None, NO_TOPIC_ID, 0)
+        rows = np.arange(len(pieces))
+        store.load(rows, [None] * len(rows), NO_TOPIC_ID, 0)
         found = decode(self._raw, pieces)
         store.fold(found.slot, found.event_us, found.offsets, found.inputs)
-        return store.dump(range(len(pieces)))
+        return store.dump(rows)
 
     def slot(self, shard: bytes) -> Ints:
         """Return the slot of a shard of one slot; EMPTY where no event was in the window."""

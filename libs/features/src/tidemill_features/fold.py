@@ -4,9 +4,9 @@ The worker asks where the shards of events lie (`find`), loads those that are mi
 names. At most `capacity` shards per ring stay in memory; those used longest ago give way.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
+from itertools import chain, count, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from tidemill_features.expressions import Column
 from tidemill_features.inputs import evaluate_inputs
-from tidemill_features.layout import EntityValue, LayoutError, entity_key, shard_prefix, shard_suffix
-from tidemill_features.plan import ViewPlan
+from tidemill_features.layout import EntityValue, LayoutError, entity_keys, shard_prefix, shard_suffix
+from tidemill_features.plan import WORD_BYTES, ViewPlan
 from tidemill_features.ring import RingStore
 
 Ints = NDArray[np.int64]
@@ -23,8 +23,10 @@ Ints = NDArray[np.int64]
 FIRST_ROWS = 64
 # Shards of a view that may wait to be written: all are written in one transaction, which keeps others from reading.
 UNWRITTEN = 20_000
-# Instead of a row: an event without an entity; a shard that is not in memory.
-_NO_ENTITY, _ABSENT = -1, -2
+# Bytes of the shards that are copied at once to be written: all of them would be memory that is new every time.
+_LOT_BYTES = 96 * 1024
+# Instead of a row: an event without an entity; a shard that is not in memory, later _MISSING less its number.
+_NO_ENTITY, _MISSING = -1, -2
 
 
 class Shard(NamedTuple):
@@ -35,13 +37,6 @@ class Shard(NamedTuple):
 
     partition: int
     key: EntityValue | tuple[EntityValue, ...]
-
-    @property
-    def entity(self) -> bytes:
-        """The entity as keys in Redis name it."""
-        found = entity_key(self.key if isinstance(self.key, tuple) else (self.key,))
-        assert found is not None
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +67,14 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Where the shards of events lie; `missing`: those that must be loaded before, each once."""
+    """Where the shards of events lie; `missing`: those that must be loaded before, each once.
+
+    `keys`: what the missing are stored under, shard by shard and within it ring by ring.
+    """
 
     rows: Ints
     missing: Sequence[Shard]
-    # The shard of each event that is to be looked up once more, by its number.
-    later: Mapping[int, Shard]
+    keys: Sequence[bytes]
 
 
 @dataclass(slots=True)
@@ -105,19 +102,22 @@ class ViewShards:
         self._rings = [RingStore(ring, self._rows) for ring in plan.rings]
         self._index = _Index(keys=[[] for _ in plan.rings])
         self._add_rows(0)
+        # By row: when it was last needed, whose it is, and whether it was folded into since the last flush.
         self._used = np.zeros(self._rows, np.int64)
+        self._partition = np.zeros(self._rows, np.int64)
+        self._is_dirty = np.zeros(self._rows, np.bool_)
         self._tick = 0
-        # The rows of every fold since the last flush.
-        self._dirty: list[Ints] = []
 
     def __len__(self) -> int:
         return sum(map(len, self._index.rows.values()))
 
     def has_room(self, events: int) -> bool:
         """Return whether so many events more may be folded before some shards must be written."""
-        room = min(self._capacity, UNWRITTEN) - events
-        # Events share shards, but to tell how many is work.
-        return sum(map(len, self._dirty)) <= room or len(self._dirty_rows()) <= room
+        return self._unwritten <= min(self._capacity, UNWRITTEN) - events
+
+    @property
+    def _unwritten(self) -> int:
+        return int(np.count_nonzero(self._is_dirty))
 
     def find(self, events: Events) -> Rows:
         """Return where the shards of events lie, and which must be loaded before they can be folded into."""
@@ -132,10 +132,15 @@ class ViewShards:
             rows[nulls] = _NO_ENTITY
         # What this batch needs must not give way to what it loads.
         self._used[rows[rows >= 0]] = self._tick + 1
-        absent = np.flatnonzero(rows == _ABSENT)
-        partitions = events.partition[absent].tolist()
-        later = {n: Shard(p, keys[n]) for n, p in zip(absent.tolist(), partitions, strict=True)}
-        return Rows(rows, list(dict.fromkeys(later.values())), later)
+        absent = np.flatnonzero(rows == _MISSING)
+        if not len(absent):
+            return Rows(rows, (), ())
+        whose = zip(events.partition[absent].tolist(), map(keys.__getitem__, absent.tolist()), strict=True)
+        wanted = list(map(Shard._make, whose))
+        numbers = dict(zip(dict.fromkeys(wanted), count(), strict=False))
+        rows[absent] = _MISSING - np.fromiter(map(numbers.__getitem__, wanted), np.int64, len(wanted))
+        missing = list(numbers)
+        return Rows(rows, missing, self._keys(missing))
 
     def _lookup(self, partitions: Ints, keys: Sequence[Any]) -> Ints:
         """Return the row of each key within its partition."""
@@ -144,38 +149,45 @@ class ViewShards:
             known = self._index.rows.setdefault(partition, {})
             wanted = keys if place is None else [keys[number] for number in place.tolist()]
             # The loop runs inside `fromiter` and `map`.
-            found = np.fromiter(map(known.get, wanted, repeat(_ABSENT)), np.int64, len(wanted))
+            found = np.fromiter(map(known.get, wanted, repeat(_MISSING)), np.int64, len(wanted))
             rows[slice(None) if place is None else place] = found
         return rows
 
-    def keys(self, shard: Shard) -> list[bytes]:
-        """Return the Redis keys of a shard, one per ring."""
-        suffixes = self._suffixes.get(shard.partition)
-        if suffixes is None:
-            suffixes = [shard_suffix(ring, shard.partition) for ring in self.plan.rings]
-            self._suffixes[shard.partition] = suffixes
-        head = self._prefix + shard.entity
-        return [head + suffix for suffix in suffixes]
+    def _keys(self, shards: Sequence[Shard]) -> list[bytes]:
+        """Return the Redis keys of shards, of each one per ring."""
+        for partition in {shard.partition for shard in shards} - self._suffixes.keys():
+            self._suffixes[partition] = [shard_suffix(ring, partition) for ring in self.plan.rings]
+        prefix, suffixes = self._prefix, [self._suffixes[shard.partition] for shard in shards]
+        entities = entity_keys([shard.key for shard in shards])
+        return [prefix + entity + end for entity, ends in zip(entities, suffixes, strict=True) for end in ends]
 
-    def load(self, shard: Shard, raws: Sequence[bytes | None], topic_id: bytes) -> None:
-        """Take in a shard as stored, one value per ring.
+    def load(self, found: Rows, raws: Sequence[bytes | None], topic_id: Callable[[int], bytes]) -> Ints:
+        """Take in the missing shards as stored, in the order of `found.keys`; return the row of every event.
 
-        Raises `LayoutError` where the bytes do not fit the plan or come from another generation of the log.
+        `topic_id`: by partition. Raises `LayoutError` where bytes do not fit the plan or come from another generation
+        of the log.
         """
-        row = self._take_row(shard)
-        for ring, raw in zip(self._rings, raws, strict=True):
-            generation = ring.load(row, raw, topic_id, shard.partition)
-            if generation != topic_id:
-                raise LayoutError(
-                    f"view {self.plan.name!r}: shard {shard} was folded from another topic of the same name; "
-                    "a re-created topic needs its features rebuilt"
-                )
+        if not found.missing:
+            return found.rows
+        rows, each = self._take_rows(found), len(self._rings)
+        for partition, place in _by_partition(self._partition[rows]):
+            mine = np.arange(len(rows)) if place is None else place
+            for number, ring in enumerate(self._rings):
+                stored = [raws[at] for at in (mine * each + number).tolist()]
+                foreign = ring.load(rows[mine], stored, topic_id(partition), partition)
+                if len(foreign):
+                    shard = found.missing[mine[foreign[0]]]
+                    raise LayoutError(
+                        f"view {self.plan.name!r}: shard {shard} was folded from another topic of the same name; "
+                        "a re-created topic needs its features rebuilt"
+                    )
+        everything = found.rows.copy()
+        absent = np.flatnonzero(everything <= _MISSING)
+        everything[absent] = rows[_MISSING - everything[absent]]
+        return everything
 
-    def fold(self, events: Events, found: Rows) -> None:
-        """Fold events into shards that are all in memory."""
-        rows = found.rows
-        for number, shard in found.later.items():
-            rows[number] = self._index.rows[shard.partition][shard.key]
+    def fold(self, events: Events, rows: Ints) -> None:
+        """Fold events into the shards in `rows`, as `load` returned them."""
         inputs = evaluate_inputs(self.plan, events.columns, len(events))
         event_us, offsets = events.event_us, events.offset
         keyed = rows != _NO_ENTITY
@@ -190,78 +202,87 @@ class ViewShards:
         self.counts.folded += len(rows)
         self._tick += 1
         self._used[rows] = self._tick
-        self._dirty.append(rows)
+        self._is_dirty[rows] = True
 
-    def dirty(self, next_offsets: Mapping[int, int]) -> dict[bytes, bytes]:
-        """Return what must be written, by key; the shards then include everything before `next_offsets` (by partition).
+    def dirty(self, next_offsets: Mapping[int, int]) -> Iterator[tuple[bytes, bytes]]:
+        """Return what must be written; the shards then include everything before `next_offsets` (by partition).
 
-        Stays the same until `written` is called.
+        Stays the same until `written` is called. What is iterated over must be so before the next fold.
         """
-        at = self._dirty_rows()
-        if not len(at):
-            return {}
-        rows: list[int] = at.tolist()
-        shards = [shard for shard in map(self._index.shards.__getitem__, rows) if shard is not None]
-        offsets = np.array([next_offsets[shard.partition] for shard in shards], np.int64)
-        values: dict[bytes, bytes] = {}
-        for place, ring in enumerate(self._rings):
-            ring.include(at, offsets)
-            values.update(zip(map(self._index.keys[place].__getitem__, rows), ring.dump(rows), strict=True))
-        return values
+        rows = np.flatnonzero(self._is_dirty)
+        ends = np.fromiter(map(next_offsets.__getitem__, self._partition[rows].tolist()), np.int64, len(rows))
+        for ring in self._rings:
+            ring.include(rows, ends)
+        return chain.from_iterable(self._dumped(rows))
 
-    def written(self) -> None:
-        """Take note that what `dirty` returned is stored."""
-        self._dirty.clear()
+    def _dumped(self, rows: Ints) -> Iterator[Iterator[tuple[bytes, bytes]]]:
+        for ring, keys in zip(self._rings, self._index.keys, strict=True):
+            step = max(1, _LOT_BYTES // (ring.plan.words * WORD_BYTES))
+            for first in range(0, len(rows), step):
+                lot = rows[first : first + step]
+                yield zip(map(keys.__getitem__, lot.tolist()), ring.dump(lot), strict=True)
 
-    def _dirty_rows(self) -> Ints:
-        """Return the rows that were folded into since the last flush, rising."""
-        if not self._dirty:
-            return np.zeros(0, np.int64)
-        rows = np.unique(np.concatenate(self._dirty))
-        self._dirty = [rows]
+    def written(self) -> int:
+        """Take note that what `dirty` returned is stored; return how much that was."""
+        count = self._unwritten * len(self._rings)
+        self._is_dirty[:] = False
+        return count
+
+    def _take_rows(self, found: Rows) -> Ints:
+        """Return rows for the missing shards, in their order."""
+        index, missing, needed = self._index, found.missing, len(found.missing)
+        if len(index.free) < needed:
+            self._make_room(needed)
+        taken = index.free[: -needed - 1 : -1]
+        del index.free[-needed:]
+        for place, (row, shard) in enumerate(zip(taken, missing, strict=True)):
+            index.rows[shard.partition][shard.key] = row
+            index.shards[row] = shard
+            for number, held in enumerate(index.keys):
+                held[row] = found.keys[place * len(index.keys) + number]
+        rows = np.array(taken, np.int64)
+        self._partition[rows] = np.fromiter((shard.partition for shard in missing), np.int64, needed)
+        self._used[rows] = self._tick + 1
         return rows
 
-    def _take_row(self, shard: Shard) -> int:
-        index = self._index
-        known = index.rows.setdefault(shard.partition, {})
-        if shard.key in known:
-            return known[shard.key]
-        if not index.free:
-            self._make_room()
-        row = known[shard.key] = index.free.pop()
-        index.shards[row] = shard
-        for held, key in zip(index.keys, self.keys(shard), strict=True):
-            held[row] = key
-        self._used[row] = self._tick + 1
-        return row
+    def _grow(self, first: int) -> None:
+        """Make room for all rows, of which there were `first` before."""
+        for ring in self._rings:
+            ring.grow(self._rows)
+        self._used, self._partition, self._is_dirty = (
+            np.concatenate((held, np.zeros(self._rows - first, held.dtype)))
+            for held in (self._used, self._partition, self._is_dirty)
+        )
+        self._add_rows(first)
 
     def _add_rows(self, first: int) -> None:
         """Take note of rows from `first` to the end as free."""
-        index, count = self._index, self._rows - first
-        index.shards.extend([None] * count)
+        index, more = self._index, self._rows - first
+        index.shards.extend([None] * more)
         for held in index.keys:
-            held.extend([b""] * count)
-        index.free.extend(range(self._rows - 1, first - 1, -1))
+            held.extend([b""] * more)
+        # Those taken first lie first.
+        index.free[:0] = range(self._rows - 1, first - 1, -1)
 
-    def _make_room(self) -> None:
+    def _make_room(self, needed: int) -> None:
         """Double the memory up to the capacity; beyond it, forget a quarter: the clean shards used longest ago."""
-        index = self._index
-        if self._rows < self._capacity:
-            first, self._rows = self._rows, min(2 * self._rows, self._capacity)
-            for ring in self._rings:
-                ring.grow(self._rows)
-            self._used = np.resize(self._used, self._rows)
-            self._add_rows(first)
+        index, first = self._index, self._rows
+        if first < self._capacity:
+            while len(index.free) + self._rows - first < needed and self._rows < self._capacity:
+                self._rows = min(2 * self._rows, self._capacity)
+            self._grow(first)
+        if len(index.free) >= needed:
             return
         by_age = np.argsort(self._used, kind="stable")
-        clean = np.isin(by_age, self._dirty_rows(), invert=True) & (self._used[by_age] <= self._tick)
-        for row in by_age[clean][: max(1, self._rows // 4)].tolist():
+        clean = by_age[~self._is_dirty[by_age] & (self._used[by_age] <= self._tick)]
+        # Among them may be those that are free.
+        for row in clean[: max(needed, self._rows // 4)].tolist():
             gone = index.shards[row]
             if gone is not None:
                 del index.rows[gone.partition][gone.key]
-            index.shards[row] = None
-            index.free.append(row)
-        if not index.free:
+                index.shards[row] = None
+                index.free.append(row)
+        if len(index.free) < needed:
             raise MemoryError(f"view {self.plan.name!r}: one batch needs more than {self._capacity} shards in memory")
 
 

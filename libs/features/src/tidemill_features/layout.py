@@ -48,6 +48,7 @@ INT64_MAX = 2**63 - 1
 # Bucket number of an empty slot, and the time before every event.
 EMPTY = INT64_MIN
 
+TOPIC_ID_WORDS = slice(1, 3)
 NEXT_OFFSET_WORD = 4
 NEWEST_WORD = 5
 FINGERPRINT_WORD = 6
@@ -157,6 +158,19 @@ def entity_key(values: Sequence[EntityValue]) -> bytes | None:
         parts.append(_part(value))
     if len(parts) == 1:
         return parts[0]
+    return _joined(parts)
+
+
+def entity_keys(keys: Sequence[EntityValue | tuple[EntityValue, ...]]) -> list[bytes]:
+    """Return the bytes of entities, no part of which is null; keys of several fields are tuples.
+
+    >>> entity_keys(["JFK", 7, ("JFK", "LA:X")])
+    [b'JFK', b'7', b'3:JFK4:LA:X']
+    """
+    return [_joined(map(_part, key)) if isinstance(key, tuple) else _part(key) for key in keys]
+
+
+def _joined(parts: Iterable[bytes]) -> bytes:
     return b"".join(b"%d:%s" % (len(part), part) for part in parts)
 
 
@@ -186,7 +200,7 @@ def empty_shard(ring: RingPlan, topic_id: bytes, partition: int) -> Words:
     """Return the words of a shard that includes nothing."""
     words = np.zeros(ring.words, np.int64)
     words[0] = _MAGIC_WORD
-    words[1:3] = np.frombuffer(topic_id, "<i8")
+    words[TOPIC_ID_WORDS] = np.frombuffer(topic_id, "<i8")
     words[3] = partition | ring.slots << 32
     words[NEWEST_WORD] = EMPTY
     words[FINGERPRINT_WORD] = ring.fingerprint
@@ -217,21 +231,6 @@ def empty_slot(ring: RingPlan) -> Words:
             else:
                 slot[partial.word] = INT64_MAX if sign > 0 else INT64_MIN
     return slot
-
-
-def check_shard(words: Words, ring: RingPlan, raw_bytes: int) -> None:
-    """Compare a shard's header with the plan. Raises `LayoutError`."""
-    if int(words[0]) != _MAGIC_WORD:
-        raise LayoutError(f"no shard of format {FORMAT_VERSION}")
-    if int(words[FINGERPRINT_WORD]) != ring.fingerprint or int(words[3]) >> 32 != ring.slots:
-        raise LayoutError("a shard of another slot layout")
-    if ring.words * 8 + (int(words[SIZES_WORD]) & 0xFFFFFFFF) != raw_bytes:
-        raise LayoutError("a shard cut short")
-
-
-def topic_id_of(words: Words) -> bytes:
-    """Return the log generation that a shard was folded from."""
-    return words[1:3].tobytes()
 
 
 def shard_keys(prefix: bytes, entities: Iterable[bytes], suffixes: Sequence[bytes]) -> list[bytes]:

@@ -17,14 +17,13 @@ from tidemill_features.inputs import Values
 from tidemill_features.layout import (
     NEWEST_WORD,
     NEXT_OFFSET_WORD,
-    LayoutError,
-    check_shard,
+    TOPIC_ID_WORDS,
     empty_shard,
     empty_slot,
-    topic_id_of,
+    to_words,
 )
 from tidemill_features.partials import Kind, Partial, RawPlan
-from tidemill_features.plan import HEADER_WORDS, RingPlan
+from tidemill_features.plan import HEADER_WORDS, WORD_BYTES, RingPlan
 from tidemill_features.raw_events import Encoded, appended, encode
 from tidemill_features.sequential import runs_of
 
@@ -53,10 +52,15 @@ class RingStore:
         # The reset of a slot, as offsets from its first word and what goes there.
         self._reset_at = np.arange(1, plan.slot_words)
         # Empty shards by topic id and partition.
-        self._blanks: dict[tuple[bytes, int], Ints] = {}
+        self._blanks: dict[tuple[bytes, int], bytes] = {}
         self._area = Area(plan)
         # Counts come last: what is beside one needs the number before the batch.
         self._order = sorted(plan.partials, key=lambda partial: partial.kind is Kind.COUNT)
+
+    @property
+    def _shards(self) -> Ints:
+        """The words, a row per shard."""
+        return self._words.reshape(-1, self.plan.words)
 
     def grow(self, rows: int) -> None:
         """Make room for `rows` shards."""
@@ -64,37 +68,30 @@ class RingStore:
         grown[: len(self._words)] = self._words
         self._words = grown
 
-    def load(self, row: int, raw: bytes | None, topic_id: bytes, partition: int) -> bytes:
-        """Put a stored shard (None: an empty one) into a row; return the log generation that it was folded from.
+    def load(self, rows: Ints, raws: Sequence[bytes | None], topic_id: bytes, partition: int) -> Ints:
+        """Put stored shards of a partition (None: an empty one) into rows; return which come from another topic.
 
         Raises `LayoutError` where the bytes do not fit the plan.
         """
         plan = self.plan
-        first = row * plan.words
-        self._area.forget_row(row)
-        if raw is None:
-            blank = self._blanks.get((topic_id, partition))
-            if blank is None:
-                blank = self._blanks[topic_id, partition] = empty_shard(plan, topic_id, partition)
-            self._words[first : first + plan.words] = blank
-            return topic_id
-        if len(raw) < plan.words * 8:
-            raise LayoutError("a shard cut short, or of another slot layout")
-        words = np.frombuffer(raw[: plan.words * 8], "<i8")
-        check_shard(words, plan, len(raw))
-        self._words[first : first + plan.words] = words
-        self._area.load(row, words, raw)
-        return topic_id_of(words)
+        blank = self._blanks.get((topic_id, partition))
+        if blank is None:
+            blank = self._blanks[topic_id, partition] = empty_shard(plan, topic_id, partition).tobytes()
+        words = to_words(raws, plan, blank)
+        self._shards[rows] = words
+        if plan.pointers:
+            for row, shard, raw in zip(rows.tolist(), words, raws, strict=True):
+                self._area.load(row, shard, raw)
+        return np.flatnonzero((words[:, TOPIC_ID_WORDS] != np.frombuffer(topic_id, "<i8")).any(axis=1))
 
-    def dump(self, rows: Sequence[int]) -> list[bytes]:
+    def dump(self, rows: Ints) -> list[bytes]:
         """Return the stored bytes of shards."""
-        plan = self.plan
-        size = plan.words * 8
-        if not plan.pointers:
-            raw = self._words.data.cast("B")
-            return [bytes(raw[row * size : (row + 1) * size]) for row in rows]
-        shards = self._words.reshape(-1, plan.words)[list(rows)]
-        return [self._area.dump(row, shards[at]) for at, row in enumerate(rows)]
+        shards = self._shards[rows]
+        if not self.plan.pointers:
+            # As one opaque value each.
+            found: list[bytes] = shards.view(f"V{self.plan.words * WORD_BYTES}").ravel().tolist()
+            return found
+        return [self._area.dump(row, shard) for row, shard in zip(rows.tolist(), shards, strict=True)]
 
     def include(self, rows: Ints, next_offsets: Ints) -> None:
         """Say that the shards in `rows` include everything before `next_offsets`; one that is ahead stays so."""

@@ -17,6 +17,7 @@ from tidemill_runtime.settings import RedisSettings
 
 Client: TypeAlias = Redis | RedisCluster
 _KEYS_PER_TRIP = 2_000
+_SENT_BYTES = 96 * 1024
 _ATTEMPTS = 2
 # Of a pool's connections: those that watch, and a few for commands besides reads.
 _HELD_BY_OTHERS = 4
@@ -73,7 +74,7 @@ async def _from_one(redis: Any, keys: Sequence[bytes]) -> list[bytes | None]:
         try:
             found: list[bytes | None] = []
             for first in range(0, len(keys), _KEYS_PER_TRIP):
-                await connection.send_packed_command(packed([("MGET", *keys[first : first + _KEYS_PER_TRIP])]))
+                await send(connection, [("MGET", *keys[first : first + _KEYS_PER_TRIP])])
                 found += await connection.read_response()
         except BaseException as error:
             # Answers that nobody read would be taken for those of the next trip.
@@ -88,20 +89,42 @@ async def _from_one(redis: Any, keys: Sequence[bytes]) -> list[bytes | None]:
     raise AssertionError("unreachable")
 
 
-def packed(commands: Iterable[Sequence[Any]]) -> list[bytes]:
-    """Return commands of texts, bytes and integers as they are sent.
+async def send(connection: Any, commands: Iterable[Sequence[Any]]) -> int:
+    """Send commands of texts, bytes and integers; return how many answers are to be read.
 
-    >>> packed([("GET", b"k")])
-    [b'*2\\r\\n$3\\r\\nGET\\r\\n$1\\r\\nk\\r\\n']
+    They are taken and sent piece by piece: memory for all of them would be new every time, which costs more than they.
+    """
+    pieces: list[bytes] = []
+    sent = waiting = 0
+    for command in commands:
+        sent += 1
+        pieces.append(packed(command))
+        waiting += len(pieces[-1])
+        if waiting >= _SENT_BYTES:
+            await connection.send_packed_command(pieces)
+            pieces, waiting = [], 0
+    if pieces:
+        await connection.send_packed_command(pieces)
+    return sent
+
+
+def packed(command: Sequence[Any]) -> bytes:
+    """Return a command as it is sent.
+
+    >>> packed(("GET", b"k", 1))
+    b'*3\\r\\n$3\\r\\nGET\\r\\n$1\\r\\nk\\r\\n$1\\r\\n1\\r\\n'
 
     The library spends microseconds on each of what may be thousands of arguments.
     """
-    parts: list[bytes] = []
-    for command in commands:
-        arguments = [part if isinstance(part, bytes) else str(part).encode() for part in command]
-        parts.append(b"*%d\r\n" % len(arguments))
-        parts.extend([b"$%d\r\n%b\r\n" % (len(part), part) for part in arguments])
-    return [b"".join(parts)]
+    arguments = [part if isinstance(part, bytes) else str(part).encode() for part in command]
+    # Many have the same length.
+    sizes = [*map(len, arguments)]
+    heads = {size: b"\r\n$%d\r\n" % size for size in set(sizes)}
+    parts = [b"\r\n"] * (2 * len(arguments) + 2)
+    parts[0] = b"*%d" % len(arguments)
+    parts[1:-1:2] = map(heads.__getitem__, sizes)
+    parts[2:-1:2] = arguments
+    return b"".join(parts)
 
 
 async def _from_cluster(redis: Any, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -141,7 +164,7 @@ async def _trip(
     moving: list[int] = []
     try:
         commands = [("MGET", *(keys[place] for place in places)) for places in groups]
-        await connection.send_packed_command(packed(commands))
+        await send(connection, commands)
         for places in groups:
             try:
                 values = await connection.read_response()

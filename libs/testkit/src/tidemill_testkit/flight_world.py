@@ -198,10 +198,8 @@ def _events(stream: definition.Stream, delay: str, numbers: Sequence[int]) -> Ev
 def _shards(view: definition.View, stream: definition.Stream, events: Events, project: str) -> dict[bytes, bytes]:
     shards = ViewShards(compile_view(view, stream), project, 100_000)
     found = shards.find(events)
-    for shard in found.missing:
-        shards.load(shard, [None] * len(shards.keys(shard)), TOPIC_ID)
-    shards.fold(events, found)
-    return shards.dirty({p: int((events.partition == p).sum()) for p in range(PARTITIONS)})
+    shards.fold(events, shards.load(found, [None] * len(found.keys), lambda _: TOPIC_ID))
+    return dict(shards.dirty({p: int((events.partition == p).sum()) for p in range(PARTITIONS)}))
 
 
 def encoding() -> Encoding:

@@ -177,10 +177,9 @@ class _Worker:
         counting = [record for partition in self.next for record in self._admitted(records, partition)]
         events = self.world.events(counting)
         found = self.shards.find(events)
-        for shard in found.missing:
-            self.shards.load(shard, [self.store.get(key) for key in self.shards.keys(shard)], _TOPIC_ID)
-        self.shards.fold(events, found)
-        dirty = self.shards.dirty(self.next)
+        rows = self.shards.load(found, [self.store.get(key) for key in found.keys], lambda _: _TOPIC_ID)
+        self.shards.fold(events, rows)
+        dirty = dict(self.shards.dirty(self.next))
         if crash == "between":
             self.store.update(list(dirty.items())[::2])
         if not crash:

@@ -6,8 +6,9 @@ the log's beginning. Once they have almost caught up the partition is read again
 ahead skip what they include, and the checkpoint moves on when it is passed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -89,21 +90,26 @@ class OnlineState:
     # What was taken in since the last flush.
     unwritten: set[Partition] = field(default_factory=set)
 
-    def dirty(self) -> dict[bytes, bytes]:
-        """Return the shards to be written; they then include everything that was taken in."""
-        shards: dict[bytes, bytes] = {}
-        for topic in sorted({partition.topic for partition in self.unwritten}):
-            ends = {p.number: place.next_offset for p, place in self.partitions.items() if p.topic == topic}
-            for view in self.streams[topic.removeprefix("events.")].shards.values():
-                shards |= view.dirty(ends)
-        return shards
+    def dirty(self) -> Iterator[tuple[bytes, bytes]]:
+        """Return the shards to be written, by key; they then include everything that was taken in."""
+        ends: dict[str, dict[int, int]] = {partition.topic: {} for partition in sorted(self.unwritten)}
+        for partition, place in self.partitions.items():
+            if partition.topic in ends:
+                ends[partition.topic][partition.number] = place.next_offset
+        return chain.from_iterable(
+            view.dirty(until)
+            for topic, until in ends.items()
+            for view in self.streams[topic.removeprefix("events.")].shards.values()
+        )
 
-    def written(self) -> None:
-        """Take note that what `dirty` returned is stored."""
+    def written(self) -> int:
+        """Take note that what `dirty` returned is stored; return how many shards that were."""
+        count = 0
         for partition in self.unwritten:
             for view in self.streams[partition.topic.removeprefix("events.")].shards.values():
-                view.written()
+                count += view.written()
         self.unwritten.clear()
+        return count
 
     def has_room(self, records: int) -> bool:
         """Return whether so many records more can be folded before something must be written."""

@@ -1,7 +1,7 @@
 """What is being built, in memory: folded piece by piece, written when there is enough of it."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
@@ -12,7 +12,7 @@ from tidemill_runtime.positions import Partition
 
 from tidemill_feature import metrics
 from tidemill_feature.adapters.folding import fold
-from tidemill_feature.adapters.redis_store import Move, RedisStore
+from tidemill_feature.adapters.redis_store import Move, Pairs, RedisStore
 from tidemill_feature.building import Found
 from tidemill_feature.replaying import Chunk, Replay
 
@@ -89,12 +89,12 @@ class Site:
             await self._write([Move(place, lot.held, None) for place, lot in self.lots.items()], view.dirty(ends))
             view.written()
         moves = [Move(partition, lot.held, lot.replay.checkpoint()) for partition, lot in self.lots.items()]
-        await self._write(moves, {})
+        await self._write(moves, ())
         for move in moves:
             self.lots[move.partition].held = move.next
         self._events, self._written_s = 0, monotonic()
 
-    async def _write(self, moves: Sequence[Move], shards: Mapping[bytes, bytes]) -> None:
+    async def _write(self, moves: Sequence[Move], shards: Pairs) -> None:
         if await self.store.flush(moves, shards):
             raise Retryable("another worker builds the same views, or Redis has lost writes")
 

@@ -17,7 +17,7 @@ from redis.exceptions import ConnectionError as RedisDownError
 from redis.exceptions import NoScriptError
 from tidemill_features.layout import Checkpoint
 from tidemill_runtime.positions import Partition
-from tidemill_runtime.redis_client import packed
+from tidemill_runtime.redis_client import send
 
 # KEYS: the shard, and where the new one was put aside. Offsets are compared as numbers of eight bytes, the last first;
 # a shard's header holds the topic id in its bytes 8 to 24 and the next offset in 32 to 40.
@@ -92,8 +92,7 @@ class Lane:
     async def _ask(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         connection = self._connection
         try:
-            await connection.send_packed_command(packed(commands))
-            return [await connection.read_response() for _ in commands]
+            return [await connection.read_response() for _ in range(await send(connection, commands))]
         except NoScriptError as error:
             await self.close()
             raise RedisDownError(f"its scripts were flushed: {error}") from error

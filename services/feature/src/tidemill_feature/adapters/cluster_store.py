@@ -25,7 +25,7 @@ from tidemill_runtime.positions import Partition
 from tidemill_runtime.redis_client import as_outage
 
 from tidemill_feature.adapters.cluster_lanes import Lane, lowest, tags_of
-from tidemill_feature.adapters.redis_store import Move, RedisStore, translated
+from tidemill_feature.adapters.redis_store import Move, Pairs, RedisStore, translated
 
 _SET_BACK_ATTEMPTS = 3
 
@@ -84,7 +84,7 @@ class ClusterStore(RedisStore):
                 await asyncio.gather(*(lane.close() for lane in lanes.values()))
         return {place: lowest(found[place], [mark[place] for mark in marks]) for place in partitions}
 
-    async def flush(self, moves: Sequence[Move], shards: Mapping[bytes, bytes]) -> dict[Partition, Checkpoint | None]:
+    async def flush(self, moves: Sequence[Move], shards: Pairs) -> dict[Partition, Checkpoint | None]:
         """Write shards and checkpoints; return what Redis holds instead where it refused, nothing where it wrote.
 
         Raises `StateLost` where a node has lost writes of an earlier flush.
@@ -106,19 +106,19 @@ class ClusterStore(RedisStore):
         await super().close()
         await asyncio.gather(*(lane.close() for lane in self._lanes.values()))
 
-    async def _write(self, points: Mapping[bytes, bytes], shards: Mapping[bytes, bytes]) -> bool:
+    async def _write(self, points: Mapping[bytes, bytes], shards: Pairs) -> bool:
         """Write shards and marks on every node, then the checkpoints where nobody else wrote them."""
         places = {self._key(place): place for place in self._known}
         marks = {places[key]: Checkpoint.unpack(raw) for key, raw in points.items()}
         by_node: dict[str, dict[bytes, bytes]] = {name: {} for name in self._lanes}
-        for key, raw in shards.items():
+        for key, raw in shards:
             name = self._node(key).name
             if name not in by_node:
                 raise RedisDownError("slots are being moved")
             by_node[name][key] = raw
         await self._on_all(lane.write(by_node[name], marks) for name, lane in self._lanes.items())
         self._known.update(marks)
-        return await super()._write(points, {})
+        return await super()._write(points, ())
 
     async def _arm(self) -> None:
         """Watch on a fresh connection to the node that holds the checkpoints."""
@@ -130,7 +130,7 @@ class ClusterStore(RedisStore):
         await self._on_all([self._watching.connect()])
         await self._exchange([])
 
-    async def _exchange(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    async def _exchange(self, commands: Iterable[Sequence[Any]]) -> list[Any]:
         (answers,) = await self._on_all([super()._exchange(commands)])
         return answers
 

@@ -1,8 +1,9 @@
 """Folding events into rings that lie in Redis: one code for what is live, caught up and built anew."""
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 
-from tidemill_features.fold import Rows, Shard, ViewShards
+from tidemill_features.fold import Ints, Rows, ViewShards
 from tidemill_features.layout import LayoutError
 from tidemill_runtime.errors import Fatal
 from tidemill_runtime.positions import Partition
@@ -17,26 +18,22 @@ async def fold(store: RedisStore, foldings: Sequence[Folding], topic_id: Callabl
 
     Raises `Fatal` where Redis holds what this version cannot read.
     """
-    wanted: list[tuple[ViewShards, Shard, bytes]] = []
-    places: list[tuple[Folding, ViewShards, Rows]] = []
-    for folding in foldings:
-        for view in folding.shards:
-            found = view.find(folding.events)
-            places.append((folding, view, found))
-            missing = found.missing
-            wanted.extend((view, shard, topic_id(Partition(folding.topic, shard.partition))) for shard in missing)
-    if wanted:
-        await _load(store, wanted)
+    places = [(folding, view, view.find(folding.events)) for folding in foldings for view in folding.shards]
+    keys = [key for _, _, found in places for key in found.keys]
+    raws = iter(await store.shards(keys) if keys else ())
+    loaded: list[tuple[Folding, ViewShards, Ints]] = []
     for folding, view, found in places:
-        view.fold(folding.events, found)
+        metrics.shards_loaded.inc(len(found.missing))
+        mine = list(islice(raws, len(found.keys)))
+        loaded.append((folding, view, _loaded(view, found, mine, folding.topic, topic_id)))
+    for folding, view, rows in loaded:
+        view.fold(folding.events, rows)
 
 
-async def _load(store: RedisStore, wanted: Sequence[tuple[ViewShards, Shard, bytes]]) -> None:
-    keys = [view.keys(shard) for view, shard, _ in wanted]
-    raws = iter(await store.shards([key for found in keys for key in found]))
+def _loaded(
+    view: ViewShards, found: Rows, raws: Sequence[bytes | None], topic: str, topic_id: Callable[[Partition], bytes]
+) -> Ints:
     try:
-        for (view, shard, topic_id), found in zip(wanted, keys, strict=True):
-            view.load(shard, [next(raws) for _ in found], topic_id)
+        return view.load(found, raws, lambda partition: topic_id(Partition(topic, partition)))
     except LayoutError as error:
         raise Fatal(str(error)) from error
-    metrics.shards_loaded.inc(len(wanted))

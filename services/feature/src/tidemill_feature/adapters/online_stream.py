@@ -208,10 +208,8 @@ class OnlinePipeline(Pipeline[OnlineState, Work]):
         for partition in sorted(state.unwritten):
             place = state.partitions[partition]
             moves.append(Move(partition, place.stored, place.checkpoint()))
-        shards = state.dirty()
-        self._settle(state, await self._store.flush(moves, shards), moves)
-        state.written()
-        metrics.shards_written.inc(len(shards))
+        self._settle(state, await self._store.flush(moves, state.dirty()), moves)
+        metrics.shards_written.inc(state.written())
         metrics.flush_seconds.observe(perf_counter() - began)
 
     async def flush(self) -> None:

@@ -2,7 +2,7 @@
 
 One connection watches the checkpoints of the assignment from one flush to the next, so that a flush is one trip:
 
-    MULTI · MSET shards · SET checkpoints · EXEC · WATCH checkpoints · MGET checkpoints
+    MULTI · MSET shards, in pieces · SET checkpoints · EXEC · WATCH checkpoints · MGET checkpoints
 
 Whoever else writes a watched checkpoint makes EXEC do nothing: a worker that lost its partition (a zombie) never
 replaces newer shards. A broken connection is opened anew and compares first, which finds writes that Redis lost, and
@@ -10,10 +10,10 @@ commits whose answer was. No script: Lua interns every argument under a hash of 
 shards, and a flush of 3,000 of them took over five seconds.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
-from typing import Any, NamedTuple
+from itertools import chain, islice
+from typing import Any, NamedTuple, TypeAlias
 
 from redis.asyncio import Redis
 from redis.exceptions import (
@@ -33,7 +33,13 @@ from redis.exceptions import (
 from tidemill_features.layout import Checkpoint, LayoutError, checkpoint_key
 from tidemill_runtime.errors import Fatal, Retryable
 from tidemill_runtime.positions import Partition
-from tidemill_runtime.redis_client import as_outage, fetch_many, packed
+from tidemill_runtime.redis_client import as_outage, fetch_many, send
+
+# Shards that are dumped and sent at once.
+_PIECE = 64
+
+
+Pairs: TypeAlias = Iterable[tuple[bytes, bytes]]
 
 
 class Move(NamedTuple):
@@ -101,8 +107,11 @@ class RedisStore:
         with translated():
             return await fetch_many(self._redis, keys)
 
-    async def flush(self, moves: Sequence[Move], shards: Mapping[bytes, bytes]) -> dict[Partition, Checkpoint | None]:
-        """Write shards and checkpoints; return what Redis holds instead where it refused, nothing where it wrote."""
+    async def flush(self, moves: Sequence[Move], shards: Pairs) -> dict[Partition, Checkpoint | None]:
+        """Write shards, as keys with their values, and checkpoints.
+
+        Returns what Redis holds instead where it refused, nothing where it wrote.
+        """
         keys = [self._key(move.partition) for move in moves]
         held = [move.held for move in moves]
         wanted = [move.next or move.held for move in moves]
@@ -141,26 +150,23 @@ class RedisStore:
         self._watching = await self._redis.connection_pool.get_connection()
         await self._exchange([])
 
-    async def _write(self, points: Mapping[bytes, bytes], shards: Mapping[bytes, bytes]) -> bool:
+    async def _write(self, points: Mapping[bytes, bytes], shards: Pairs) -> bool:
         """Write in one transaction; False where a watched checkpoint was changed, so that nothing was written."""
-        commands: list[tuple[Any, ...]] = [("MULTI",)]
-        if shards:
-            commands.append(("MSET", *chain.from_iterable(shards.items())))
-        commands.extend(("SET", key, raw) for key, raw in points.items())
-        executed = (await self._exchange([*commands, ("EXEC",)]))[-1]
+        checkpoints = [("SET", key, raw) for key, raw in points.items()]
+        commands: Iterable[Sequence[Any]] = chain([("MULTI",)], _sets(shards), checkpoints, [("EXEC",)])
+        executed = (await self._exchange(commands))[-1]
         for answer in executed or ():
             if isinstance(answer, RedisError):
                 raise answer
         return executed is not None
 
-    async def _exchange(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    async def _exchange(self, commands: Iterable[Sequence[Any]]) -> list[Any]:
         """Send commands in one go, watch for the next time, and return the answers; raise one that is an error."""
         keys = list(self._seen)
         connection = self._watching
-        everything = [*commands, ("WATCH", *keys), ("MGET", *keys)]
         try:
-            await connection.send_packed_command(packed(everything))
-            answers = [await connection.read_response() for _ in everything]
+            sent = await send(connection, chain(commands, [("WATCH", *keys), ("MGET", *keys)]))
+            answers = [await connection.read_response() for _ in range(sent)]
         except BaseException:
             # Answers that nobody read would be taken for those of the next flush.
             await self._drop()
@@ -176,6 +182,13 @@ class RedisStore:
 
     def _key(self, partition: Partition) -> bytes:
         return checkpoint_key(self._project, self._group, partition.topic, partition.number)
+
+
+def _sets(shards: Pairs) -> Iterator[Sequence[Any]]:
+    """Yield the commands that write shards, which are dumped as they are sent."""
+    pairs = iter(shards)
+    while piece := list(chain.from_iterable(islice(pairs, _PIECE))):
+        yield ["MSET", *piece]
 
 
 def _unpacked(raw: bytes | None) -> Checkpoint | None:
