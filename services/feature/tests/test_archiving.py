@@ -24,8 +24,9 @@ from tidemill_feature.adapters.archive import ArchivePipeline, Limits
 from tidemill_feature.archiving import Buffer, event_rows, prediction_rows
 from tidemill_features.admission import Rules
 from tidemill_features.archive import PREDICTIONS_TOPIC, counting, identity_text, offsets_of, summary_of, table_name
-from tidemill_features.iceberg import Archive, LogTable, catalogue_uri
+from tidemill_features.iceberg import Archive, catalogue_uri
 from tidemill_features.log_columns import LogRows
+from tidemill_features.log_table import LogTable
 from tidemill_features.upkeep import FAN_IN, Upkeep
 from tidemill_runtime.batches import Assignment, Batch, Refused
 from tidemill_runtime.dead_letters import DeadLetters

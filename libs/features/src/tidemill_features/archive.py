@@ -20,6 +20,10 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 NAMESPACE = "tidemill"
+# Where the catalogue in PostgreSQL says the newest metadata of each table of a namespace, $1, is.
+CATALOGUE_QUERY = """
+SELECT table_name, metadata_location FROM iceberg.iceberg_tables WHERE catalog_name = $1 AND table_namespace = $1
+"""
 PREDICTIONS_TOPIC = "serving.predictions.v1"
 OUTCOMES_TOPIC = "monitoring.outcomes.v1"
 # Key of the snapshot summary: JSON, partition to next offset.

@@ -1,32 +1,17 @@
 """The offline log in Apache Iceberg, through pyiceberg: catalogue in PostgreSQL, data in a warehouse folder or store.
 
-The one module of the library that imports pyiceberg and pyarrow (extra `offline`). Everything blocks.
+Extra `offline`. Everything blocks.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
 from pyiceberg.catalog.sql import SqlCatalog
-from pyiceberg.conversions import from_bytes
 from pyiceberg.exceptions import CommitFailedException, NoSuchTableError
 from pyiceberg.exceptions import TableAlreadyExistsError as TableExistsError
-from pyiceberg.expressions import (
-    AlwaysFalse,
-    AlwaysTrue,
-    And,
-    BooleanExpression,
-    EqualTo,
-    GreaterThanOrEqual,
-    In,
-    LessThan,
-    Or,
-    Reference,
-)
-from pyiceberg.expressions.literals import literal
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 from pyiceberg.types import BooleanType, DoubleType, IcebergType, LongType, NestedField, StringType, TimestamptzType
@@ -48,6 +33,7 @@ from tidemill_features.archive import (
     table_name,
 )
 from tidemill_features.iceberg_files import keep_up, widen, widened_names
+from tidemill_features.log_table import LogTable, at_newest
 from tidemill_features.upkeep import Done, Upkeep
 
 _TYPES: Mapping[str, IcebergType] = {
@@ -103,48 +89,6 @@ def iceberg_schema(columns: Sequence[TableColumn]) -> Schema:
             for number, column in enumerate(columns, 1)
         )
     )
-
-
-class LogTable:
-    """A table as it was at one snapshot; whatever is committed later, every read gives the same rows."""
-
-    def __init__(self, table: Table, snapshot_id: int) -> None:
-        self._table = table
-        self.snapshot_id = snapshot_id
-        snapshot = table.snapshot_by_id(snapshot_id)
-        made_with = None if snapshot is None else snapshot.schema_id
-        # A column may have been added since.
-        self._schema = table.schema() if made_with is None else table.schemas()[made_with]
-
-    def read(self, names: Sequence[str] | None = None, wanted: Filter | None = None) -> pa.Table:
-        """Return rows with the named columns, or all; a column that the table does not have is left out."""
-        known = {field.name for field in self._schema.fields}
-        fields = ("*",) if names is None else tuple(name for name in names if name in known)
-        chosen = AlwaysTrue() if wanted is None else _expression(wanted)
-        return self._table.scan(chosen, fields, snapshot_id=self.snapshot_id).to_arrow()
-
-    def rows_at_most(self, wanted: Filter) -> int:
-        """Return how many rows the files have of which some may be wanted."""
-        tasks = self._table.scan(_expression(wanted), snapshot_id=self.snapshot_id).plan_files()
-        return sum(task.file.record_count for task in tasks)
-
-    def oldest(self, name: str) -> int | None:
-        """Return a lower bound of an integer column, from what the files say of themselves; None without rows."""
-        return min(self._bounds(name, "lower_bounds"), default=None)
-
-    def first_arrival_us(self) -> int | None:
-        """Return when the first record came to the log; None without rows, and for a table that does not know."""
-        return self.oldest("_available_us") if self._table.properties.get(ARRIVAL_PROPERTY) == ARRIVAL else None
-
-    def newest(self, name: str) -> int | None:
-        """Return an upper bound of an integer column, from what the files say of themselves; None without rows."""
-        return max(self._bounds(name, "upper_bounds"), default=None)
-
-    def _bounds(self, name: str, which: str) -> list[int]:
-        number = self._schema.find_field(name).field_id
-        tasks = self._table.scan(snapshot_id=self.snapshot_id).plan_files()
-        raw = [getattr(task.file, which)[number] for task in tasks if task.file.record_count]
-        return [int(from_bytes(LongType(), bound)) for bound in raw]
 
 
 class Archive:
@@ -224,8 +168,7 @@ class Archive:
             table = self._catalogue.load_table((NAMESPACE, table_name(topic)))
         except NoSuchTableError:
             return None
-        snapshot = table.current_snapshot()
-        return None if snapshot is None else LogTable(table, snapshot.snapshot_id)
+        return at_newest(table)
 
     def read(
         self, topic: str, *, names: Sequence[str] | None = None, at_least: tuple[str, int] | None = None
@@ -268,25 +211,6 @@ def _evolve(table: Table, columns: Sequence[TableColumn]) -> None:
             for column in added:
                 # Rows that are there have no value for it, whatever the definition says of new ones.
                 schema.add_column(column.name, _TYPES[column.kind])
-
-
-def _expression(wanted: Filter) -> BooleanExpression:
-    parts: list[BooleanExpression] = [_at_least(name, value) for name, value in wanted.at_least.items()]
-    parts += [EqualTo(term=Reference(name), value=literal(value)) for name, value in wanted.equal.items()]
-    parts += [In(term=Reference(name), values=set(map(literal, values))) for name, values in wanted.among.items()]
-    if wanted.spans is not None:
-        spans = [_span(number, first, end) for number, (first, end) in wanted.spans.items()]
-        parts.append(reduce(Or, spans) if spans else AlwaysFalse())
-    return reduce(And, parts) if parts else AlwaysTrue()
-
-
-def _span(partition: int, first: int, end: int | None) -> BooleanExpression:
-    begun = And(EqualTo(term=Reference("_partition"), value=literal(partition)), _at_least("_offset", first))
-    return begun if end is None else And(begun, LessThan(term=Reference("_offset"), value=literal(end)))
-
-
-def _at_least(name: str, value: int) -> BooleanExpression:
-    return GreaterThanOrEqual(term=Reference(name), value=literal(value))
 
 
 def _held(table: Table) -> dict[int, int]:

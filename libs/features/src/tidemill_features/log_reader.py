@@ -17,8 +17,8 @@ from tidemill_features.cuts import cuts_by_time
 from tidemill_features.entities import UNKNOWN, Entities
 from tidemill_features.expressions import Column, compile_expression, schema_of
 from tidemill_features.horizon import Horizon, Records, horizon, not_late, repeated
-from tidemill_features.iceberg import Archive, LogTable
 from tidemill_features.log_columns import LogRows
+from tidemill_features.log_table import LogTable, LogTables
 from tidemill_features.logged import Logged, predicted
 from tidemill_features.training_set import THREADS, Arrival, Asked, StreamLog, Window
 from tidemill_features.vector import PipelineVector, compile_vector
@@ -43,12 +43,12 @@ class Inputs:
     snapshots: Mapping[str, int]
 
 
-def read_inputs(archive: Archive, closure: definition.Definition, window: Window, limits: Limits) -> Inputs:
+def read_inputs(tables: LogTables, closure: definition.Definition, window: Window, limits: Limits) -> Inputs:
     """Read what the rows, features and labels of one pipeline rest on.
 
-    `closure`: the pipeline with all that it refers to. Raises what pyiceberg and the catalogue raise.
+    `closure`: the pipeline with all that it refers to. Raises what pyiceberg, and the catalogue of `tables`, raise.
     """
-    reader = LogReader(archive, limits)
+    reader = LogReader(tables, limits)
     fields = fields_of(closure)
     earliest = earliest_of(closure, window)
     streams = {stream.name: stream for stream in closure.streams}
@@ -114,8 +114,8 @@ def viewed_from(vector: PipelineVector, from_us: int) -> dict[str, int]:
 class LogReader:
     """Reads tables and remembers their snapshots."""
 
-    def __init__(self, archive: Archive, limits: Limits) -> None:
-        self._archive = archive
+    def __init__(self, tables: LogTables, limits: Limits) -> None:
+        self._tables = tables
         self._limits = limits
         self.snapshots: dict[str, int] = {}
 
@@ -156,7 +156,7 @@ class LogReader:
 
     def _table(self, topic: str) -> LogTable | None:
         """Return a table as of now, which is from now on the run's; None where there is none yet."""
-        table = self._archive.table(topic)
+        table = self._tables.table(topic)
         if table is not None:
             self.snapshots[table_name(topic)] = table.snapshot_id
         return table

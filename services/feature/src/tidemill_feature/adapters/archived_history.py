@@ -10,8 +10,9 @@ from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.topics import events_topic
 from tidemill_features.archive import Filter
 from tidemill_features.expressions import Column
-from tidemill_features.iceberg import Archive, LogTable
+from tidemill_features.iceberg import Archive
 from tidemill_features.log_columns import LogRows
+from tidemill_features.log_table import LogTable
 from tidemill_runtime.errors import Retryable
 
 from tidemill_feature.replaying import Bools, Chunk

@@ -11,9 +11,10 @@ from tidemill_contracts.catalogue import Catalogue
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.topics import events_topic
 from tidemill_features.archive import PREDICTIONS_TOPIC, Filter
-from tidemill_features.iceberg import Archive, LogTable
+from tidemill_features.iceberg import Archive
 from tidemill_features.log_columns import LogRows
 from tidemill_features.log_reader import LogReader, viewed_fields, viewed_from
+from tidemill_features.log_table import LogTable
 from tidemill_features.logged import Logged, predicted
 from tidemill_features.training_set import Twins
 from tidemill_features.vector import PipelineVector, VectorRows, compile_vector

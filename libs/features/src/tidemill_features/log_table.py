@@ -1,0 +1,114 @@
+"""One table of the offline log as it was at one snapshot, read through pyiceberg; no catalogue is needed to read it.
+
+Extra `offline`. Everything blocks.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import Protocol
+
+import pyarrow as pa
+from pyiceberg.conversions import from_bytes
+from pyiceberg.expressions import (
+    AlwaysFalse,
+    AlwaysTrue,
+    And,
+    BooleanExpression,
+    EqualTo,
+    GreaterThanOrEqual,
+    In,
+    LessThan,
+    Or,
+    Reference,
+)
+from pyiceberg.expressions.literals import literal
+from pyiceberg.table import StaticTable, Table
+from pyiceberg.types import LongType
+
+from tidemill_features.archive import ARRIVAL, ARRIVAL_PROPERTY, Filter, table_name
+
+
+class LogTable:
+    """A table as it was at one snapshot; whatever is committed later, every read gives the same rows."""
+
+    def __init__(self, table: Table, snapshot_id: int) -> None:
+        self._table = table
+        self.snapshot_id = snapshot_id
+        snapshot = table.snapshot_by_id(snapshot_id)
+        made_with = None if snapshot is None else snapshot.schema_id
+        # A column may have been added since.
+        self._schema = table.schema() if made_with is None else table.schemas()[made_with]
+
+    def read(self, names: Sequence[str] | None = None, wanted: Filter | None = None) -> pa.Table:
+        """Return rows with the named columns, or all; a column that the table does not have is left out."""
+        known = {field.name for field in self._schema.fields}
+        fields = ("*",) if names is None else tuple(name for name in names if name in known)
+        chosen = AlwaysTrue() if wanted is None else _expression(wanted)
+        return self._table.scan(chosen, fields, snapshot_id=self.snapshot_id).to_arrow()
+
+    def rows_at_most(self, wanted: Filter) -> int:
+        """Return how many rows the files have of which some may be wanted."""
+        tasks = self._table.scan(_expression(wanted), snapshot_id=self.snapshot_id).plan_files()
+        return sum(task.file.record_count for task in tasks)
+
+    def oldest(self, name: str) -> int | None:
+        """Return a lower bound of an integer column, from what the files say of themselves; None without rows."""
+        return min(self._bounds(name, "lower_bounds"), default=None)
+
+    def first_arrival_us(self) -> int | None:
+        """Return when the first record came to the log; None without rows, and for a table that does not know."""
+        return self.oldest("_available_us") if self._table.properties.get(ARRIVAL_PROPERTY) == ARRIVAL else None
+
+    def newest(self, name: str) -> int | None:
+        """Return an upper bound of an integer column, from what the files say of themselves; None without rows."""
+        return max(self._bounds(name, "upper_bounds"), default=None)
+
+    def _bounds(self, name: str, which: str) -> list[int]:
+        number = self._schema.find_field(name).field_id
+        tasks = self._table.scan(snapshot_id=self.snapshot_id).plan_files()
+        raw = [getattr(task.file, which)[number] for task in tasks if task.file.record_count]
+        return [int(from_bytes(LongType(), bound)) for bound in raw]
+
+
+class LogTables(Protocol):
+    """Finds tables by topic."""
+
+    def table(self, topic: str) -> LogTable | None:
+        """Return a table as of now; None where there is none, or nothing was ever committed to it."""
+
+
+class PlacedTables:
+    """Tables whose metadata somebody has looked up: table name to the address of the metadata."""
+
+    def __init__(self, places: Mapping[str, str]) -> None:
+        self._places = places
+
+    def table(self, topic: str) -> LogTable | None:
+        """Return a table as its metadata says; None where it was not found, or nothing was ever committed to it."""
+        place = self._places.get(table_name(topic))
+        return None if place is None else at_newest(StaticTable.from_metadata(place))
+
+
+def at_newest(table: Table) -> LogTable | None:
+    """Return a table at its newest snapshot; None where nothing was ever committed to it."""
+    snapshot = table.current_snapshot()
+    return None if snapshot is None else LogTable(table, snapshot.snapshot_id)
+
+
+def _expression(wanted: Filter) -> BooleanExpression:
+    parts: list[BooleanExpression] = [_at_least(name, value) for name, value in wanted.at_least.items()]
+    parts += [EqualTo(term=Reference(name), value=literal(value)) for name, value in wanted.equal.items()]
+    parts += [In(term=Reference(name), values=set(map(literal, values))) for name, values in wanted.among.items()]
+    if wanted.spans is not None:
+        spans = [_span(number, first, end) for number, (first, end) in wanted.spans.items()]
+        parts.append(reduce(Or, spans) if spans else AlwaysFalse())
+    return reduce(And, parts) if parts else AlwaysTrue()
+
+
+def _span(partition: int, first: int, end: int | None) -> BooleanExpression:
+    begun = And(EqualTo(term=Reference("_partition"), value=literal(partition)), _at_least("_offset", first))
+    return begun if end is None else And(begun, LessThan(term=Reference("_offset"), value=literal(end)))
+
+
+def _at_least(name: str, value: int) -> BooleanExpression:
+    return GreaterThanOrEqual(term=Reference(name), value=literal(value))
