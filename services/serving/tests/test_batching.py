@@ -21,7 +21,7 @@ class Gate:
 
 async def test_what_waits_while_a_batch_runs_becomes_the_next_batch() -> None:
     gate = Gate()
-    batcher = MicroBatcher(gate.run, max_rows=8, max_waiting_rows=100, concurrent=1)
+    batcher = MicroBatcher(gate.run, max_rows=8, max_waiting_rows=100)
     first = asyncio.create_task(batcher.submit(0, 1))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -43,7 +43,7 @@ async def test_each_caller_gets_its_own_result_or_error() -> None:
 
 async def test_a_batch_and_the_queue_are_bounded() -> None:
     gate = Gate()
-    batcher = MicroBatcher(gate.run, max_rows=4, max_waiting_rows=6, concurrent=1)
+    batcher = MicroBatcher(gate.run, max_rows=4, max_waiting_rows=6)
     tasks = [asyncio.create_task(batcher.submit(number, 2)) for number in (0, 2, 4)]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -67,7 +67,7 @@ async def test_a_failing_batch_fails_its_callers_and_the_next_one_works() -> Non
             raise ConnectionError("gone")
         return list(jobs)
 
-    batcher = MicroBatcher(run, max_rows=4, max_waiting_rows=6, concurrent=1)
+    batcher = MicroBatcher(run, max_rows=4, max_waiting_rows=6)
     with pytest.raises(ConnectionError):
         await batcher.submit(1, 1)
     assert await batcher.submit(2, 1) == 2
@@ -75,7 +75,7 @@ async def test_a_failing_batch_fails_its_callers_and_the_next_one_works() -> Non
 
 async def test_a_caller_that_gave_up_before_its_batch_began_costs_nothing() -> None:
     gate = Gate()
-    batcher = MicroBatcher(gate.run, max_rows=8, max_waiting_rows=100, concurrent=1)
+    batcher = MicroBatcher(gate.run, max_rows=8, max_waiting_rows=100)
     first = asyncio.create_task(batcher.submit(0, 1))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -87,3 +87,27 @@ async def test_a_caller_that_gave_up_before_its_batch_began_costs_nothing() -> N
     await first
     await batcher.drained()
     assert gate.batches == [[0]]
+
+
+async def test_a_crowd_that_asks_again_shares_a_batch_though_its_callers_come_one_by_one() -> None:
+    gate = Gate()
+    gate.open.set()
+    batcher = MicroBatcher(gate.run, max_rows=8, max_waiting_rows=100)
+    await asyncio.gather(*(batcher.submit(number, 1) for number in (0, 2, 4, 6)))
+    gate.batches.clear()
+    callers = []
+    for number in (0, 2, 4, 6):
+        callers.append(asyncio.create_task(batcher.submit(number, 1)))
+        # Several turns of the loop, as a call takes from its socket.
+        for _ in range(5):
+            await asyncio.sleep(0)
+    assert await asyncio.gather(*callers) == [0, 20, 40, 60]
+    assert gate.batches == [[0, 2, 4, 6]]
+
+
+async def test_who_is_left_of_a_crowd_is_answered() -> None:
+    gate = Gate()
+    gate.open.set()
+    batcher = MicroBatcher(gate.run, max_rows=8, max_waiting_rows=100)
+    await asyncio.gather(*(batcher.submit(number, 1) for number in (0, 2, 4, 6)))
+    assert await asyncio.wait_for(batcher.submit(8, 1), 1) == 80

@@ -87,7 +87,8 @@ async def test_a_tampered_bundle_is_refused_and_the_last_good_version_serves_on(
     async with stage.serving() as service:
         bad = stage.versions.make(2)
         path = stage.artifacts / bad.bundle / file
-        path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+        raw = path.read_bytes()
+        path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
         position = await stage.deploy(deployment(2, bad))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await service.settled(position)

@@ -1,10 +1,9 @@
 """From scores and feature columns to what is answered and what is logged; pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from math import isnan
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from tidemill_contracts.feature.v1 import feature_pb2 as feature
@@ -15,13 +14,11 @@ from tidemill_features.vector import VectorRows
 from tidemill_models.encoding import Encoding
 
 from tidemill_serving.identity import prediction_id
-from tidemill_serving.prediction_log import Scored
 from tidemill_serving.request import Values
 from tidemill_serving.served import Served, Version
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
+class Checked(NamedTuple):
     """A request that passed its schema."""
 
     values: Values
@@ -35,38 +32,38 @@ class Answers:
     def __init__(self, served: Served, rows: VectorRows, scores: Mapping[int, Sequence[float]], as_of_us: int) -> None:
         self._served = served
         self._rows = rows
-        self._scores = scores
+        self._scores = [(one.number, one.role, scores[one.number]) for one in served.versions]
+        self._probabilities = scores
         self._as_of_us = as_of_us
         self._served_features: dict[int, _FeatureLog] = {}
 
-    def scored(self, row: int, request: Checked) -> Scored:
-        """Return one request as it is logged."""
+    def record(self, row: int, request: Checked) -> records.PredictionRecord:
+        """Return one request as it is logged, without what it shares with the others."""
         served = self._served
         join_key = served.schema.join_key(request.values)
         name = request.prediction_id or prediction_id(served.pipeline, join_key, self._as_of_us)
         version = served.answering(name)
-        return Scored(
+        return records.PredictionRecord(
             prediction_id=name,
             join_key=join_key,
-            as_of_us=self._as_of_us,
             model_version=version.number,
-            probability=self._scores[version.number][row],
+            probability=self._probabilities[version.number][row],
             scores=[
-                records.Score(model_version=one.number, probability=self._scores[one.number][row], role=one.role)
-                for one in served.versions
+                records.Score(model_version=number, probability=probabilities[row], role=role)
+                for number, role, probabilities in self._scores
             ],
             features=self._features(version).row(row),
             request_json=served.schema.to_json(request.values),
         )
 
-    def prediction(self, row: int, scored: Scored, *, with_features: bool) -> messages.Prediction:
+    def prediction(self, row: int, record: records.PredictionRecord, *, with_features: bool) -> messages.Prediction:
         """Return one request as it is answered."""
         prediction = messages.Prediction(
-            prediction_id=scored.prediction_id,
+            prediction_id=record.prediction_id,
             pipeline=self._served.pipeline,
-            model_version=scored.model_version,
-            probability=scored.probability,
-            as_of_us=scored.as_of_us,
+            model_version=record.model_version,
+            probability=record.probability,
+            as_of_us=self._as_of_us,
         )
         if with_features:
             self._add_features(row, prediction)

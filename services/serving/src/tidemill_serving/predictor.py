@@ -5,22 +5,22 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tidemill_contracts.progress.v1 import progress_pb2 as progress
 from tidemill_contracts.serving.v1 import records_pb2 as records
 from tidemill_contracts.serving.v1 import serving_pb2 as messages
 from tidemill_features.finalise import HOP_ACCURACY_BIT, STATUS_BITS
 from tidemill_features.reader import Place, Request
 from tidemill_runtime.errors import Poison, Retryable
+from tidemill_runtime.outgoing import Outgoing
 from tidemill_runtime.positions import Offsets
 
 from tidemill_serving import metrics
 from tidemill_serving.answers import Answers, Checked
 from tidemill_serving.batching import MicroBatcher
-from tidemill_serving.prediction_log import Journal, Origin, Scored
+from tidemill_serving.prediction_log import Journal, Origin, origin_of
 from tidemill_serving.request import Row, check_as_of, check_batch, check_prediction_id
 from tidemill_serving.served import ReadElsewhereError, Served
 
@@ -28,9 +28,9 @@ from tidemill_serving.served import ReadElsewhereError, Served
 class PredictionLog(Protocol):
     """Where predictions are logged."""
 
-    def offer(self, predictions: Sequence[records.PredictionRecord]) -> None: ...
+    def offer(self, predictions: Sequence[Outgoing]) -> None: ...
 
-    async def write(self, predictions: Sequence[records.PredictionRecord]) -> None: ...
+    async def write(self, predictions: Sequence[Outgoing]) -> None: ...
 
     @property
     def written(self) -> Offsets: ...
@@ -43,8 +43,8 @@ _STATUS_NAMES = ("unspecified", "present", "null", "not_found", "outside_max_age
 Fetch = Callable[[list[bytes]], Awaitable[Sequence[bytes | None]]]
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+# Those that a call makes are no frozen dataclasses, which take four times as long to make.
+class Ask(NamedTuple):
     """One call: rows of one pipeline as of one instant (0: now), and how to log them."""
 
     pipeline: str
@@ -55,8 +55,7 @@ class Ask:
     return_features: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """One answer or refusal per row, in order, and where DURABLE records end."""
 
     answers: Sequence[messages.Prediction | Poison]
@@ -91,9 +90,8 @@ class _Read:
     requests: list[Checked] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class _Done:
-    scored: Sequence[Scored]
+class _Done(NamedTuple):
+    records: Sequence[records.PredictionRecord]
     predictions: Sequence[messages.Prediction]
     origin: Origin
 
@@ -161,7 +159,7 @@ class Predictor:
             await asyncio.sleep(pause_s)
 
     async def _logged(self, done: _Done, *, durable: bool) -> Offsets:
-        entries = [self._journal.record(scored, done.origin, durable=durable) for scored in done.scored]
+        entries = [self._journal.entry(record, done.origin, durable=durable) for record in done.records]
         if not durable:
             self._log.offer(entries)
             return {}
@@ -232,7 +230,7 @@ def _answered(read: _Read, request: Request, raws: Sequence[bytes | None], now_u
         return {id(job): error for job in read.jobs}
     except ReadElsewhereError:
         return {id(job): _BehindError() for job in read.jobs}
-    origin = Origin(served.pipeline, served.definition_hash, served.revision, _positions(rows.positions), now_us)
+    origin = origin_of(served.pipeline, served.definition_hash, served.revision, read.as_of_us, rows.positions, now_us)
     answers = Answers(served, rows.vector, scores, read.as_of_us)
     results: dict[int, _Done | Exception] = {}
     first = 0
@@ -246,11 +244,11 @@ def _answered(read: _Read, request: Request, raws: Sequence[bytes | None], now_u
 
 
 def _done(job: _Job, answers: Answers, origin: Origin, first: int) -> _Done:
-    scored = [answers.scored(first + row, request) for row, request in enumerate(job.requests)]
+    logged = [answers.record(row, request) for row, request in enumerate(job.requests, first)]
     predictions = [
-        answers.prediction(first + row, one, with_features=job.return_features) for row, one in enumerate(scored)
+        answers.prediction(row, record, with_features=job.return_features) for row, record in enumerate(logged, first)
     ]
-    return _Done(scored, predictions, origin)
+    return _Done(logged, predictions, origin)
 
 
 def _count(served: Served, status: NDArray[np.uint8], results: Iterable[_Done | Exception]) -> None:
@@ -262,18 +260,11 @@ def _count(served: Served, status: NDArray[np.uint8], results: Iterable[_Done | 
     coarse = int(np.count_nonzero(status & HOP_ACCURACY_BIT))
     if coarse:
         metrics.hop_accuracy.labels(served.pipeline).inc(coarse)
-    answering = Counter(scored.model_version for done in results if isinstance(done, _Done) for scored in done.scored)
+    answering = Counter(one.model_version for done in results if isinstance(done, _Done) for one in done.records)
     for version in served.versions:
         if answering[version.number]:
             role = records.Role.Name(version.role).removeprefix("ROLE_").lower()
             metrics.predictions.labels(served.pipeline, role).inc(answering[version.number])
-
-
-def _positions(positions: Mapping[Place, int]) -> list[progress.TopicPartitionOffset]:
-    return [
-        progress.TopicPartitionOffset(topic=place.topic, partition=place.partition, next_offset=offset)
-        for place, offset in positions.items()
-    ]
 
 
 def _covers(positions: Mapping[Place, int], include: Offsets) -> bool:

@@ -4,21 +4,17 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import lru_cache
 from itertools import islice
 from types import TracebackType
 from typing import Self
 
 import structlog
-from tidemill_contracts.cloudevents import Attributes, to_headers
-from tidemill_contracts.serving.v1 import records_pb2 as records
 from tidemill_runtime.errors import Fatal, Overloaded, Poison, Retryable, TidemillError
 from tidemill_runtime.positions import Partition
 from tidemill_runtime.producer import Outgoing, Producer
 from tidemill_runtime.retries import delays
 
 from tidemill_serving import metrics
-from tidemill_serving.prediction_log import SOURCE, TOPIC, TYPE
 
 _MAX_SEND = 500
 # How long an ASYNC record may wait for company; what a killed process loses at most, besides what is in flight.
@@ -44,14 +40,14 @@ class PredictionTopic:
         """End offsets of every partition of the predictions topic written since the start."""
         return self._producer.written
 
-    async def write(self, predictions: Sequence[records.PredictionRecord]) -> None:
+    async def write(self, predictions: Sequence[Outgoing]) -> None:
         """Write before the answer; returns when Kafka has acknowledged all. Raises `Retryable` where it does not."""
-        await self._producer.send_all([_outgoing(record) for record in predictions])
+        await self._producer.send_all(predictions)
 
-    def offer(self, predictions: Sequence[records.PredictionRecord]) -> None:
+    def offer(self, predictions: Sequence[Outgoing]) -> None:
         """Queue predictions; what does not fit is dropped, counted, and leaves a gap in the sequence."""
         room = self._queue_records - len(self._queue)
-        self._queue.extend(_outgoing(record) for record in predictions[:room])
+        self._queue.extend(predictions[:room])
         if room < len(predictions):
             metrics.log_dropped.inc(len(predictions) - max(room, 0))
         self._filled.set()
@@ -124,15 +120,3 @@ class PredictionTopic:
             self._queue.popleft()
         self._queue.extendleft(reversed(kept))
         return not kept
-
-
-def _outgoing(record: records.PredictionRecord) -> Outgoing:
-    headers = [("ce_id", record.prediction_id.encode()), *_shared_headers(record.pipeline, record.as_of_us)]
-    return Outgoing(TOPIC, record.SerializeToString(), record.join_key.encode(), headers)
-
-
-@lru_cache(64)
-def _shared_headers(pipeline: str, as_of_us: int) -> tuple[tuple[str, bytes], ...]:
-    """Return the CloudEvents headers that all predictions of a pipeline at one instant share."""
-    attributes = Attributes(id="", source=SOURCE, type=TYPE, time_us=as_of_us, subject=pipeline)
-    return tuple(to_headers(attributes, "application/protobuf"))
