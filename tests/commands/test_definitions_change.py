@@ -49,6 +49,33 @@ async def test_a_view_is_retired_by_name_and_never_while_a_pipeline_reads_it(des
     assert ("tips", "created", 3) in [(one["name"], one["change"], one["revision"]) for one in back.json["changes"]]
 
 
+async def test_streams_and_pipelines_are_retired_by_name_once_nothing_uses_them(desk: Any) -> None:
+    await desk.ingestion.start()
+    assert (await desk.run("apply", FLIGHTS)).code == 0
+    refused = await desk.run("streams", "retire", "weather-observed", "--json")
+    assert (refused.code, refused.json["reason"]) == (1, "breaking_change")
+    assert "breaks view 'weather'" in refused.json["error"]
+    assert [one["pipeline"] for one in (await desk.run("pipelines", "list", "--json")).json["pipelines"]] == [
+        "flight-delays"
+    ]
+    assert (await desk.run("pipelines", "retire", "flight-delays", "--allow-breaking")).code == 2
+    gone = await desk.run("pipelines", "retire", "flight-delays", "--why", "the season is over", "--json")
+    assert [(one["kind"], one["change"]) for one in gone.json["changes"]] == [("pipeline", "retired")]
+    assert "no pipelines" in (await desk.run("pipelines", "list")).out
+    assert (await desk.run("views", "retire", "weather")).code == 0
+    assert (
+        "stream weather-observed is retired (revision 2)"
+        in (await desk.run("streams", "retire", "weather-observed")).out
+    )
+    assert "was retired before" in (await desk.run("streams", "retire", "weather-observed")).out
+    await desk.ingestion.knows(sum(await desk.ends("registry.pipelines.v1")))
+    event = desk.write("weather.ndjson", "{}\n")
+    late = await desk.run("push", "weather-observed", event, "--json")
+    assert (late.code, "unknown_stream" in late.out + late.err) == (1, True)
+    unknown = await desk.run("streams", "retire", "nothing", "--json")
+    assert (unknown.code, unknown.json["reason"]) == (1, "unknown_stream")
+
+
 async def test_a_break_is_refused_until_somebody_allows_it_and_says_why(desk: Any) -> None:
     file = desk.write("rides.py", RIDES.format(partitions=1))
     assert (await desk.run("apply", file)).code == 0

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
@@ -215,10 +216,11 @@ class World:
             record = definition.DefinitionRecord(kind="view", name=view.name, revision=1, definition=closure)
             await self.send(Outgoing("registry.pipelines.v1", to_json(record), key=f"view/{view.name}".encode()))
 
-    async def retire(self, view: definition.View) -> None:
-        """Let a view end."""
-        record = definition.DefinitionRecord(kind="view", name=view.name, revision=2, retired=True)
-        await self.send(Outgoing("registry.pipelines.v1", to_json(record), key=f"view/{view.name}".encode()))
+    async def retire(self, ended: definition.View | definition.Stream) -> None:
+        """Let a view or a stream end."""
+        kind = "view" if isinstance(ended, definition.View) else "stream"
+        record = definition.DefinitionRecord(kind=kind, name=ended.name, revision=2, retired=True)
+        await self.send(Outgoing("registry.pipelines.v1", to_json(record), key=f"{kind}/{ended.name}".encode()))
 
     async def send(self, *records: Outgoing) -> Any:
         assert self._producer is not None
@@ -329,6 +331,11 @@ class Feature:
             return True
 
         await aeventually(answers, 60, claim="the feature service answers")
+
+    async def live(self) -> bool:
+        """Say whether the service calls itself live and ready."""
+        async with httpx.AsyncClient(base_url=f"http://{self.http}") as http:
+            return all([(await http.get(path)).status_code == 200 for path in ("/live", "/ready")])
 
     async def reached(self, offsets: Sequence[progress.TopicPartitionOffset], timeout_s: float = 20) -> Any:
         request = progress.WaitProgressRequest(stage="online", offsets=offsets)

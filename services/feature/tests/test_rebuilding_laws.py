@@ -267,6 +267,27 @@ async def test_a_retired_view_is_read_no_more_and_is_right_again_when_it_comes_b
     await check(world, feature, world.payer, at_us)
 
 
+async def test_a_retired_stream_is_read_no_more_and_goes_on_where_it_was_when_it_comes_back(world: Any) -> None:
+    await world.register(world.busy)
+    feature = await world.start()
+    await world.pay(payments(23, 60, world.noon_us))
+    await feature.reached(await world.ends())
+    await world.retire(world.busy)
+    await world.retire(world.stream)
+
+    async def ended() -> bool:
+        # The group has no stream left to read, and the service lives.
+        stats = await feature.features.GetStats(messages.GetStatsRequest(), timeout=1)
+        return not stats.views and await feature.live()
+
+    await aeventually(ended, 30, claim="nothing of the stream is folded")
+    await world.pay(payments(24, 60, world.noon_us + 60 * SECOND))
+    await world.register(world.busy)
+    at_us = world.noon_us + 110 * SECOND
+    await feature.reached(await world.ends(), 60)
+    await correct(world, feature, world.busy, at_us)
+
+
 async def test_partitions_added_by_definition_leave_the_rings_as_they_are(world: Any) -> None:
     await world.register(world.payer)
     feature = await world.start()

@@ -222,6 +222,20 @@ def test_a_redefined_stream_still_knows_its_repeats() -> None:
     assert admit(after, event("1"))[0] == Repeat(None)
 
 
+def test_a_retired_stream_takes_no_events_until_it_is_registered_again() -> None:
+    gates = Gates(10)
+    gates.fold(record(STREAM))
+    gates.fold(to_json(definition.DefinitionRecord(kind="view", name="rides", retired=True)))
+    assert isinstance(gates.find("rides"), Gate)
+    gates.fold(to_json(definition.DefinitionRecord(kind="stream", name="rides", retired=True)))
+    refusal = gates.find("rides")
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason is Reason.UNKNOWN_STREAM
+    assert (len(gates), list(gates)) == (0, [])
+    gates.fold(record(STREAM))
+    assert isinstance(gates.find("rides"), Gate)
+
+
 def test_a_watermark_reaches_every_partition_of_its_streams() -> None:
     gates = Gates(10)
     gates.fold(record(STREAM))

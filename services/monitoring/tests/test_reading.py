@@ -141,6 +141,21 @@ def test_the_same_event_twice_in_a_batch_is_one_label() -> None:
     assert len(stepped([landing(), landing()]).effects.labels) == 1
 
 
+def test_a_retired_pipeline_is_watched_no_more_and_what_it_predicted_can_still_be_judged() -> None:
+    registered = Registered()
+    found = definition.DefinitionRecord(kind="pipeline", name="late", definition=found_definition())
+    registered.fold_definition(to_json(found))
+    assert registered.topics() == ["events.landed", PREDICTIONS]
+    for kind, name in (("pipeline", "late"), ("stream", "landed")):
+        registered.fold_definition(to_json(definition.DefinitionRecord(kind=kind, name=name, retired=True)))
+    assert (registered.pipelines(), registered.topics(), registered.definition("late")) == ([], [], None)
+    assert not step(EventTimes(), Batch({}), NOW_US, registered).effects.clocks
+    assert registered.partitions("late") == [Partition("events.landed", 0)]
+    assert (registered.wait_us["late"], registered.criteria("late")) == (3_600_000_000, None)
+    registered.fold_definition(to_json(found))
+    assert registered.pipelines() == ["late"]
+
+
 def test_predictions_of_one_id_are_one_prediction_the_first() -> None:
     registered = Registered()
     logged = [

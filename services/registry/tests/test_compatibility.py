@@ -1,10 +1,20 @@
 """Which changes of a definition break what is there, and that each names whom it breaks."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
-from tidemill_registry.compatibility import CALLERS, LOG, PRODUCERS, Break, State, find_breaks, retired_in_use
+from tidemill_registry.compatibility import (
+    CALLERS,
+    LOG,
+    PRODUCERS,
+    Break,
+    State,
+    find_breaks,
+    streams_in_use,
+    views_in_use,
+)
 
 INT, FLOAT, TEXT = definition.FIELD_TYPE_INT64, definition.FIELD_TYPE_FLOAT64, definition.FIELD_TYPE_STRING
 INSTANT = definition.FIELD_TYPE_TIMESTAMP
@@ -136,12 +146,33 @@ def test_only_what_cannot_be_lived_with_is_final() -> None:
 
 
 def test_a_view_in_use_is_not_retired_and_every_reader_is_named() -> None:
-    (found,) = retired_in_use(["busy", "calm"], BEFORE, {"busy": ["tips v3 (champion)"]})
+    (found,) = views_in_use(["busy", "calm"], BEFORE, {"busy": ["tips v3 (champion)"]})
     assert (found.subject, found.final) == ("views.busy", True)
     assert found.breaks == (PIPELINE, "tips v3 (champion)")
     assert "apply 'tips' without it" in found.fix
-    (read,) = retired_in_use(["calm"], BEFORE, {"calm": ["tips v3 (champion)"]})
+    (read,) = views_in_use(["calm"], BEFORE, {"calm": ["tips v3 (champion)"]})
     assert read.breaks == ("tips v3 (champion)",)
+
+
+def test_a_stream_that_anything_reads_is_not_retired_and_every_reader_is_named() -> None:
+    read, paid_for = streams_in_use(["rides", "paid", "calm"], BEFORE)
+    assert (read.rule, read.subject, read.final) == ("retired_in_use", "streams.rides", True)
+    assert (read.breaks, paid_for.breaks) == ((VIEW, PIPELINE), (LABEL,))
+
+
+@pytest.mark.parametrize(("was", "comes", "fine"), [(INT, INT, True), (INT, FLOAT, True), (FLOAT, INT, False)])
+def test_a_field_that_was_removed_comes_back_as_what_the_log_holds_unless_allowed(
+    was: Any, comes: Any, fine: bool
+) -> None:
+    once = {"rides": {"fee": definition.Field(name="fee", type=was)}}
+    stream = rides()
+    stream.fields.append(definition.Field(name="fee", type=comes, nullable=True))
+    applied = definition.Definition(streams=[stream])
+    for before in (State({"rides": rides()}, removed=once), State(removed=once)):
+        found = find_breaks(before, applied)
+        assert [(one.rule, one.subject, one.final) for one in found] == (
+            [] if fine else [("type_changed", "streams.rides.fields.fee", False)]
+        )
 
 
 def test_a_label_is_named_as_what_breaks() -> None:

@@ -7,8 +7,10 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from google.rpc import error_details_pb2 as details
 from google.rpc import status_pb2
+from tidemill_contracts.canonical import from_json
 from tidemill_contracts.catalogue import Catalogue
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.registry.v1 import records_pb2 as records
 from tidemill_contracts.registry.v1 import registry_pb2 as messages
 
 pytestmark = pytest.mark.servers
@@ -100,6 +102,77 @@ async def test_a_view_is_retired_once_nothing_in_use_reads_it(registry: Any, rid
         await registry.rpc.Promote(promote, metadata=registry.actor)
     assert [change.revision for change in await registry.apply(rides())] == [1, 3, 3]
     await registry.rpc.Promote(promote, metadata=registry.actor)
+
+
+async def test_everything_ends_along_once_it_is_allowed_and_comes_back_as_it_was(registry: Any, rides: Any) -> None:
+    await registry.apply(rides(extra=("tip",)))
+    await registry.register("cause-1", views={"busy": "sha256:1"})
+    run = (await registry.start_run("cause-2")).run.run_id
+    everything = {"retire_pipelines": ["tips"], "retire_views": ["busy"], "retire_streams": ["rides"]}
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await registry.apply(definition.Definition(), retire_streams=["rides"], allow_breaking=True, reason="winter")
+    assert "breaks view 'busy', pipeline 'tips', label of pipeline 'tips'" in violations(caught.value)["streams.rides"]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await registry.apply(definition.Definition(), **everything)
+    (only,) = violations(caught.value).items()
+    assert only[0] == "pipelines.tips"
+    assert "breaks callers of predict, tips v1 (champion), run " in only[1]
+    assert f"run {run} (started)" in only[1]
+    ended = await registry.apply(definition.Definition(), **everything, allow_breaking=True, reason="winter")
+    assert [(one.kind, one.change, one.revision) for one in ended] == [
+        (kind, "retired", 2) for kind in ("pipeline", "view", "stream")
+    ]
+    again = await registry.apply(definition.Definition(), **everything)
+    assert {one.change for one in again} == {"unchanged"}
+
+    catalogue = Catalogue()
+    for record in await registry.topic("registry.pipelines.v1"):
+        catalogue.fold(record.value)
+    assert (catalogue.streams, catalogue.views, catalogue.pipelines) == ({}, {}, {})
+    assert not (await registry.rpc.ListDefinitions(messages.ListDefinitionsRequest())).records
+    last = from_json((await registry.topic("registry.deployments.v1"))[-1].value, records.DeploymentRecord())
+    assert (last.change, last.revision, last.HasField("champion")) == ("retired", 2, False)
+    version = from_json((await registry.topic("registry.models.v1"))[-1].value, records.VersionRecord())
+    assert (version.stage, version.actor) == ("retired", "ann@example.org")
+    audit = (await registry.rpc.ListAudit(messages.ListAuditRequest(object="pipeline/tips"))).records[-1]
+    assert (audit.action, audit.reason[:6]) == ("retired", "winter")
+    assert "tips v1 (champion)" in audit.reason
+    with pytest.raises(grpc.aio.AioRpcError, match="pipeline 'tips' was retired"):
+        await registry.start_run("cause-3")
+
+    other = rides(extra=("tip",))
+    other.streams[0].fields[-1].type = definition.FIELD_TYPE_STRING
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await registry.apply(other)
+    assert "'tip' was float64 once, not string" in violations(caught.value)["streams.rides.fields.tip"]
+    back = await registry.apply(rides())
+    assert [(one.kind, one.change, one.revision) for one in back] == [
+        (kind, "created", 3) for kind in ("stream", "view", "pipeline")
+    ]
+    version = await registry.register("cause-4", at_us=7_200_000_000)
+    assert (version.version, version.stage) == (2, "champion")
+
+
+async def test_a_removed_field_comes_back_as_another_type_only_where_somebody_allows_it(
+    registry: Any, rides: Any
+) -> None:
+    await registry.apply(rides(extra=("tip", "fare")))
+    await registry.apply(rides(extra=("fare",)), allow_breaking=True, reason="tips are cash now")
+    # However often the stream changed since.
+    await registry.apply(rides(extra=("fare", "fee")))
+    other = rides(extra=("fare", "fee", "tip"))
+    other.streams[0].fields[-1].type = definition.FIELD_TYPE_INT64
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await registry.apply(other)
+    assert (
+        "'tip' was float64 once, not int64; breaks events in the log"
+        in violations(caught.value)["streams.rides.fields.tip"]
+    )
+    request = messages.GetDefinitionRequest(kind="stream", name="rides")
+    assert [one.name for one in (await registry.rpc.GetDefinition(request)).record.removed_fields] == ["tip"]
+    await registry.apply(other, allow_breaking=True, reason="whole tips")
+    assert not (await registry.rpc.GetDefinition(request)).record.removed_fields
+    assert (await registry.apply(other))[0].change == "unchanged"
 
 
 async def test_a_break_is_made_only_with_a_reason_which_is_kept_with_whom_it_breaks(registry: Any, rides: Any) -> None:

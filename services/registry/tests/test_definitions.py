@@ -9,7 +9,7 @@ from tidemill_registry.definitions import (
     InvalidDefinitionError,
     Plan,
     Records,
-    UnknownViewError,
+    UnknownObjectError,
     plan_changes,
 )
 
@@ -155,7 +155,7 @@ def test_breaks_that_are_allowed_are_planned_with_everything_that_follows() -> N
 
 
 def test_a_view_that_never_was_is_not_retired_nor_one_that_is_declared_along() -> None:
-    with pytest.raises(UnknownViewError, match="no view 'calm'"):
+    with pytest.raises(UnknownObjectError, match="no view 'calm'"):
         plan_changes(definition.Definition(), registered(whole()), Ending(["calm"]))
     with pytest.raises(InvalidDefinitionError, match="declared and retired at once"):
         plan_changes(whole(), registered(whole()), Ending(["busy"]))
@@ -196,8 +196,6 @@ def nullable_time(one: definition.Stream) -> definition.Stream:
         (whole(view=definition.View(name="busy", stream="rides", entity=["town"])), "no field 'town'"),
     ],
 )
-def test_a_definition_that_does_not_hold_together_is_refused_by_name(
-    applied: definition.Definition, says: str
-) -> None:
+def test_a_definition_that_does_not_hold_together_is_refused_by_name(applied: definition.Definition, says: str) -> None:
     with pytest.raises(InvalidDefinitionError, match=says):
         plan_changes(applied, {})

@@ -186,6 +186,28 @@ async def test_a_withdrawn_deployment_is_served_no_more() -> None:
         assert caught.value.reason is Reason.NO_MODEL
 
 
+@pytest.mark.parametrize("first", ["pipeline", "deployment"])
+async def test_a_retired_pipeline_is_served_no_more_whichever_topic_says_so_first(first: str) -> None:
+    loader = Loader()
+    async with deploying(loader) as deployer:
+        state = registered(1)
+        deployer.want(state)
+        await deployer.settled()
+        ended = to_json(definition.DefinitionRecord(kind="pipeline", name="flight-delays", revision=2, retired=True))
+        last = to_json(registry.DeploymentRecord(pipeline="flight-delays", revision=2, change="retired"))
+        without = state.with_deployment(b"flight-delays", last)
+        for one in (state.with_definition(ended) if first == "pipeline" else without, without.with_definition(ended)):
+            deployer.want(one)
+            await deployer.settled()
+            assert not deployer.table.entries
+        with pytest.raises(Poison) as caught:
+            deployer.entry("flight-delays")
+        assert caught.value.reason is Reason.UNKNOWN_PIPELINE
+    # What was remembered before does not bring it back.
+    told = Registered().with_definition(ended).with_deployment(b"flight-delays", last)
+    assert not told.over(state).wanted()
+
+
 async def test_only_the_newest_of_several_deployments_has_to_be_loaded() -> None:
     loader = Loader()
     async with deploying(loader) as deployer:

@@ -27,8 +27,7 @@ class Catalogue:
             return None
         record = from_json(value, definition.DefinitionRecord())
         if record.retired:
-            self.views.pop(record.name, None)
-            self.retired.add(record.name)
+            self._end(record)
             return record
         self.streams.update((stream.name, stream) for stream in record.definition.streams)
         self.views.update((view.name, view) for view in record.definition.views)
@@ -37,6 +36,16 @@ class Catalogue:
             self.pipelines[pipeline.name] = pipeline
             self.pipeline_hashes[pipeline.name] = record.hash
         return record
+
+    def _end(self, record: definition.DefinitionRecord) -> None:
+        if record.kind == "view":
+            self.views.pop(record.name, None)
+            self.retired.add(record.name)
+        elif record.kind == "stream":
+            self.streams.pop(record.name, None)
+        else:
+            self.pipelines.pop(record.name, None)
+            self.pipeline_hashes.pop(record.name, None)
 
     def view_hash(self, name: str) -> str:
         """Return the hash that names the view's rings."""

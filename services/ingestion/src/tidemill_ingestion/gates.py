@@ -40,6 +40,8 @@ class Gates:
         record = self._catalogue.fold(value)
         if record is None:
             return
+        if record.retired and record.kind == "stream":
+            self._gates.pop(record.name, None)
         for stream in record.definition.streams:
             known = self._gates.get(stream.name)
             if known is None:
@@ -91,5 +93,3 @@ class Gates:
             headers = watermark(name, time_us)
             for partition in range(gate.stream.partitions):
                 yield gate.topic, partition, headers
-
-

@@ -44,6 +44,8 @@ class Registered:
         self.plans: dict[str, StreamPlan] = {}
         self.wait_us: dict[str, int] = {}
         self.champion_since_us: dict[str, int] = {}
+        # Retired ones too: outcomes of what they predicted may still come.
+        self._pipelines: dict[str, definition.Pipeline] = {}
         self._partitions: dict[str, list[Partition]] = {}
         self._rules: dict[str, Rules] = {}
         self._steps: dict[str, RolloutStep | None] = {}
@@ -56,6 +58,7 @@ class Registered:
             self.plans = plans_of(self.catalogue)
         except (ValueError, KeyError, ExpressionError) as error:
             raise Poison(Reason.UNDECODABLE, f"no usable definition: {error!r}") from error
+        self._pipelines.update(self.catalogue.pipelines)
         for pipeline in self.catalogue.pipelines.values():
             self.wait_us[pipeline.name] = pipeline.label.wait_ms * 1000
             self._rules[pipeline.name] = rules_of(pipeline)
@@ -100,8 +103,8 @@ class Registered:
         return [*sorted(self.plans), PREDICTIONS] if self.plans else []
 
     def pipelines(self) -> list[str]:
-        """Return the names of all pipelines."""
-        return sorted(self._partitions)
+        """Return the names of all pipelines that there are now."""
+        return sorted(self.catalogue.pipelines)
 
     def partitions(self, pipeline: str) -> list[Partition]:
         """Return every partition of a pipeline's streams."""
@@ -120,19 +123,19 @@ class Registered:
         return self._rules[pipeline]
 
     def definition(self, pipeline: str) -> definition.Pipeline | None:
-        """Return a pipeline's definition."""
+        """Return a pipeline's definition; None of one that was retired."""
         return self.catalogue.pipelines.get(pipeline)
 
     def allowed(self, pipeline: str) -> Budget:
         """Return the pipeline's false-alarm budget."""
-        policy = self.catalogue.pipelines[pipeline].retrain
+        policy = self._pipelines[pipeline].retrain
         return policy.false_alarms if policy.false_alarms.count else FALSE_ALARMS
 
     def criteria(self, pipeline: str) -> Criteria | None:
         """Return when a change of the loss counts; None where performance is not monitored."""
         limits = [
             monitor.performance.limit
-            for monitor in self.catalogue.pipelines[pipeline].monitors
+            for monitor in self._pipelines[pipeline].monitors
             if monitor.HasField("performance")
         ]
         if not limits:
@@ -142,7 +145,7 @@ class Registered:
 
     def compares(self, pipeline: str, kind: Literal["covariates", "predictions"]) -> bool:
         """Return whether the definition asks for "covariates" or "predictions" to be compared."""
-        return any(monitor.HasField(kind) for monitor in self.catalogue.pipelines[pipeline].monitors)
+        return any(monitor.HasField(kind) for monitor in self._pipelines[pipeline].monitors)
 
 
 def _read(value: bytes, message: Any) -> Any:

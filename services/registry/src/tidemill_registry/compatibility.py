@@ -53,6 +53,8 @@ class State:
     streams: Mapping[str, definition.Stream] = field(default_factory=dict)
     views: Mapping[str, definition.View] = field(default_factory=dict)
     pipelines: Mapping[str, definition.Pipeline] = field(default_factory=dict)
+    # By stream, retired ones too: fields that it had once and has no more.
+    removed: Mapping[str, Mapping[str, definition.Field]] = field(default_factory=dict)
 
     def with_applied(self, applied: definition.Definition) -> "State":
         """Return the state after a definition was applied."""
@@ -60,12 +62,18 @@ class State:
             {**self.streams, **{one.name: one for one in applied.streams}},
             {**self.views, **{one.name: one for one in applied.views}},
             {**self.pipelines, **{one.name: one for one in applied.pipelines}},
+            self.removed,
         )
 
-    def without(self, views: Iterable[str]) -> "State":
-        """Return the state after views have ended."""
-        ended = set(views)
-        return State(self.streams, {n: one for n, one in self.views.items() if n not in ended}, self.pipelines)
+    def without(self, *, views: Iterable[str] = (), pipelines: Iterable[str] = ()) -> "State":
+        """Return the state after views and pipelines have ended."""
+        ended, over = set(views), set(pipelines)
+        return State(
+            self.streams,
+            {name: one for name, one in self.views.items() if name not in ended},
+            {name: one for name, one in self.pipelines.items() if name not in over},
+            self.removed,
+        )
 
 
 def find_breaks(before: State, applied: definition.Definition) -> list[Break]:
@@ -77,6 +85,7 @@ def find_breaks(before: State, applied: definition.Definition) -> list[Break]:
         if stream.name in before.streams
         for one in _stream_breaks(before.streams[stream.name], stream, after, applied)
     ]
+    found += [one for stream in applied.streams for one in _returned(before.removed.get(stream.name, {}), stream)]
     found += _redefined(before, after, applied)
     for pipeline in applied.pipelines:
         if pipeline.name in before.pipelines:
@@ -131,6 +140,17 @@ def _field_breaks(
             yield Break("null_refused", subject, message, (LOG, PRODUCERS), "leave it `| None`")
 
 
+def _returned(removed: Mapping[str, definition.Field], after: definition.Stream) -> Iterator[Break]:
+    """Yield fields that come back as another type: the log still holds them as what they were."""
+    for one in after.fields:
+        was = removed.get(one.name)
+        if was is not None and one.type != was.type and (was.type, one.type) != _WIDENED:
+            message = f"stream {after.name!r}: field {one.name!r} was {_TYPES[was.type]} once, not {_TYPES[one.type]}"
+            fix = f"give it another name, or {_NEW_STREAM}"
+            # The offline log can begin a column anew: an operator may say that the old values do not matter.
+            yield Break("type_changed", f"streams.{after.name}.fields.{one.name}", message, (LOG,), fix)
+
+
 def _widened(
     stream: definition.Stream, field_name: str, subject: str, state: State, applied: definition.Definition
 ) -> Iterator[Break]:
@@ -181,7 +201,30 @@ def _pipeline_breaks(before: definition.Pipeline, after: definition.Pipeline) ->
         yield Break("label_key_changed", f"{subject}.label.by", message, (waiting, f"label of {name}"), fix)
 
 
-def retired_in_use(names: Sequence[str], after: State, readers: Mapping[str, Sequence[str]]) -> list[Break]:
+def pipelines_in_use(names: Sequence[str], users: Mapping[str, Sequence[str]]) -> list[Break]:
+    """Return the pipelines that are to end although versions of theirs are in use or runs are under way.
+
+    `users`: those by pipeline, as people call them. That may be allowed: else one that answers could never end.
+    """
+    fix = "let its callers do without it first, then allow it"
+    return [
+        Break("retired_in_use", f"pipelines.{name}", f"pipeline {name!r} would be retired", (CALLERS, *using), fix)
+        for name in names
+        if (using := users.get(name))
+    ]
+
+
+def streams_in_use(names: Sequence[str], after: State) -> list[Break]:
+    """Return the streams that are to end although a view or a pipeline reads them."""
+    fix = "retire or redefine what reads it first, or along"
+    return [
+        Break("retired_in_use", f"streams.{name}", f"stream {name!r} would be retired", users, fix, final=True)
+        for name in names
+        if (users := tuple(_users(after, name)))
+    ]
+
+
+def views_in_use(names: Sequence[str], after: State, readers: Mapping[str, Sequence[str]]) -> list[Break]:
     """Return the views that are to end although a pipeline or a model version reads them.
 
     `readers`: by view, the versions in use that read it, as people call them.

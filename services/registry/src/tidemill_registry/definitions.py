@@ -8,7 +8,15 @@ from typing import TypeVar
 from tidemill_contracts.canonical import message_hash
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 
-from tidemill_registry.compatibility import Break, State, find_breaks, retired_in_use, views_of
+from tidemill_registry.compatibility import (
+    Break,
+    State,
+    find_breaks,
+    pipelines_in_use,
+    streams_in_use,
+    views_in_use,
+    views_of,
+)
 
 N = TypeVar("N", definition.Stream, definition.View, definition.Pipeline)
 Key = tuple[str, str]
@@ -25,8 +33,12 @@ class InvalidDefinitionError(ValueError):
     """The definition does not hold together by itself."""
 
 
-class UnknownViewError(ValueError):
-    """A view that is to end was never registered."""
+class UnknownObjectError(ValueError):
+    """What is to end was never registered; `kind` says what it would be."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(f"no {kind} {name!r} is registered")
+        self.kind = kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +63,28 @@ class Change:
     # "created", "changed", "unchanged" or "retired".
     change: str
     revision: int
+    # Of a stream: fields that it has no more.
+    removed: Sequence[definition.Field] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Views that are to end, and by view the model versions in use that read it, as people call them."""
+    """What is to end, and what uses it, as people call it.
+
+    `readers`: by view, the model versions in use that read it, but for those of pipelines that end along. `users`: by
+    pipeline, its versions in use and its runs under way.
+    """
 
     views: Sequence[str] = ()
+    pipelines: Sequence[str] = ()
+    streams: Sequence[str] = ()
     readers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    users: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def objects(self) -> list[Key]:
+        """Return what ends, in the order in which it is told: what reads before what is read."""
+        ended = (("pipeline", self.pipelines), ("view", self.views), ("stream", self.streams))
+        return [(kind, name) for kind, names in ended for name in sorted(set(names))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,30 +101,36 @@ class Plan:
 def plan_changes(
     applied: definition.Definition, registered: Records, ending: Ending | None = None, *, allow_breaking: bool = False
 ) -> Plan:
-    """Return what applying a definition, and ending views, would change, and what it would break.
+    """Return what applying a definition, and ending objects, would change, and what it would break.
 
     Raises `InvalidDefinitionError` where the definition does not hold together.
     """
     ending = ending or Ending()
     objects = objects_of(applied)
-    if not (objects or ending.views):
+    if not (objects or ending.objects()):
         raise InvalidDefinitionError("the definition declares nothing: give it at least one stream")
     touched = {item.key for item in objects}
-    if both := touched & {("view", name) for name in ending.views}:
-        raise InvalidDefinitionError(f"view {min(both)[1]!r} is declared and retired at once: leave one of them out")
+    for kind, name in sorted(touched & set(ending.objects())):
+        raise InvalidDefinitionError(f"{kind} {name!r} is declared and retired at once: leave one of them out")
+    ends = [_ended(key, registered) for key in ending.objects()]
     changes = [_change(item, registered) for item in objects]
-    before = _state(registered)
-    breaks = retired_in_use(ending.views, before.with_applied(applied), ending.readers)
-    if not breaks:
+    before = _state(registered).without(pipelines=ending.pipelines)
+    # What ended before has runs that nobody waits for.
+    leaving = [one.object.name for one in ends if (one.object.kind, one.change) == ("pipeline", "retired")]
+    breaks = pipelines_in_use(leaving, ending.users)
+    in_use = views_in_use(ending.views, before.with_applied(applied), ending.readers)
+    breaks += in_use
+    if not in_use:
         # What they read of their streams holds nobody up any more.
-        before = before.without(ending.views)
+        before = before.without(views=ending.views)
+    breaks += streams_in_use(ending.streams, before.with_applied(applied))
     breaks += find_breaks(before, applied)
     if not breaks or (allow_breaking and not any(one.final for one in breaks)):
         redefined = {change.object.key for change in changes if change.change == "changed"}
         changes += [_change(item, registered) for item in _followers(before.with_applied(applied), redefined, touched)]
     ordered = sorted(changes, key=lambda change: (KINDS.index(change.object.kind), change.object.name))
     # Last, so that whoever reads the topic has heard before that the pipelines do without.
-    return Plan(ordered + [_ended(name, registered) for name in sorted(set(ending.views))], breaks)
+    return Plan(ordered + ends, breaks)
 
 
 def objects_of(applied: definition.Definition) -> list[Object]:
@@ -119,9 +151,11 @@ def objects_of(applied: definition.Definition) -> list[Object]:
 
 def _state(registered: Records) -> State:
     """Return what is registered by name; each object's own record is what counts."""
-    streams, views, pipelines = {}, {}, {}
+    streams, views, pipelines, removed = {}, {}, {}, {}
     for record in registered.values():
         closure = record.definition
+        if record.removed_fields:
+            removed[record.name] = {one.name: one for one in record.removed_fields}
         if record.retired:
             continue
         if record.kind == "stream":
@@ -130,29 +164,39 @@ def _state(registered: Records) -> State:
             views[record.name] = closure.views[0]
         else:
             pipelines[record.name] = closure.pipelines[0]
-    return State(streams, views, pipelines)
+    return State(streams, views, pipelines, removed)
 
 
 def _change(item: Object, registered: Records) -> Change:
     record = registered.get(item.key)
     if record is None:
         return Change(item, "created", 1)
+    removed = _removed(record, item.closure.streams if item.kind == "stream" else ())
     if record.retired:
-        return Change(item, "created", record.revision + 1)
+        return Change(item, "created", record.revision + 1, removed)
     if record.hash == item.hash:
-        return Change(item, "unchanged", record.revision)
-    return Change(item, "changed", record.revision + 1)
+        return Change(item, "unchanged", record.revision, removed)
+    return Change(item, "changed", record.revision + 1, removed)
 
 
-def _ended(name: str, registered: Records) -> Change:
-    """Return the end of a view. Raises `UnknownViewError` where there never was one."""
-    record = registered.get(("view", name))
+def _ended(key: Key, registered: Records) -> Change:
+    """Return the end of an object. Raises `UnknownObjectError` where there never was one."""
+    record = registered.get(key)
     if record is None:
-        raise UnknownViewError(f"no view {name!r} is registered")
-    item = Object("view", name, record.hash, definition.Definition())
+        raise UnknownObjectError(*key)
+    item, removed = Object(*key, record.hash, definition.Definition()), _removed(record, ())
     if record.retired:
-        return Change(item, "unchanged", record.revision)
-    return Change(item, "retired", record.revision + 1)
+        return Change(item, "unchanged", record.revision, removed)
+    return Change(item, "retired", record.revision + 1, removed)
+
+
+def _removed(before: definition.DefinitionRecord, after: Sequence[definition.Stream]) -> list[definition.Field]:
+    """Return the fields that a stream had at any time and has no more; of a view or a pipeline, none."""
+    if before.kind != "stream":
+        return []
+    had = [*before.removed_fields, *(one for stream in before.definition.streams for one in stream.fields)]
+    has = {one.name for stream in after for one in stream.fields}
+    return [one for one in {one.name: one for one in had}.values() if one.name not in has]
 
 
 def _followers(state: State, redefined: set[Key], touched: set[Key]) -> Iterator[Object]:

@@ -19,6 +19,8 @@ from tidemill_registry.rollout import Plan, Progress
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
+# One that waits for its rollout may answer next.
+IN_USE = ("registered", "shadow", "canary", "champion")
 
 
 class NotAllowedError(ValueError):
@@ -125,9 +127,7 @@ def advance(state: State, order: Order, evidence: Struct) -> Change:
 def hold(state: State, order: Order, evidence: Struct) -> Change:
     """Say that the present step waits for labels."""
     assert state.rollout is not None
-    deployment = _revise(
-        state, order, "held", sentences.held(state.pipeline, state.challenger, order.reason), evidence
-    )
+    deployment = _revise(state, order, "held", sentences.held(state.pipeline, state.challenger, order.reason), evidence)
     progress = replace(state.rollout.progress, held=True)
     return Change(deployment, replace(state.rollout, progress=progress))
 
@@ -145,9 +145,7 @@ def take_back(state: State, order: Order, evidence: Struct | None = None) -> Cha
     summary = sentences.taken_back(challenger, state.champion, order.reason)
     deployment = _revise(state, order, "rolled_back", summary, evidence)
     _end_rollout(deployment)
-    return Change(
-        deployment, None, (_restage(challenger, "rolled_back", order, summary),), ((CHALLENGER, 0),)
-    )
+    return Change(deployment, None, (_restage(challenger, "rolled_back", order, summary),), ((CHALLENGER, 0),))
 
 
 def promote_by_hand(state: State, version: int, order: Order) -> Change | None:
@@ -188,6 +186,20 @@ def roll_back_by_hand(state: State, order: Order) -> Change:
     return Change(deployment, None, changed, ((CHAMPION, chosen.version),))
 
 
+def end(state: State, order: Order) -> Change:
+    """End a pipeline's versions with the pipeline: nothing answers any more, and no rollout goes on."""
+    using = [one for _, one in sorted(state.versions.items()) if one.stage in IN_USE]
+    changed = tuple(_retire(state, one.version, order, "its pipeline was retired") for one in using)
+    if state.deployment is None:
+        return Change(None, None, changed)
+    deployment = _revise(state, order, "retired", sentences.ended(state.pipeline, order.reason))
+    _end_rollout(deployment)
+    for name in ("champion", "baselines", "cause_id"):
+        deployment.ClearField(name)
+    aliases = [(alias, 0) for alias, held in ((CHAMPION, state.champion), (CHALLENGER, state.challenger)) if held]
+    return Change(deployment, None, changed, tuple(aliases))
+
+
 def set_baselines(state: State, versions: list[int], order: Order) -> Change | None:
     """Replace the versions that score beside the others and never answer; None when they are these already.
 
@@ -207,9 +219,7 @@ def set_baselines(state: State, versions: list[int], order: Order) -> Change | N
 
 def deployed(version: records.VersionRecord) -> records.DeployedVersion:
     """Return what serving needs to load a version."""
-    return records.DeployedVersion(
-        version=version.version, bundle=version.bundle, manifest_hash=version.manifest_hash
-    )
+    return records.DeployedVersion(version=version.version, bundle=version.bundle, manifest_hash=version.manifest_hash)
 
 
 def _crown(

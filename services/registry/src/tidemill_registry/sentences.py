@@ -60,6 +60,10 @@ def restored(version: records.VersionRecord, dropped: int, why: str) -> str:
     return f"{named(version)} is champion again, v{dropped} was rolled back: {why}."
 
 
+def ended(pipeline: str, why: str) -> str:
+    return f"{pipeline} was retired{f': {why}' if why else ''}; no version of it answers any more."
+
+
 def retired(pipeline: str, version: int, why: str) -> str:
     return f"{pipeline} v{version} is retired: {why}."
 

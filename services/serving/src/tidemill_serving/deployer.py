@@ -93,7 +93,7 @@ class Deployer(Generic[E]):
 
     def entry(self, pipeline: str) -> E:
         """Return what serves a pipeline now. Raises `Poison`: unknown, or without a model."""
-        return self.table.entry(pipeline, known=pipeline in self._registered.definitions)
+        return self.table.entry(pipeline, known=self._registered.knows(pipeline))
 
     @property
     def pending(self) -> Mapping[str, Pending[E]]:

@@ -68,9 +68,15 @@ class Registered:
             record = from_json(value, registry.DeploymentRecord())
         except ValueError as error:
             raise Poison(Reason.UNDECODABLE, f"no DeploymentRecord: {error}") from error
+        if record.change == "retired":
+            return replace(self, deployments={**self.deployments, record.pipeline: None})
         if not record.HasField("champion"):
             raise Poison(Reason.MISSING_FIELD, "a deployment without a champion", field="champion")
         return replace(self, deployments={**self.deployments, record.pipeline: record})
+
+    def knows(self, pipeline: str) -> bool:
+        """Say whether a pipeline is registered, and not retired since."""
+        return pipeline in self.definitions and not self.definitions[pipeline].retired
 
     def over(self, older: "Registered") -> "Registered":
         """Return this state with what it does not mention taken from an older one."""
@@ -84,7 +90,7 @@ class Registered:
         return {
             name: Wanted(self.definitions[name], deployment)
             for name, deployment in self.deployments.items()
-            if deployment is not None and name in self.definitions
+            if deployment is not None and self.knows(name)
         }
 
 

@@ -22,6 +22,7 @@ _MODULES = {
     "apply": "tidemill.cli.definition_commands:apply",
     "diff": "tidemill.cli.definition_commands:diff",
     "views": "tidemill.cli.view_commands:views_app",
+    "pipelines": "tidemill.cli.pipeline_commands:pipelines_app",
     "streams": "tidemill.cli.stream_commands:streams_app",
     "push": "tidemill.cli.push_command:push",
     "tail": "tidemill.cli.topic_commands:tail",

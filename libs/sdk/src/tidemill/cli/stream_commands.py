@@ -7,6 +7,7 @@ from tidemill_contracts.ingestion.v1 import ingestion_pb2
 from tidemill_contracts.instants import format_us
 
 from tidemill.cli.answers import answering
+from tidemill.cli.retired import Why, say_retired
 from tidemill.cli.targets import DEFAULT_STACK, Home, Ingestion, Json, Registry, StackName, Target
 from tidemill.clients.calls import actor
 from tidemill.clients.ingestion import IngestionClient
@@ -18,7 +19,7 @@ _COLUMNS = ("stream", "partitions", "state", "events", "refused", "mostly", "sin
 
 @streams_app.callback()
 def group() -> None:
-    """Registered streams: which are paused, and resuming them.
+    """Registered streams: which are paused, resuming them, and ending those that nobody reads.
 
     Every replica of ingestion pauses for itself: `--ingestion` names the one that is asked.
     """
@@ -65,6 +66,22 @@ def resume(
         if as_json:
             answer.json({"resumed": was_paused, **_entry(state)})
         answer.say(f"{stream} takes events again" if was_paused else f"{stream} was not paused")
+
+
+@streams_app.command()
+def retire(
+    stream: Annotated[list[str], typer.Argument(help="Streams to end.", show_default=False)],
+    why: Why = "",
+    stack: StackName = DEFAULT_STACK,
+    home: Home = None,
+    registry: Registry = None,
+    as_json: Json = False,
+) -> None:
+    """End streams: events are refused, nothing reads them, topic and table stay; exit 1 where one is in use."""
+    with answering(as_json) as answer:
+        with Target(stack, home).connect("registry", registry) as connection:
+            done = RegistryClient(connection).retire("stream", stream, actor(), reason=why)
+        say_retired(answer, done)
 
 
 def _entry(state: ingestion_pb2.StreamState, partitions: int | None = None) -> dict[str, Any]:

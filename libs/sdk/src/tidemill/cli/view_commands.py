@@ -3,10 +3,9 @@
 from typing import Annotated
 
 import typer
-from tidemill_contracts.canonical import to_dict
-from tidemill_contracts.definition.v1 import definition_pb2 as definition
 
 from tidemill.cli.answers import answering
+from tidemill.cli.retired import Why, say_retired
 from tidemill.cli.targets import DEFAULT_STACK, Home, Json, Registry, StackName, Target
 from tidemill.clients.calls import actor
 from tidemill.clients.registry import RegistryClient
@@ -58,19 +57,12 @@ def _cell(value: object) -> str:
 @views_app.command()
 def retire(
     view: Annotated[list[str], typer.Argument(help="Views to end.", show_default=False)],
-    why: Annotated[str, typer.Option("--why", help="The reason, kept in the audit trail.")] = "",
+    why: Why = "",
     stack: StackName = DEFAULT_STACK,
     home: Home = None,
     registry: Registry = None,
     as_json: Json = False,
 ) -> None:
     """End views: nobody computes or reads them any more, and their values expire; exit 1 where one is in use."""
-    with answering(as_json) as answer:
-        with Target(stack, home).connect("registry", registry) as connection:
-            client = RegistryClient(connection)
-            done = client.apply(definition.Definition(), actor(), retire=view, reason=why)
-        if as_json:
-            answer.json({"changes": [to_dict(change) for change in done.changes]})
-        for change in done.changes:
-            said = "is retired" if change.change == "retired" else "was retired before"
-            answer.say(f"view {change.name} {said} (revision {change.revision})")
+    with answering(as_json) as answer, Target(stack, home).connect("registry", registry) as connection:
+        say_retired(answer, RegistryClient(connection).retire("view", view, actor(), reason=why))

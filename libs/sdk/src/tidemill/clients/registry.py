@@ -30,10 +30,18 @@ class RegistryClient:
         allow_breaking: bool = False,
         reason: str = "",
     ) -> registry.ApplyDefinitionResponse:
-        """Register a definition, and end the views `retire`; `allow_breaking` needs a reason."""
+        """Register a definition, and end the views `retire` along; `allow_breaking` needs a reason."""
         request = registry.ApplyDefinitionRequest(
             definition=compiled, retire_views=retire, allow_breaking=allow_breaking, reason=reason
         )
+        return self._connection.call(self._stub.ApplyDefinition, request, by=by, deadline_s=APPLY_DEADLINE_S)
+
+    def retire(
+        self, kind: str, names: Sequence[str], by: str, *, allow_breaking: bool = False, reason: str = ""
+    ) -> registry.ApplyDefinitionResponse:
+        """End streams, views or pipelines; `kind` is the singular."""
+        request = registry.ApplyDefinitionRequest(allow_breaking=allow_breaking, reason=reason)
+        getattr(request, f"retire_{kind}s").extend(names)
         return self._connection.call(self._stub.ApplyDefinition, request, by=by, deadline_s=APPLY_DEADLINE_S)
 
     def compare(self, compiled: definition_pb2.Definition, by: str) -> registry.ApplyDefinitionResponse:

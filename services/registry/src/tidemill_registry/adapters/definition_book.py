@@ -1,18 +1,20 @@
 """Streams, views and pipelines in PostgreSQL."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 from tidemill_contracts.canonical import from_json, to_json
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.instants import to_timestamp
 from tidemill_contracts.reasons import Reason
+from tidemill_contracts.registry.v1 import records_pb2 as records
 from tidemill_contracts.registry.v1 import registry_pb2 as messages
 from tidemill_runtime.errors import Poison
 
 from tidemill_registry.adapters import model_rows as rows
 from tidemill_registry.adapters.ledger import Ledger, Ledgers
 from tidemill_registry.adapters.postgres import Connection, lock_definitions
+from tidemill_registry.adapters.run_book import open_runs
 from tidemill_registry.audit import Act
 from tidemill_registry.compatibility import Break
 from tidemill_registry.definitions import (
@@ -21,11 +23,17 @@ from tidemill_registry.definitions import (
     InvalidDefinitionError,
     Key,
     Plan,
-    UnknownViewError,
+    UnknownObjectError,
     plan_changes,
 )
+from tidemill_registry.lifecycle import Order, end
 
 TOPIC = "registry.pipelines.v1"
+_UNKNOWN = {
+    "stream": Reason.UNKNOWN_STREAM,
+    "view": Reason.UNKNOWN_VIEW,
+    "pipeline": Reason.UNKNOWN_PIPELINE,
+}
 
 # Creates the topics of the streams, with all their partitions; returns once they exist.
 CreateTopics = Callable[[Sequence[definition.Stream]], Awaitable[None]]
@@ -55,10 +63,13 @@ class DefinitionBook:
             if refused:
                 raise _refused(refused)
             differing = [change for change in plan.changes if change.change != "unchanged"]
-            await self._create_topics([change.object.closure.streams[0] for change in differing if _is_stream(change)])
+            streams = [change.object.closure.streams[0] for change in differing if _has_topics(change)]
+            await self._create_topics(streams)
             for change in differing:
                 act = Act(_place(change), change.change, actor, _why(change, plan.breaks, request.reason))
                 await _store(ledger, change, registered.get(change.object.key), act)
+                if (change.object.kind, change.change) == ("pipeline", "retired"):
+                    await _end_versions(ledger, change.object.name, act)
         return plan
 
     async def get(self, kind: str, name: str) -> definition.DefinitionRecord | None:
@@ -82,23 +93,50 @@ async def _planned(
     registered: dict[Key, definition.DefinitionRecord],
     connection: Connection,
 ) -> Plan:
-    views = list(request.retire_views)
-    ending = Ending(views, await _readers(connection) if views else {})
+    ending = Ending(request.retire_views, request.retire_pipelines, request.retire_streams)
+    if ending.objects():
+        readers = await _readers(connection, leaving=ending.pipelines) if ending.views else {}
+        ending = replace(ending, readers=readers, users=await _users(connection, ending.pipelines))
     try:
         return plan_changes(request.definition, registered, ending, allow_breaking=request.allow_breaking)
     except InvalidDefinitionError as error:
         raise Poison(Reason.UNDECODABLE, str(error), field="definition", fix="run `tidemill check`") from error
-    except UnknownViewError as error:
-        raise Poison(Reason.UNKNOWN_VIEW, str(error), field="retire_views") from error
+    except UnknownObjectError as error:
+        raise Poison(_UNKNOWN[error.kind], str(error), field=f"retire_{error.kind}s") from error
 
 
-async def _readers(connection: Connection) -> dict[str, list[str]]:
-    """Return, by view, the model versions in use that read it, as people call them."""
+async def _readers(connection: Connection, *, leaving: Collection[str]) -> dict[str, list[str]]:
+    """Return, by view, the model versions in use that read it, but for those of some pipelines."""
     found: dict[str, list[str]] = {}
     for version in await rows.versions_in_use(connection):
-        for view in version.views:
-            found.setdefault(view, []).append(f"{version.pipeline} v{version.version} ({version.stage})")
+        for view in version.views if version.pipeline not in leaving else ():
+            found.setdefault(view, []).append(_called(version))
     return found
+
+
+async def _users(connection: Connection, pipelines: Iterable[str]) -> dict[str, list[str]]:
+    """Return, by pipeline, its versions in use and its runs under way."""
+    versions = await rows.versions_in_use(connection)
+    return {
+        name: [
+            *(_called(version) for version in versions if version.pipeline == name),
+            *(f"run {run.run_id} ({run.status})" for run in await open_runs(connection, name)),
+        ]
+        for name in pipelines
+    }
+
+
+def _called(version: records.VersionRecord) -> str:
+    return f"{version.pipeline} v{version.version} ({version.stage})"
+
+
+async def _end_versions(ledger: Ledger, pipeline: str, act: Act) -> None:
+    """Take every version of a retired pipeline out of use; nobody is told to answer with any of them."""
+    await rows.lock_deployment(ledger.connection, pipeline)
+    state = await rows.state_of(ledger.connection, pipeline, await rows.versions(ledger.connection, pipeline))
+    at_us = await rows.event_time(ledger.connection, pipeline) or ledger.now_us
+    order = Order(act.actor, at_us, act.reason)
+    await rows.store(ledger, state, end(state, order), order)
 
 
 def _place(change: Change) -> str:
@@ -141,6 +179,7 @@ async def _store(ledger: Ledger, change: Change, before: definition.DefinitionRe
         applied_at=to_timestamp(ledger.now_us),
         actor=act.actor,
         retired=change.change == "retired",
+        removed_fields=change.removed,
     )
     await ledger.connection.execute(
         """INSERT INTO definitions (kind, name, revision, hash, record) VALUES ($1, $2, $3, $4, $5)
@@ -166,5 +205,5 @@ def _parsed(raw: str) -> definition.DefinitionRecord:
     return from_json(raw.encode(), definition.DefinitionRecord())
 
 
-def _is_stream(change: Change) -> bool:
-    return change.object.kind == "stream"
+def _has_topics(change: Change) -> bool:
+    return change.object.kind == "stream" and change.change != "retired"

@@ -15,20 +15,16 @@ from tidemill_runtime.errors import Poison
 from tidemill_registry.adapters.ledger import Ledger
 from tidemill_registry.adapters.postgres import Connection
 from tidemill_registry.audit import Act
-from tidemill_registry.lifecycle import CHAMPION, Change, Order, Rollout, State
+from tidemill_registry.lifecycle import CHAMPION, IN_USE, Change, Order, Rollout, State
 from tidemill_registry.rollout import Plan, Progress, Step
 
 MODELS = "registry.models.v1"
 DEPLOYMENTS = "registry.deployments.v1"
-# One that waits for its rollout may answer next.
-IN_USE = ["registered", "shadow", "canary", "champion"]
 
 
 async def lock_deployment(connection: Connection, pipeline: str) -> bool:
     """Lock the pipeline's row as every change does, and return whether anything is deployed."""
-    await connection.execute(
-        "SELECT 1 FROM definitions WHERE kind = 'pipeline' AND name = $1 FOR UPDATE", pipeline
-    )
+    await connection.execute("SELECT 1 FROM definitions WHERE kind = 'pipeline' AND name = $1 FOR UPDATE", pipeline)
     return bool(await connection.fetchval("SELECT true FROM deployments WHERE pipeline = $1", pipeline))
 
 
@@ -75,7 +71,7 @@ async def versions(
 
 async def versions_in_use(connection: Connection) -> list[records.VersionRecord]:
     """Return the versions of all pipelines that answer, may answer next, or are scored beside those that do."""
-    found = await connection.fetch("SELECT record FROM versions WHERE stage = ANY($1)", IN_USE)
+    found = await connection.fetch("SELECT record FROM versions WHERE stage = ANY($1)", list(IN_USE))
     known = [_version(row["record"]) for row in found]
     for row in await connection.fetch("SELECT record FROM deployments"):
         deployment = from_json(row["record"].encode(), records.DeploymentRecord())
@@ -100,9 +96,7 @@ async def next_version(connection: Connection, pipeline: str) -> int:
 
 async def event_time(connection: Connection, pipeline: str) -> int:
     """Return the newest event time at which the deployment was decided or evidence weighed; 0 before the first."""
-    at_us: int | None = await connection.fetchval(
-        "SELECT event_time_us FROM deployments WHERE pipeline = $1", pipeline
-    )
+    at_us: int | None = await connection.fetchval("SELECT event_time_us FROM deployments WHERE pipeline = $1", pipeline)
     return at_us or 0
 
 

@@ -3,12 +3,14 @@
 from uuid import UUID, uuid5
 
 from tidemill_contracts.canonical import from_json, to_json
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.instants import to_timestamp
 from tidemill_contracts.reasons import Reason
 from tidemill_contracts.registry.v1 import registry_pb2 as messages
 from tidemill_runtime.errors import Poison
 
 from tidemill_registry.adapters.ledger import Ledger, Ledgers
+from tidemill_registry.adapters.postgres import Connection
 from tidemill_registry.audit import Act
 
 STARTED = "started"
@@ -98,7 +100,7 @@ class RunBook:
 async def require_pipeline(ledger: Ledger, pipeline: str) -> str:
     """Lock the pipeline's row for the transaction and return its record; every change of its versions queues here.
 
-    Raises `Poison` where nobody registered it.
+    Raises `Poison` where nobody registered it, or it was retired.
     """
     raw: str | None = await ledger.connection.fetchval(
         "SELECT record FROM definitions WHERE kind = 'pipeline' AND name = $1 FOR UPDATE", pipeline
@@ -107,7 +109,18 @@ async def require_pipeline(ledger: Ledger, pipeline: str) -> str:
         raise Poison(
             Reason.UNKNOWN_PIPELINE, f"no pipeline {pipeline!r}", field="pipeline", fix="register it: tidemill apply"
         )
+    if from_json(raw.encode(), definition.DefinitionRecord()).retired:
+        message, fix = f"pipeline {pipeline!r} was retired", "apply it again to go on with it"
+        raise Poison(Reason.UNKNOWN_PIPELINE, message, field="pipeline", fix=fix)
     return raw
+
+
+async def open_runs(connection: Connection, pipeline: str) -> list[messages.Run]:
+    """Return the runs of a pipeline that are under way."""
+    found = await connection.fetch(
+        "SELECT record FROM runs WHERE pipeline = $1 AND record->>'status' = $2 ORDER BY sequence", pipeline, STARTED
+    )
+    return [_parsed(row["record"]) for row in found]
 
 
 async def locked_run(ledger: Ledger, run_id: str) -> messages.Run:
@@ -120,9 +133,7 @@ async def locked_run(ledger: Ledger, run_id: str) -> messages.Run:
 
 async def store_run(ledger: Ledger, run: messages.Run) -> None:
     """Write a changed run."""
-    await ledger.connection.execute(
-        "UPDATE runs SET record = $2 WHERE run_id = $1", run.run_id, to_json(run).decode()
-    )
+    await ledger.connection.execute("UPDATE runs SET record = $2 WHERE run_id = $1", run.run_id, to_json(run).decode())
 
 
 def _parsed(raw: str) -> messages.Run:

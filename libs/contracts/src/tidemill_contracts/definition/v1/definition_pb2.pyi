@@ -1033,6 +1033,7 @@ class DefinitionRecord(_message.Message):
     APPLIED_AT_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
     RETIRED_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELDS_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """"stream", "view" or "pipeline"."""
     name: _builtins.str
@@ -1049,6 +1050,12 @@ class DefinitionRecord(_message.Message):
 
     @_builtins.property
     def applied_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def removed_fields(self) -> _containers.RepeatedCompositeFieldContainer[Global___Field]:
+        """Of a stream: fields that it had before and has no more. The log still holds them: one that comes back as another
+        type is a break.
+        """
+
     def __init__(
         self,
         *,
@@ -1060,10 +1067,11 @@ class DefinitionRecord(_message.Message):
         applied_at: _timestamp_pb2.Timestamp | None = ...,
         actor: _builtins.str = ...,
         retired: _builtins.bool = ...,
+        removed_fields: _abc.Iterable[Global___Field] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["applied_at", b"applied_at", "definition", b"definition"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "applied_at", b"applied_at", "definition", b"definition", "hash", b"hash", "kind", b"kind", "name", b"name", "retired", b"retired", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "applied_at", b"applied_at", "definition", b"definition", "hash", b"hash", "kind", b"kind", "name", b"name", "removed_fields", b"removed_fields", "retired", b"retired", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

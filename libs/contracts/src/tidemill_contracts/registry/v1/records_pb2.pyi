@@ -342,7 +342,7 @@ class DeploymentRecord(_message.Message):
     share: _builtins.float
     """Share of requests that the challenger answers."""
     change: _builtins.str
-    """"first", "rollout", "promoted", "rolled_back", "held", "manual"."""
+    """"first", "rollout", "promoted", "rolled_back", "held", "manual", "retired" (with the pipeline; no champion then)."""
     cause_id: _builtins.str
     """The retrain request that led here."""
     actor: _builtins.str

@@ -31,6 +31,8 @@ class ApplyDefinitionRequest(_message.Message):
     RETIRE_VIEWS_FIELD_NUMBER: _builtins.int
     ALLOW_BREAKING_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    RETIRE_PIPELINES_FIELD_NUMBER: _builtins.int
+    RETIRE_STREAMS_FIELD_NUMBER: _builtins.int
     dry_run: _builtins.bool
     """Report what would change and change nothing."""
     allow_breaking: _builtins.bool
@@ -43,6 +45,16 @@ class ApplyDefinitionRequest(_message.Message):
     def retire_views(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Views that end with this change; none that a pipeline or a model version in use reads."""
 
+    @_builtins.property
+    def retire_pipelines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Pipelines that end with this change, and with them their versions. One that has versions in use or runs under way
+        ends with `allow_breaking` only.
+        """
+
+    @_builtins.property
+    def retire_streams(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Streams that end with this change; none that a view or a pipeline reads."""
+
     def __init__(
         self,
         *,
@@ -51,10 +63,12 @@ class ApplyDefinitionRequest(_message.Message):
         retire_views: _abc.Iterable[_builtins.str] | None = ...,
         allow_breaking: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        retire_pipelines: _abc.Iterable[_builtins.str] | None = ...,
+        retire_streams: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["definition", b"definition"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_breaking", b"allow_breaking", "definition", b"definition", "dry_run", b"dry_run", "reason", b"reason", "retire_views", b"retire_views"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_breaking", b"allow_breaking", "definition", b"definition", "dry_run", b"dry_run", "reason", b"reason", "retire_pipelines", b"retire_pipelines", "retire_streams", b"retire_streams", "retire_views", b"retire_views"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
