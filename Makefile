@@ -23,7 +23,7 @@ UNIT_TESTS := unit/libs unit/services unit/tests
 SERVER_TESTS := $(addprefix servers/,$(addprefix services/,feature monitoring training serving registry ingestion) libs tests)
 E2E_TESTS := e2e/loop e2e/stack
 # Folders that hold scripts beside their tests, and import them as the scripts do.
-SCRIPTED := tests/chaos tests/bench
+SCRIPTED := tests/chaos tests/bench tests/secured
 # How many parts run at a time: on two cores one more than there are, since most of them wait for servers.
 JOBS ?= 3
 AT_ONCE = $(MAKE) --no-print-directory --jobs=$(JOBS) $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)

@@ -1,7 +1,11 @@
+from pathlib import Path
+from urllib.parse import quote
+
 import pytest
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import SettingsConfigDict
 from tidemill_runtime.settings import (
+    GrpcSettings,
     KafkaSettings,
     PostgresSettings,
     RedisSettings,
@@ -10,6 +14,8 @@ from tidemill_runtime.settings import (
     split_address,
     unknown_variables,
 )
+
+STARS = "*" * 10
 
 
 class Settings(ServiceSettings):
@@ -91,3 +97,41 @@ def test_logical_names_survive_the_prefix() -> None:
 def test_an_address_without_a_port_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match="host:port"):
         split_address(address)
+
+
+def test_a_dsn_is_completed_by_the_other_settings_and_comes_first(tmp_path: Path) -> None:
+    authority = tmp_path / "ca.pem"
+    authority.write_text("")
+    rest = {"password": SecretStr("p@/s"), "sslmode": "verify-full", "ssl_ca_file": str(authority)}
+    bare = PostgresSettings.model_validate({"dsn": "postgresql://u@h:1/d", **rest}).url()
+    assert bare == f"postgresql://u:p%40%2Fs@h:1/d?sslmode=verify-full&sslrootcert={quote(str(authority), safe='')}"
+    given = "postgresql://u:own@h/d?sslmode=require"
+    assert PostgresSettings.model_validate({"dsn": given, "password": "p", "sslmode": "disable"}).url() == given
+    socket = "postgresql:///d?host=%2Frun%2Fpg"
+    assert PostgresSettings(dsn=SecretStr(socket)).url() == socket
+
+
+def test_a_certificate_that_cannot_be_read_is_named_at_once(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.pem", tmp_path):
+        with pytest.raises(ValidationError, match=f"{path} is no file that this process may read"):
+            GrpcSettings(tls_ca=str(path))
+
+
+def test_a_refused_setting_shows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEMILL_SAMPLE_KAFKA__SASL_PASSWORD", "hush")
+    monkeypatch.setenv("TIDEMILL_SAMPLE_KAFKA__SECURITY_PROTOCOL", "SASL_SSL")
+    with pytest.raises(ValidationError, match="needs sasl_username and sasl_password") as refused:
+        Settings()
+    assert "hush" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://:p@ss/w@h:1/0", f"redis://:{STARS}@h:1/0"),
+        ("rediss://h/0?password=hush&db=1", f"rediss://h/0?password={STARS}&db=1"),
+        ("redis://h:1/0", "redis://h:1/0"),
+    ],
+)
+def test_no_part_of_a_password_in_a_url_is_printed(url: str, shown: str) -> None:
+    assert redacted(Settings(redis=RedisSettings(url=url)))["redis"]["url"] == shown

@@ -5,9 +5,10 @@ import socket
 from pathlib import Path
 
 import pytest
+from tidemill.kafka_login import LoginError, login
 from tidemill.stack import kafka, ports, postgres, redis
 from tidemill.stack.endpoints import Endpoints, ServiceAddress, redacted
-from tidemill.stack.plan import NEEDS, Layout, port_names, service_environment
+from tidemill.stack.plan import NEEDS, Layout, kafka_security, port_names, service_environment
 from tidemill.stack.restart import HEALTHY_AFTER_S, LONGEST_DELAY_S, Backoff
 from tidemill.stack.spec import SERVICES, External, StackError, StackSpec, default_home, services_of
 from tidemill.stack.state import ProcessState, StackState
@@ -145,3 +146,21 @@ def test_a_full_redis_is_an_error_and_topics_are_never_made_by_accident() -> Non
 def test_passwords_are_not_shown() -> None:
     assert redacted(ENDPOINTS.redis) == "redis://:***@127.0.0.1:2/0"
     assert redacted("redis://127.0.0.1:2/0") == "redis://127.0.0.1:2/0"
+
+
+def test_the_services_talk_to_an_existing_kafka_as_the_command_line_does() -> None:
+    given = {"TIDEMILL_KAFKA_SASL_USERNAME": "ada", "TIDEMILL_KAFKA_SSL_CAFILE": "", "HOME": "/"}
+    assert kafka_security("feature", given) == {"TIDEMILL_FEATURE_KAFKA__SASL_USERNAME": "ada"}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"SECURITY_PROTOCOL": "TLS"}, "SECURITY_PROTOCOL is one of PLAINTEXT, SSL"),
+        ({"SECURITY_PROTOCOL": "SASL_SSL", "SASL_USERNAME": "ada"}, "needs TIDEMILL_KAFKA_SASL_USERNAME and"),
+        ({"SECURITY_PROTOCOL": "SSL", "SSL_CAFILE": "/nowhere.pem"}, "/nowhere.pem: No such file or directory"),
+    ],
+)
+def test_a_login_of_kafka_that_cannot_work_is_refused_by_name(given: dict[str, str], said: str) -> None:
+    with pytest.raises(LoginError, match=said):
+        login({f"TIDEMILL_KAFKA_{name}": value for name, value in given.items()})

@@ -1,4 +1,4 @@
-"""Creates topics from the catalogue; the one module of the contracts library that talks to Kafka."""
+"""Creates topics from the catalogue, and adds partitions to them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable

@@ -9,6 +9,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from tidemill_contracts.kafka_refusals import refusal
 
 from tidemill_runtime import metrics
 from tidemill_runtime.positions import Partition
@@ -38,9 +39,10 @@ async def connect(
         try:
             await consumer.start()
         except (KafkaError, OSError) as error:
-            fault(f"Kafka: {error!r}")
-            log.warning("consumer_waits_for_kafka", error=str(error))
             await close(consumer)
+            why = await refusal(kafka.client_kwargs()) or f"Kafka: {error!r}"
+            fault(why)
+            log.warning("consumer_waits_for_kafka", error=why)
             await sleep_unless(stopping, delay_s)
         except asyncio.CancelledError:
             await close(consumer)

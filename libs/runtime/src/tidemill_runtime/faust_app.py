@@ -21,6 +21,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from faust.types import TP
 from tidemill_contracts.dead_letters import addressed_to
+from tidemill_contracts.kafka_refusals import refusal
 
 from tidemill_runtime.batches import Record, Refused
 from tidemill_runtime.claims import Claim
@@ -150,8 +151,8 @@ class FaustApp:
                     return
                 await self._live(self._build())
             except (KafkaError, OSError) as error:
-                self._fault = f"Kafka: {error!r}"
-                log.warning("faust_waits_for_kafka", group=self._options.group, error=repr(error))
+                self._fault = await refusal(self._kafka.client_kwargs()) or f"Kafka: {error!r}"
+                log.warning("faust_waits_for_kafka", group=self._options.group, error=self._fault)
             if self._failure is not None:
                 raise self._failure
             if self._stopping.is_set():

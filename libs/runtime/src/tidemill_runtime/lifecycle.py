@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from tidemill_runtime.errors import Stalled
 from tidemill_runtime.health import Health
 from tidemill_runtime.logs import configure_logs
+from tidemill_runtime.refusals import advice
 from tidemill_runtime.settings import ServiceSettings, redacted, unknown_variables
 
 # Each way to end has its own code, so that a supervisor's log tells them apart.
@@ -149,7 +150,7 @@ async def run(open_service: OpenService[S], settings: S) -> int:
     except Exception as error:
         health.opened = False
         code = exit_code(error)
-        log.critical("crashed", exit_code=code, error=str(error), exc_info=error)
+        log.critical("crashed", exit_code=code, error=f"{error}{advice(error)}", exc_info=error)
         return code
     finally:
         stop.release()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self
 import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
+from tidemill_contracts.kafka_refusals import refusal
 from tidemill_contracts.reasons import Reason
 
 from tidemill_runtime import metrics
@@ -132,10 +133,10 @@ class Producer:
             try:
                 await client.start()
             except (kafka_errors.KafkaError, OSError) as error:
-                self._fault = f"Kafka: {error!r}"
-                log.warning("producer_waits_for_kafka", error=str(error))
                 with suppress(kafka_errors.KafkaError):
                     await client.stop()
+                self._fault = await refusal(self._kafka.client_kwargs()) or f"Kafka: {error!r}"
+                log.warning("producer_waits_for_kafka", error=self._fault)
                 await asyncio.sleep(delay_s)
                 continue
             self._client, self._fault = client, None

@@ -4,27 +4,41 @@ One environment prefix per service; `__` separates group and field: `TIDEMILL_FE
 """
 
 import difflib
+import os
 import re
 import ssl
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
-from urllib.parse import quote
+from typing import Annotated, Any, Literal, TypeAlias
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from tidemill_contracts.topics import DEFAULT_PREFIX
 
 MEBIBYTE = 1024 * 1024
-_URL_PASSWORD = re.compile(r"(://[^/@:]*:)[^@]*@")
+_STARS = "*" * 10
+# Up to the last @: whoever forgets to quote one in a password should not find its end in a log.
+_URL_PASSWORD = re.compile(r"(://[^/@:]*:).*@|(\bpassword=)[^&]*")
 
 
 class Group(BaseModel):
     """A frozen group of settings; an unknown field is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # The input of what is refused may be a whole group, with its password.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         return [(name, _masked(value)) for name, value in super().__repr_args__()]
+
+
+def _readable(path: str) -> str:
+    if not os.access(path, os.R_OK) or os.path.isdir(path):
+        raise ValueError(f"{path} is no file that this process may read")
+    return path
+
+
+# A file of PEM certificates or keys: looked at once, at the start, since later errors do not say which file they mean.
+Pem: TypeAlias = Annotated[str, AfterValidator(_readable)]
 
 
 def _secret(value: SecretStr | None) -> str | None:
@@ -47,9 +61,9 @@ class KafkaSettings(Group):
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
     sasl_username: str | None = None
     sasl_password: SecretStr | None = None
-    ssl_cafile: str | None = Field(default=None, description="CA of the brokers; the system's store where absent")
-    ssl_certfile: str | None = Field(default=None, description="client certificate, for mutual TLS")
-    ssl_keyfile: str | None = None
+    ssl_cafile: Pem | None = Field(default=None, description="CA of the brokers; the system's store where absent")
+    ssl_certfile: Pem | None = Field(default=None, description="client certificate, for mutual TLS")
+    ssl_keyfile: Pem | None = None
     topic_prefix: str = Field(default=DEFAULT_PREFIX, description="put before every logical topic name")
     instance: str | None = Field(
         default=None,
@@ -102,9 +116,9 @@ class RedisSettings(Group):
     )
     username: str | None = None
     password: SecretStr | None = None
-    ssl_ca_file: str | None = None
-    ssl_cert_file: str | None = None
-    ssl_key_file: str | None = None
+    ssl_ca_file: Pem | None = None
+    ssl_cert_file: Pem | None = None
+    ssl_key_file: Pem | None = None
     max_connections: Annotated[int, Field(gt=0)] = 32
     timeout_s: Annotated[float, Field(gt=0)] = 5.0
 
@@ -143,9 +157,9 @@ class PostgresSettings(Group):
     password: SecretStr | None = None
     database: str = "tidemill"
     sslmode: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] = "prefer"
-    ssl_ca_file: str | None = None
-    ssl_cert_file: str | None = None
-    ssl_key_file: str | None = None
+    ssl_ca_file: Pem | None = None
+    ssl_cert_file: Pem | None = None
+    ssl_key_file: Pem | None = None
     max_connections: Annotated[int, Field(gt=0)] = 10
     timeout_s: Annotated[float, Field(gt=0)] = 30.0
 
@@ -156,15 +170,31 @@ class PostgresSettings(Group):
         'postgresql+psycopg2://u@127.0.0.1:5432/d?sslmode=prefer'
         """
         if self.dsn:
-            return scheme + "://" + self.dsn.get_secret_value().partition("://")[2]
-        password = _secret(self.password)
-        login = quote(self.user, safe="") + (f":{quote(password, safe='')}" if password else "")
-        files = {"sslrootcert": self.ssl_ca_file, "sslcert": self.ssl_cert_file, "sslkey": self.ssl_key_file}
-        query = "".join(f"&{name}={quote(path, safe='')}" for name, path in files.items() if path)
+            return self._completed(self.dsn.get_secret_value(), scheme)
+        login = quote(self.user, safe="") + self._password()
+        query = "".join(f"&{name}={quote(path, safe='')}" for name, path in self._files().items())
         tail = f"/{quote(self.database, safe='')}?sslmode={self.sslmode}{query}"
         if self.host.startswith("/"):
             return f"{scheme}://{login}@{tail}&host={quote(self.host, safe='')}&port={self.port}"
         return f"{scheme}://{login}@{self.host}:{self.port}{tail}"
+
+    def _completed(self, dsn: str, scheme: str) -> str:
+        """Return the DSN with what it leaves to the other settings: the password, and how TLS is spoken."""
+        parts = urlsplit(dsn)
+        user, at, host = parts.netloc.rpartition("@")
+        if at and ":" not in user:
+            user += self._password()
+        given = ({"sslmode": self.sslmode} if "sslmode" in self.model_fields_set else {}) | self._files()
+        query = urlencode(given | dict(parse_qsl(parts.query)), quote_via=quote, safe="")
+        return f"{scheme}://{user}{at}{host}{parts.path}" + (f"?{query}" if query else "")
+
+    def _password(self) -> str:
+        password = _secret(self.password)
+        return f":{quote(password, safe='')}" if password else ""
+
+    def _files(self) -> dict[str, str]:
+        files = {"sslrootcert": self.ssl_ca_file, "sslcert": self.ssl_cert_file, "sslkey": self.ssl_key_file}
+        return {name: path for name, path in files.items() if path}
 
     def pool_kwargs(self) -> dict[str, Any]:
         """Return the keyword arguments of `asyncpg.create_pool`."""
@@ -180,9 +210,9 @@ class GrpcSettings(Group):
     """Where the gRPC server listens, and the TLS of its server and of channels to peers."""
 
     listen: str = Field(default="127.0.0.1:0", description="host:port; port 0 takes a free one")
-    tls_cert: str | None = Field(default=None, description="certificate chain (PEM); TLS is on where it is given")
-    tls_key: str | None = None
-    tls_ca: str | None = Field(default=None, description="CA that signs peers; with tls_cert, clients must show one")
+    tls_cert: Pem | None = Field(default=None, description="certificate chain (PEM); TLS is on where it is given")
+    tls_key: Pem | None = None
+    tls_ca: Pem | None = Field(default=None, description="CA that signs peers; with tls_cert, clients must show one")
     peer_tls: bool = Field(default=False, description="channels to peers use TLS, checked against tls_ca")
     max_message_bytes: Annotated[int, Field(gt=0)] = 64 * MEBIBYTE
     max_in_flight: Annotated[int, Field(gt=0)] = 256
@@ -199,14 +229,14 @@ class HttpSettings(Group):
     """Where HTTP listens: /live, /ready, /metrics and the service's own routes."""
 
     listen: str = Field(default="127.0.0.1:0", description="host:port; port 0 takes a free one")
-    tls_cert: str | None = None
-    tls_key: str | None = None
+    tls_cert: Pem | None = None
+    tls_key: Pem | None = None
 
 
 class ServiceSettings(BaseSettings):
     """The base of every service's settings; a subclass sets `env_prefix` and adds its groups."""
 
-    model_config = SettingsConfigDict(frozen=True, env_nested_delimiter="__", extra="forbid")
+    model_config = SettingsConfigDict(frozen=True, env_nested_delimiter="__", extra="forbid", hide_input_in_errors=True)
 
     kafka: KafkaSettings = KafkaSettings()
     grpc: GrpcSettings = GrpcSettings()
@@ -247,7 +277,11 @@ def _masked(value: Any) -> Any:
     """Return the value with the password of every URL in it replaced by stars."""
     if isinstance(value, dict):
         return {name: _masked(inner) for name, inner in value.items()}
-    return _URL_PASSWORD.sub(r"\1**********@", value) if isinstance(value, str) else value
+    return _URL_PASSWORD.sub(_starred, value) if isinstance(value, str) else value
+
+
+def _starred(found: "re.Match[str]") -> str:
+    return f"{found[1]}{_STARS}@" if found[1] else f"{found[2]}{_STARS}"
 
 
 def unknown_variables(settings: type[BaseSettings], environ: Mapping[str, str]) -> list[str]:

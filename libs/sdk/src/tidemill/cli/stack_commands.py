@@ -136,7 +136,11 @@ def _summary(state: StackState, answers: dict[str, bool]) -> dict[str, Any]:
         "message": state.message,
         "seconds_to_ready": state.seconds_to_ready,
         "supervisor_pid": state.supervisor_pid,
-        "endpoints": state.endpoints.to_json(),
+        "endpoints": {
+            **state.endpoints.to_json(),
+            "redis": redacted(state.endpoints.redis),
+            "postgres_dsn": redacted(state.endpoints.postgres_dsn),
+        },
         "processes": processes,
     }
 

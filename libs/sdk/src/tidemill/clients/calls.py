@@ -76,7 +76,11 @@ class Tls:
         return None if ca is None else cls(ca, certificate, key)
 
     def credentials(self) -> grpc.ChannelCredentials:
-        read = [None if path is None else path.read_bytes() for path in (self.ca, self.key, self.certificate)]
+        """Return gRPC's form of them. Raises `ClientError` where a file cannot be read."""
+        try:
+            read = [None if path is None else path.read_bytes() for path in (self.ca, self.key, self.certificate)]
+        except OSError as error:
+            raise ClientError(f"TIDEMILL_TLS_…: {error.filename}: {error.strerror}", reached=True) from error
         return grpc.ssl_channel_credentials(*read)
 
 
@@ -152,6 +156,20 @@ class AsyncConnection:
             raise translated(self.service, self.address, error) from error
 
 
+# What gRPC says of a connection that was refused, and what to do about it.
+_REFUSALS = {
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not trusted; let TIDEMILL_TLS_CA name the CA that signed it",
+    "is not in peer certificate": "its certificate is made out to another name than the address",
+    "WRONG_VERSION_NUMBER": "it does not speak TLS; leave out TIDEMILL_TLS_CA",
+    "Socket closed": "it hangs up; where it speaks TLS, set TIDEMILL_TLS_CA, and where it asks for a certificate, "
+    "TIDEMILL_TLS_CERT and TIDEMILL_TLS_KEY",
+}
+
+
+def _refusal(said: str) -> str:
+    return next((f": {advice}" for sign, advice in _REFUSALS.items() if sign in said), "")
+
+
 def translated(service: str, address: str, error: Any) -> CallError:
     """Return gRPC's error with what `google.rpc.Status` says of it."""
     status, info, bad = status_pb2.Status(), details.ErrorInfo(), details.BadRequest()
@@ -164,7 +182,7 @@ def translated(service: str, address: str, error: Any) -> CallError:
     code = error.code()
     message = error.details() or code.name
     if code is grpc.StatusCode.UNAVAILABLE and not info.reason:
-        message = f"not reachable at {address}"
+        message = f"not reachable at {address}{_refusal(message)}"
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED and not info.reason:
         message = f"no answer from {address} in time"
     violations = [(one.field, one.description) for one in bad.field_violations]

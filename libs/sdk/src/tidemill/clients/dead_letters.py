@@ -13,7 +13,7 @@ from tidemill_contracts.ingestion.v1 import dead_letters_pb2 as messages
 from tidemill_contracts.instants import from_timestamp, to_timestamp
 
 from tidemill.clients.letters import ACTIONS_TOPIC, Fates, Letter, Place, letter_of
-from tidemill.clients.topics import KafkaTarget, TopicError, list_topics, read_topic
+from tidemill.clients.topics import KafkaTarget, TopicError, list_topics, read_topic, unreachable
 
 OTHERS_TOPIC = "ingestion.dead-letters.v1"
 # How much one run holds in memory; what is beyond waits for the next.
@@ -122,19 +122,18 @@ class ActionLog:
 async def producing(target: KafkaTarget) -> AsyncIterator[AIOKafkaProducer]:
     """Lend a producer whose acknowledged records are durable. Raises `TopicError`."""
     producer = AIOKafkaProducer(
-        bootstrap_servers=target.bootstrap,
         enable_idempotence=True,
         acks="all",
         request_timeout_ms=SEND_TIMEOUT_MS,
         max_request_size=MAX_RECORD_BYTES,
         linger_ms=0,
-        **target.security,
+        **target.client_kwargs(),
     )
     try:
         await producer.start()
         yield producer
     except KafkaConnectionError as error:
-        raise TopicError(f"Kafka is not reachable at {target.bootstrap}", reached=False) from error
+        raise await unreachable(target) from error
     except KafkaError as error:
         raise TopicError(f"Kafka says: {error!r}", reached=True) from error
     finally:

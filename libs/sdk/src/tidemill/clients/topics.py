@@ -1,6 +1,5 @@
 """Reads Kafka topics from outside: no consumer group, nothing committed."""
 
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -9,8 +8,10 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.structs import ConsumerRecord, TopicPartition
+from tidemill_contracts.kafka_refusals import refusal
 
 from tidemill.clients.errors import ClientError
+from tidemill.kafka_login import LoginError, login
 
 POLL_MS = 500
 STEP_RECORDS = 500
@@ -30,35 +31,37 @@ class KafkaTarget:
 
     @classmethod
     def from_environment(cls, bootstrap: str, prefix: str, environment: Mapping[str, str]) -> "KafkaTarget":
-        """Read TIDEMILL_KAFKA_SECURITY_PROTOCOL, _SASL_MECHANISM, _SASL_USERNAME, _SASL_PASSWORD and _SSL_CAFILE."""
-        names = {
-            "security_protocol": "SECURITY_PROTOCOL",
-            "sasl_mechanism": "SASL_MECHANISM",
-            "sasl_plain_username": "SASL_USERNAME",
-            "sasl_plain_password": "SASL_PASSWORD",
-        }
-        found = {option: environment.get(f"TIDEMILL_KAFKA_{name}") for option, name in names.items()}
-        security: dict[str, Any] = {option: value for option, value in found.items() if value}
-        if "SSL" in security.get("security_protocol", ""):
-            security["ssl_context"] = ssl.create_default_context(cafile=environment.get("TIDEMILL_KAFKA_SSL_CAFILE"))
-        return cls(bootstrap, prefix, security)
+        """Read TIDEMILL_KAFKA_SECURITY_PROTOCOL, _SASL_… and _SSL_…. Raises `TopicError` where one is wrong."""
+        try:
+            return cls(bootstrap, prefix, login(environment))
+        except LoginError as error:
+            raise TopicError(str(error), reached=True) from error
+
+    def client_kwargs(self) -> dict[str, Any]:
+        """Return the keyword arguments that every aiokafka client takes."""
+        return {"bootstrap_servers": self.bootstrap, "security_protocol": "PLAINTEXT", **self.security}
+
+
+async def unreachable(target: KafkaTarget) -> TopicError:
+    """Return the error of a Kafka that lets nobody in, with the reason where a broker gives one."""
+    why = await refusal(target.client_kwargs())
+    return TopicError(why or f"Kafka is not reachable at {target.bootstrap}", reached=False)
 
 
 @asynccontextmanager
 async def _consumer(target: KafkaTarget, *physical: str) -> AsyncIterator[AIOKafkaConsumer]:
     consumer = AIOKafkaConsumer(
         *physical,
-        bootstrap_servers=target.bootstrap,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         fetch_max_wait_ms=100,
-        **target.security,
+        **target.client_kwargs(),
     )
     try:
         await consumer.start()
         yield consumer
     except KafkaConnectionError as error:
-        raise TopicError(f"Kafka is not reachable at {target.bootstrap}", reached=False) from error
+        raise await unreachable(target) from error
     except KafkaError as error:
         raise TopicError(f"Kafka says: {error!r}", reached=True) from error
     finally:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tidemill.kafka_login import NAMES, PREFIX
 from tidemill.stack.endpoints import Endpoints
 from tidemill.stack.spec import SERVICES
 
@@ -74,7 +75,7 @@ NEEDS: Mapping[str, Needs] = {
     "training": Needs(
         servers=("kafka", "postgres"),
         peers=("registry", "feature"),
-        paths=("ARTIFACTS", "WAREHOUSE", "SIGNING_KEY_FILE", "DATADIR"),
+        paths=("ARTIFACTS", "SIGNING_KEY_FILE", "DATADIR"),
     ),
     "serving": Needs(servers=("kafka", "redis"), paths=("ARTIFACTS", "VERIFY_KEY_FILE", "CACHE")),
     "monitoring": Needs(servers=("kafka", "postgres"), paths=("DATADIR",)),
@@ -88,6 +89,16 @@ def prefix_of(service: str) -> str:
     'TIDEMILL_FEATURE_'
     """
     return f"TIDEMILL_{service.upper()}_"
+
+
+def kafka_security(service: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return how an existing Kafka is talked to, from what the command line reads, as settings of one service.
+
+    >>> kafka_security("feature", {"TIDEMILL_KAFKA_SASL_USERNAME": "ada", "HOME": "/"})
+    {'TIDEMILL_FEATURE_KAFKA__SASL_USERNAME': 'ada'}
+    """
+    given = ((name, environment.get(PREFIX + name)) for name in NAMES)
+    return {f"{prefix_of(service)}KAFKA__{name}": value for name, value in given if value}
 
 
 def service_environment(service: str, endpoints: Endpoints, layout: Layout) -> dict[str, str]:

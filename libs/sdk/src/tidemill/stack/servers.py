@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import secrets
 import sys
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from tidemill.stack import java, kafka, postgres, redis, unprivileged, wheels
 from tidemill.stack.endpoints import Endpoints, ServiceAddress
 from tidemill.stack.health import http_ready
 from tidemill.stack.keys import ensure_key_pair
-from tidemill.stack.plan import Layout, service_environment
+from tidemill.stack.plan import Layout, kafka_security, service_environment
 from tidemill.stack.ports import LOOPBACK
 from tidemill.stack.programs import Program
 from tidemill.stack.spec import StackSpec
@@ -93,6 +94,7 @@ def service_programs(spec: StackSpec, layout: Layout, endpoints: Endpoints) -> t
             command=(sys.executable, "-m", f"tidemill_{name}"),
             ready=functools.partial(http_ready, endpoints.services[name].http),
             environment={
+                **(kafka_security(name, os.environ) if spec.external.kafka else {}),
                 **spec.service_environment,
                 **service_environment(name, endpoints, layout),
             },

@@ -9,9 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aiokafka.errors import KafkaConnectionError
 from tidemill_contracts.kafka_admin import create_topics
+from tidemill_contracts.kafka_refusals import refusal
 from tidemill_contracts.topics import fixed_topics
 
+from tidemill.kafka_login import LoginError, login
 from tidemill.stack import control
 from tidemill.stack.endpoints import Endpoints
 from tidemill.stack.keeper import Keeper
@@ -118,8 +121,7 @@ class Supervisor:
             async with asyncio.timeout(spec.ready_deadline_s):
                 servers, *others = self._tiers
                 await self._bring_up(servers)
-                client = {"bootstrap_servers": self._prepared.endpoints.kafka}
-                await create_topics(client, fixed_topics(), spec.topic_prefix)
+                await self._create_topics()
                 for tier in others:
                     await self._bring_up(tier)
         except TimeoutError as error:
@@ -128,6 +130,19 @@ class Supervisor:
                 f"not ready within {spec.ready_deadline_s:g} s: {', '.join(unready) or 'Kafka topics'}\n"
                 + "".join(self._tail(name) for name in unready)
             ) from error
+
+    async def _create_topics(self) -> None:
+        spec = self._prepared.spec
+        try:
+            security = login(os.environ) if spec.external.kafka else {"security_protocol": "PLAINTEXT"}
+        except LoginError as error:
+            raise StackError(str(error)) from error
+        client = {"bootstrap_servers": self._prepared.endpoints.kafka, **security}
+        try:
+            await create_topics(client, fixed_topics(), spec.topic_prefix)
+        except KafkaConnectionError as error:
+            why = await refusal(client) or f"Kafka is not reachable at {self._prepared.endpoints.kafka}"
+            raise StackError(why) from error
 
     async def _bring_up(self, tier: Sequence[Keeper]) -> None:
         """Start a tier's processes together and wait until each is ready."""

@@ -34,9 +34,10 @@ from tidemill_features.layout import Checkpoint, LayoutError, checkpoint_key
 from tidemill_runtime.errors import Fatal, Retryable
 from tidemill_runtime.positions import Partition
 from tidemill_runtime.redis_client import as_outage, fetch_many, send
+from tidemill_runtime.refusals import advice
 
-# Shards that are dumped and sent at once.
-_PIECE = 64
+# Shards that one command writes.
+_PIECE = 512
 
 
 Pairs: TypeAlias = Iterable[tuple[bytes, bytes]]
@@ -69,7 +70,7 @@ def translated() -> Iterator[None]:
         with as_outage():
             yield
     except _PASSING as error:
-        raise Retryable(f"Redis: {error}") from error
+        raise Retryable(f"Redis: {error}{advice(error)}") from error
     except LayoutError as error:
         raise Fatal(f"Redis holds what this version cannot read: {error}") from error
     except RedisError as error:

@@ -15,6 +15,7 @@ import structlog
 from tidemill_runtime.consumer import sleep_unless
 from tidemill_runtime.errors import Retryable, StateLost
 from tidemill_runtime.health import Health
+from tidemill_runtime.refusals import advice
 from tidemill_runtime.settings import PostgresSettings
 
 from tidemill_monitoring.adapters.schema import create_tables
@@ -88,7 +89,7 @@ class Leadership:
             await self._connect()
         except LOST as error:
             await self._close()
-            raise Retryable(f"PostgreSQL: {error!r}") from error
+            raise Retryable(f"PostgreSQL: {error!r}{advice(error)}") from error
 
     async def _connect(self) -> None:
         self._connection = await asyncpg.connect(

@@ -12,6 +12,7 @@ import structlog
 from tidemill_contracts.reasons import Reason
 from tidemill_runtime.errors import Fatal, Poison, Retryable
 from tidemill_runtime.outbox import OutboxTable
+from tidemill_runtime.refusals import advice
 from tidemill_runtime.retries import delays
 from tidemill_runtime.settings import PostgresSettings
 
@@ -47,7 +48,7 @@ async def translated() -> AsyncIterator[None]:
     try:
         yield
     except _PASSING as error:
-        raise Retryable(f"PostgreSQL: {error!r}") from error
+        raise Retryable(f"PostgreSQL: {error!r}{advice(error)}") from error
     except _UNSTORABLE as error:
         # Whoever sent the text is at fault; the service goes on.
         raise Poison(Reason.BAD_UTF8, "a text holds a NUL character", fix="leave it out") from error
