@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tidemill_contracts import dead_letters as dlq
 from tidemill_contracts.reasons import Reason
 from tidemill_runtime.actor import require_actor
-from tidemill_runtime.batches import Batch, Record, Refused
+from tidemill_runtime.batches import Batch, Record, Refused, portions
 from tidemill_runtime.dead_letters import DeadLetterLimit, Tally, letter_headers
 from tidemill_runtime.errors import Poison
 from tidemill_runtime.logs import Thinning
@@ -156,3 +156,14 @@ def test_a_changing_call_without_an_actor_is_told_what_to_send(metadata: tuple[t
         require_actor(Call(*metadata))
     assert refused.value.reason is Reason.MISSING_ACTOR
     assert refused.value.field == "x-tidemill-actor"
+
+
+@given(st.dictionaries(st.characters(), st.text(min_size=1, max_size=20), max_size=4), st.integers(1, 12))
+def test_portions_keep_every_record_in_its_order_and_all_but_the_last_are_full(
+    fetched: dict[str, str], limit: int
+) -> None:
+    parts: list[dict[str, str]] = list(portions(fetched, limit))  # type: ignore[arg-type]
+    assert {place: "".join(part.get(place, "") for part in parts) for place in fetched} == fetched
+    sizes = [sum(map(len, part.values())) for part in parts]
+    assert all(size == limit for size in sizes[:-1])
+    assert all(0 < size <= limit for size in sizes)

@@ -10,7 +10,7 @@ from aiokafka.client import AIOKafkaClient
 from tidemill_contracts import dead_letters as dlq
 from tidemill_contracts.reasons import Reason
 from tidemill_contracts.topics import stream_topics
-from tidemill_runtime.batches import Assignment, Batch, Pipeline, Record, Refused, Restored, Step, StreamOptions
+from tidemill_runtime.batches import Assignment, Batch, Fetch, Pipeline, Record, Refused, Restored, Step, StreamOptions
 from tidemill_runtime.dead_letters import DeadLetterLimit, DeadLetters
 from tidemill_runtime.errors import Fatal, Poison, Retryable, Stalled, StateLost
 from tidemill_runtime.health import Health
@@ -250,6 +250,38 @@ async def test_a_flush_is_put_off_while_there_is_more_to_read_and_no_longer(
             await runner.reached(producer.written)
             # It may also have been called before there was anything.
             assert set(pipeline.flushed_at) - {0} == {100}
+    assert await committed("t") == 100
+
+
+class Greedy(Collecting):
+    """Fetches all there is at once, and notes how much it is given at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[int] = []
+
+    def fetch_from(self, consumer: Any) -> Fetch:
+        return lambda timeout_ms, max_records: consumer.getmany(timeout_ms=timeout_ms)
+
+    def step(self, state: int, batch: Batch, now_us: int) -> Step[int, list[bytes]]:
+        self.given.append(batch.count)
+        return super().step(state, batch, now_us)
+
+
+async def test_what_is_fetched_at_once_is_given_in_batches_and_read_again_where_one_fails(
+    kafka: KafkaSettings, make_topic: MakeTopic, committed: Committed
+) -> None:
+    await make_topic("t", partitions=2)
+    pipeline = Greedy()
+    options = StreamOptions("laws", max_records=30, commit_every_ms=10)
+    values = [b"%d" % n for n in range(200)]
+    async with Producer(kafka) as producer:
+        await producer.send_all([Outgoing("t", value, partition=n % 2) for n, value in enumerate(values)])
+        pipeline.failures = [Retryable("once"), StateLost("then all is read again")]
+        async with running(StreamRunner(pipeline, kafka, options, topics=["t"])) as runner:
+            await runner.reached(producer.written)
+    assert max(pipeline.given) == 30
+    assert sorted(pipeline.applied) == sorted(values)
     assert await committed("t") == 100
 
 

@@ -1,8 +1,8 @@
 """What the stream runner hands to a pipeline and takes back; pure values."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from tidemill_runtime.errors import Poison
 from tidemill_runtime.positions import Offsets, Partition
@@ -10,6 +10,7 @@ from tidemill_runtime.positions import Offsets, Partition
 S = TypeVar("S")
 E = TypeVar("E")
 D = TypeVar("D")
+P = TypeVar("P")
 
 _POLL_MS = 200
 
@@ -34,6 +35,14 @@ class Record(Protocol):
     def value(self) -> bytes | None: ...
     @property
     def headers(self) -> Sequence[tuple[str, bytes]]: ...
+
+
+@runtime_checkable
+class Headed(Protocol):
+    """Records that know their headers without being looked at one by one."""
+
+    def has(self, name: str) -> bool:
+        """Return whether any record has a header."""
 
 
 class Refused(NamedTuple):
@@ -81,6 +90,27 @@ class Batch:
         return decoded, refused
 
 
+def portions(fetched: Mapping[P, Sequence[Record]], limit: int) -> Iterator[dict[P, Sequence[Record]]]:
+    """Cut what was fetched into parts of at most so many records, each partition's in their order.
+
+    >>> list(portions({"a": "12345", "b": "6"}, 2))
+    [{'a': '12'}, {'a': '34'}, {'a': '5', 'b': '6'}]
+    """
+    part: dict[P, Sequence[Record]] = {}
+    room = limit
+    for place, records in fetched.items():
+        first = 0
+        while first < len(records):
+            part[place] = records[first : first + room]
+            first += len(part[place])
+            room -= len(part[place])
+            if not room:
+                yield part
+                part, room = {}, limit
+    if part:
+        yield part
+
+
 @dataclass(frozen=True, slots=True)
 class Step(Generic[S, E]):
     """What one batch led to: the new state, effects to apply, records refused before any of their effects."""
@@ -111,6 +141,10 @@ class Restored(Generic[S]):
     offsets: Offsets = field(default_factory=dict)
 
 
+# Waits up to so many milliseconds for about so many records, and returns what is there by partition.
+Fetch = Callable[[int, int], Awaitable[Mapping[Any, Sequence[Record]]]]
+
+
 class Pipeline(Generic[S, E]):
     """What a service gives the runner; `step` is pure, the rest touches the world.
 
@@ -119,6 +153,10 @@ class Pipeline(Generic[S, E]):
 
     # Whether `restore` says for every partition where to read from; the group's own offsets are then not believed.
     keeps_offsets = False
+
+    def fetch_from(self, consumer: Any) -> Fetch:
+        """Return how records are fetched from a consumer that has just been started."""
+        return lambda timeout_ms, max_records: consumer.getmany(timeout_ms=timeout_ms, max_records=max_records)
 
     def released(self) -> None:
         """Take note that what `restore` returned is no longer held: the partitions may be another worker's by now."""

@@ -18,7 +18,7 @@ from tidemill_contracts.dead_letters import GROUP, OFFSET, PARTITION, REASON, RE
 from tidemill_contracts.reasons import Reason
 from tidemill_contracts.topics import dead_letter_topic
 
-from tidemill_runtime.batches import Batch, Record
+from tidemill_runtime.batches import Batch, Headed, Record
 from tidemill_runtime.consumer import close
 from tidemill_runtime.errors import Retryable
 from tidemill_runtime.positions import Offsets, Partition
@@ -53,7 +53,7 @@ class Sieve:
 
     def sift(self, batch: Batch) -> Batch:
         """Return the batch without what is not for the group; it still says how far it was read."""
-        if self._refused.keys().isdisjoint(batch.partitions) and all(map(_unmarked, batch)):
+        if self._refused.keys().isdisjoint(batch.partitions) and not any(map(_marked, batch.partitions.values())):
             return batch
         kept = {
             partition: [record for record in records if self._mine(self._refused.get(partition, {}), record)]
@@ -107,6 +107,8 @@ class Sieve:
             self._refused.setdefault(place, {})[int(offset)] = hash((letter.key, letter.value))
 
 
-def _unmarked(record: Record) -> bool:
-    headers = record.headers
-    return not headers or headers[-1][0] != REDRIVEN_FOR
+def _marked(records: Sequence[Record]) -> bool:
+    """Return whether any record was sent again for some."""
+    if isinstance(records, Headed):
+        return records.has(REDRIVEN_FOR)
+    return any(headers[-1][0] == REDRIVEN_FOR for record in records if (headers := record.headers))

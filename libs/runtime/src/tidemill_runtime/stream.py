@@ -18,7 +18,17 @@ from aiokafka import TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
 
 from tidemill_runtime import metrics
-from tidemill_runtime.batches import Assignment, Batch, Pipeline, Record, Refused, Restored, StreamOptions
+from tidemill_runtime.batches import (
+    Assignment,
+    Batch,
+    Fetch,
+    Pipeline,
+    Record,
+    Refused,
+    Restored,
+    StreamOptions,
+    portions,
+)
 from tidemill_runtime.claims import Claim
 from tidemill_runtime.consumer import Committer, GroupListener, close, connect, lags_of, note_lost, sleep_unless
 from tidemill_runtime.dead_letters import DeadLetters
@@ -77,6 +87,7 @@ class StreamRunner(Generic[S, E]):
         self._lock = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._consumer: Any = None
+        self._fetch: Fetch | None = None
         self._committer: Committer | None = None
         self._claim = Claim(kafka, options.group)
         self._held: Restored[S] | None = None
@@ -123,6 +134,7 @@ class StreamRunner(Generic[S, E]):
         self._consumer = await connect(self._kafka, options, self._stopping, self._set_fault)
         if self._consumer is None:
             return
+        self._fetch = self._pipeline.fetch_from(self._consumer)
         self._committer = Committer(self._consumer, self._options.commit_every_ms)
         self._topics_changed.set()
         loop = asyncio.create_task(self._loop(), name="stream")
@@ -204,16 +216,23 @@ class StreamRunner(Generic[S, E]):
     async def _cycle(self) -> None:
         if self._held is None and self._consumer.assignment():
             await self._restore()
-        epoch = self._epoch
-        fetched = await self._consumer.getmany(timeout_ms=self._options.poll_ms, max_records=self._options.max_records)
-        self._behind = any(self._more(place, records[-1].offset) for place, records in fetched.items())
-        async with self._lock:
-            if epoch != self._epoch:
-                self._read_again(fetched)
-            else:
-                await self._work(fetched)
-        # A full buffer is handed over without suspending once; others must get their turn between batches.
-        await asyncio.sleep(0)
+        epoch, limit = self._epoch, self._options.max_records
+        assert self._fetch is not None
+        fetched = await self._fetch(self._options.poll_ms, limit)
+        more = any(self._more(place, records[-1].offset) for place, records in fetched.items())
+        left = sum(map(len, fetched.values()))
+        for part in list(portions(fetched, limit)) or [{}]:
+            left -= sum(map(len, part.values()))
+            self._behind = more or left > 0
+            async with self._lock:
+                if epoch != self._epoch:
+                    self._read_again(fetched)
+                    return
+                await self._work(part)
+            # A full buffer is handed over without suspending once; others must get their turn between batches.
+            await asyncio.sleep(0)
+            if self._stopping.is_set():
+                return
 
     async def _work(self, fetched: Mapping[TopicPartition, Sequence[Record]]) -> None:
         try:

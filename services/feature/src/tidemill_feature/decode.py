@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from tidemill_contracts.cloudevents import WATERMARK_TYPE
+from tidemill_contracts.dead_letters import REDRIVEN_FOR
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.instants import EARLIEST_US, LATEST_US, parse_us
 from tidemill_contracts.reasons import Reason
@@ -22,6 +23,8 @@ from tidemill_features.columns import column_of
 from tidemill_features.expressions import Column
 from tidemill_runtime.batches import Record, Refused
 from tidemill_runtime.errors import Poison
+
+from tidemill_feature.record_columns import RecordColumns
 
 Ints = NDArray[np.int64]
 
@@ -40,6 +43,20 @@ _TYPES: dict[int, Any] = {
 
 # (source, id), else the record's own offset, which no other record of its partition has.
 Identity = tuple[bytes, bytes] | int
+
+
+_TYPE, _SOURCE, _ID = "ce_type", "ce_source", "ce_id"
+# The headers that are looked at here, and by whoever keeps records from a group.
+HEADERS = (_TYPE, _SOURCE, _ID, REDRIVEN_FOR)
+
+
+class Read(NamedTuple):
+    """What is looked at of some records; watermarks are left out."""
+
+    offset: Ints
+    written_ms: Ints
+    values: list[bytes]
+    identities: list[Identity]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +99,9 @@ class StreamDecoder:
 
     def _at_once(self, records: Sequence[Record]) -> Decoded | None:
         """Return the events where no record is poison, else None."""
-        identities: list[Identity] = []
-        events: list[Record] = []
-        for record in records:
-            headers = dict(record.headers)
-            if headers.get("ce_type") != _WATERMARK:
-                source, event_id = headers.get("ce_source"), headers.get("ce_id")
-                identities.append((source, event_id) if source and event_id else record.offset)
-                events.append(record)
-        raws = [record.value or b"" for record in events]
+        offsets, written_ms, raws, identities = (
+            _columns(records) if isinstance(records, RecordColumns) else _lists(records)
+        )
         limit = self.stream.max_event_bytes
         if limit and max(map(len, raws), default=0) > limit:
             return None
@@ -101,11 +112,8 @@ class StreamDecoder:
         event_us = np.array([_us(instant) for instant in map(self._time, values)], np.int64)
         if ((event_us < EARLIEST_US) | (event_us >= LATEST_US)).any():
             return None
-        if self._max_future_us:
-            written_us = np.array([record.timestamp for record in events], np.int64) * 1000
-            if (event_us > written_us + self._max_future_us).any():
-                return None
-        offsets = np.array([record.offset for record in events], np.int64)
+        if self._max_future_us and (event_us > written_ms * 1000 + self._max_future_us).any():
+            return None
         return Decoded(offsets, event_us, identities, values, [])
 
     def _one_by_one(self, records: Sequence[Record]) -> Decoded:
@@ -117,14 +125,14 @@ class StreamDecoder:
         refused: list[Refused] = []
         for record in records:
             headers = dict(record.headers)
-            if headers.get("ce_type") == _WATERMARK:
+            if headers.get(_TYPE) == _WATERMARK:
                 continue
             try:
                 event, event_us = self._event(record)
             except Poison as poison:
                 refused.append(Refused(record, poison))
                 continue
-            source, event_id = headers.get("ce_source"), headers.get("ce_id")
+            source, event_id = headers.get(_SOURCE), headers.get(_ID)
             identities.append((source, event_id) if source and event_id else record.offset)
             values.append(event)
             times.append(event_us)
@@ -162,6 +170,30 @@ class StreamDecoder:
                 fix=f"at most {self.stream.max_future_ms / 1000:.0f} s are allowed",
             )
         return event, event_us
+
+
+def _columns(records: RecordColumns) -> Read:
+    watermark = records.where(_TYPE, _WATERMARK)
+    events = records.take(~watermark) if watermark.any() else records
+    named = list(zip(events.header(_SOURCE), events.header(_ID), strict=True))
+    identities: list[Identity] = [*named]
+    if not all(map(all, named)):
+        identities = [pair if all(pair) else offset for pair, offset in zip(named, events.offset.tolist(), strict=True)]
+    return Read(events.offset, events.timestamp, events.values(), identities)
+
+
+def _lists(records: Sequence[Record]) -> Read:
+    identities: list[Identity] = []
+    events: list[Record] = []
+    for record in records:
+        headers = dict(record.headers)
+        if headers.get(_TYPE) != _WATERMARK:
+            source, event_id = headers.get(_SOURCE), headers.get(_ID)
+            identities.append((source, event_id) if source and event_id else record.offset)
+            events.append(record)
+    offsets = np.array([record.offset for record in events], np.int64)
+    written_ms = np.array([record.timestamp for record in events], np.int64)
+    return Read(offsets, written_ms, [record.value or b"" for record in events], identities)
 
 
 _WATERMARK = WATERMARK_TYPE.encode()

@@ -6,9 +6,11 @@ the log's beginning. Once they have almost caught up the partition is read again
 ahead skip what they include, and the checkpoint moves on when it is passed.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,8 @@ from tidemill_runtime.errors import Poison
 from tidemill_runtime.positions import Partition
 
 from tidemill_feature.decode import Decoded, StreamDecoder
+
+_OFFSET = attrgetter("offset")
 
 
 @dataclass(slots=True)
@@ -149,14 +153,11 @@ def step(state: OnlineState, batch: Batch) -> Step[OnlineState, Work]:
     for partition, records in batch.partitions.items():
         stream = partition.topic.removeprefix("events.")
         place, source = state.partitions[partition], state.streams[stream]
-        old: Sequence[Record] = ()
-        if records[0].offset < place.applied:
-            old = [record for record in records if record.offset < place.applied]
-        if old:
+        first_new = bisect_left(records, place.applied, key=_OFFSET)
+        if old := records[:first_new]:
             known = source.decoder.decode(old)
             place.admission.remember(known.offset, known.event_us, known.identities)
-        fresh = records[len(old) :]
-        if fresh:
+        if fresh := records[first_new:]:
             decoded, counts = _admitted(source, place, fresh, refused)
             by_views.setdefault((stream, place.views), []).append((partition, decoded, counts))
     # Also where nothing of what was read is for this group: its dead letters, what is sent again for others.

@@ -10,7 +10,7 @@ from tidemill_contracts.topics import events_topic
 from tidemill_features.admission import Admission
 from tidemill_features.fold import Counts, ViewShards
 from tidemill_features.plan import ViewPlan
-from tidemill_runtime.batches import Assignment, Batch, Pipeline, Restored, Step
+from tidemill_runtime.batches import Assignment, Batch, Fetch, Pipeline, Restored, Step
 from tidemill_runtime.errors import Retryable, StateLost
 from tidemill_runtime.positions import Partition
 from tidemill_runtime.settings import KafkaSettings
@@ -18,6 +18,7 @@ from tidemill_runtime.settings import KafkaSettings
 from tidemill_feature import metrics
 from tidemill_feature.adapters.builder import Builder
 from tidemill_feature.adapters.building_site import Job
+from tidemill_feature.adapters.column_fetch import column_fetch
 from tidemill_feature.adapters.folding import fold
 from tidemill_feature.adapters.redis_store import Move, RedisStore
 from tidemill_feature.adapters.topic_ids import Topic, TopicLook
@@ -99,6 +100,9 @@ class OnlinePipeline(Pipeline[OnlineState, Work]):
         for partition, start in starts.items():
             _report_lost(partition, max(start.state.applied, start.state.seen), assignment.start[partition])
         return Restored(state, {partition: start.offset for partition, start in starts.items()})
+
+    def fetch_from(self, consumer: Any) -> Fetch:
+        return column_fetch(consumer)
 
     def released(self) -> None:
         self._state = None
