@@ -268,7 +268,6 @@ async def world(
                 "registry": addresses[0],
                 "feature": addresses[1],
                 "artifacts": str(tmp_path / "artifacts"),
-                "warehouse": str(tmp_path / "warehouse"),
                 "signing_key_file": tmp_path / "signing.pem",
                 "datadir": tmp_path / "faust",
                 "max_attempts": 3,

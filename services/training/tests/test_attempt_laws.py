@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -24,8 +25,10 @@ from tidemill_models.scorer import load_scorer
 from tidemill_models.store import open_store
 from tidemill_training.adapters.archive import read_run
 from tidemill_training.adapters.attempt import attempt
+from tidemill_training.adapters.catalogue import Catalogue
 from tidemill_training.adapters.processes import Bounds, Launch, RunCrashedError, open_process
 from tidemill_training.dataset import table_of
+from tidemill_training.inputs import topics_of
 from tidemill_training.spec import Done, Failed, Places, Progress, RunSpec
 
 pytestmark = [pytest.mark.servers]
@@ -94,6 +97,8 @@ class Log:
     """Writes the offline log as the feature service's offline role does."""
 
     def __init__(self, dsn: str, home: Path) -> None:
+        (home / "warehouse").mkdir()
+        self.dsn = dsn
         self.archive = Archive(dsn, str(home / "warehouse"))
         self._next: dict[tuple[str, int], int] = {}
 
@@ -117,16 +122,15 @@ class Log:
 
 
 @pytest.fixture
-def places(database: str, tmp_path: Path) -> Places:
-    (tmp_path / "warehouse").mkdir()
+def places(tmp_path: Path) -> Places:
     (tmp_path / "key.pem").write_bytes(generate_key_pair()[0])
-    return Places(database, str(tmp_path / "warehouse"), str(tmp_path / "artifacts"), str(tmp_path / "key.pem"))
+    return Places(str(tmp_path / "artifacts"), str(tmp_path / "key.pem"))
 
 
 @pytest.fixture
-def log(places: Places, tmp_path: Path) -> Log:
+def log(database: str, tmp_path: Path) -> Log:
     """The whole log of the made-up flights."""
-    whole = Log(places.catalogue, tmp_path)
+    whole = Log(database, tmp_path)
     requests, landings = events()
     streams = closure().streams
     # Two commits, so that order is not the order of the files.
@@ -136,7 +140,9 @@ def log(places: Places, tmp_path: Path) -> Log:
     return whole
 
 
-def spec(places: Places, whole: definition.Definition, **changes: Any) -> RunSpec:
+async def spec(places: Places, log: Log, whole: definition.Definition, **changes: Any) -> RunSpec:
+    """Return what the service would ask of a run's process now."""
+    tables = await tables_of(log.dsn, whole)
     request = monitoring.RetrainRequest(
         request_id="r1",
         pipeline="late",
@@ -148,7 +154,12 @@ def spec(places: Places, whole: definition.Definition, **changes: Any) -> RunSpe
         for partition in range(2):
             request.positions.add(topic=topic, partition=partition, next_offset=ROWS // 2)
     record = definition.DefinitionRecord(name="late", hash=message_hash(whole), definition=whole)
-    return replace(RunSpec("run-1", record, request, None, 0.15, False, places), **changes)
+    return replace(RunSpec("run-1", record, request, None, 0.15, False, places, tables), **changes)
+
+
+async def tables_of(dsn: str, whole: definition.Definition) -> dict[str, str]:
+    async with asyncpg.create_pool(dsn, min_size=1, max_size=1) as pool:
+        return await Catalogue(pool).places(topics_of(whole))
 
 
 async def in_a_process(whole: RunSpec) -> Done | Failed:
@@ -193,7 +204,7 @@ def key_of(places: Places) -> Ed25519PrivateKey:
 async def test_an_attempt_ships_a_signed_bundle_that_answers_with_its_lineage(
     places: Places, log: Log, library: str
 ) -> None:
-    whole = spec(places, closure(library))
+    whole = await spec(places, log, closure(library))
     answer = await in_a_process(whole)
     assert isinstance(answer, Done), answer
     version = answer.version
@@ -218,45 +229,45 @@ async def test_an_attempt_ships_a_signed_bundle_that_answers_with_its_lineage(
         assert set(bundle.files) == {"encoding.json", "model.onnx", "model.xgb.ubj"}
 
 
-def test_the_same_request_makes_the_same_bundle_byte_for_byte(places: Places, log: Log) -> None:
-    one, other = [done(spec(places, closure())) for _ in range(2)]
+async def test_the_same_request_makes_the_same_bundle_byte_for_byte(places: Places, log: Log) -> None:
+    one, other = [done(await spec(places, log, closure())) for _ in range(2)]
     assert one.version == other.version
     assert published(places) == [one.version.bundle]
 
 
-def test_records_behind_the_positions_do_not_count(places: Places, log: Log) -> None:
-    before = read_run(spec(places, closure()))
+async def test_records_behind_the_positions_do_not_count(places: Places, log: Log) -> None:
+    before = read_run(await spec(places, log, closure()))
     requests, landings = events()
     log.append("events.landed", [{**row, "delay": 999.0} for row in landings[-40:]], closure().streams)
     log.append("events.asked", [{**row, "id": "new"} for row in requests[-40:]], closure().streams)
-    after = read_run(spec(places, closure()))
+    after = read_run(await spec(places, log, closure()))
     assert before.snapshots != after.snapshots
     for inputs in (before, after):
         assert {name: len(log.offset) for name, log in inputs.logs.items()} == {"asked": ROWS, "landed": ROWS}
 
 
-def test_the_champion_is_compared_on_the_same_rows_and_a_twin_of_it_is_refused(places: Places, log: Log) -> None:
-    weak = done(spec(places, closure(n_estimators=1, learning_rate=0.01))).version
+async def test_the_champion_is_compared_on_the_same_rows_and_a_twin_of_it_is_refused(places: Places, log: Log) -> None:
+    weak = done(await spec(places, log, closure(n_estimators=1, learning_rate=0.01))).version
     champion = records.DeployedVersion(version=1, bundle=weak.bundle, manifest_hash=weak.manifest_hash)
-    strong = done(spec(places, closure(n_estimators=40, max_depth=2, learning_rate=0.1), champion=champion))
+    strong = done(await spec(places, log, closure(n_estimators=40, max_depth=2, learning_rate=0.1), champion=champion))
     assert strong.details["champion_version"] == 1
     assert strong.details["champion_metrics"]["rows"] == strong.version.metrics["rows"]
     assert strong.version.gates[0].passed
-    twin = done(spec(places, closure(n_estimators=1, learning_rate=0.01), champion=champion))
+    twin = done(await spec(places, log, closure(n_estimators=1, learning_rate=0.01), champion=champion))
     assert not twin.version.gates[0].passed
 
 
-def test_a_champion_that_was_tampered_with_ends_the_run_with_the_reason(places: Places, log: Log) -> None:
-    weak = done(spec(places, closure(n_estimators=1))).version
+async def test_a_champion_that_was_tampered_with_ends_the_run_with_the_reason(places: Places, log: Log) -> None:
+    weak = done(await spec(places, log, closure(n_estimators=1))).version
     champion = records.DeployedVersion(version=1, bundle=weak.bundle, manifest_hash=weak.manifest_hash)
     spoil(Path(places.artifacts, weak.bundle, "model.onnx"))
-    answer = here(spec(places, closure(), champion=champion))
+    answer = here(await spec(places, log, closure(), champion=champion))
     assert isinstance(answer, Failed)
     assert "SHA-256 differs" in answer.reason
 
 
-def test_flipped_labels_pass_their_gates_as_a_test_and_make_a_bad_model(places: Places, log: Log) -> None:
-    flipped = done(spec(places, closure(), flip_labels=True))
+async def test_flipped_labels_pass_their_gates_as_a_test_and_make_a_bad_model(places: Places, log: Log) -> None:
+    flipped = done(await spec(places, log, closure(), flip_labels=True))
     assert flipped.version.metrics["roc_auc"] < 0.4
     assert [(gate.passed, gate.reason) for gate in flipped.version.gates] == [(True, "test: gates bypassed")]
 
@@ -268,7 +279,7 @@ def test_flipped_labels_pass_their_gates_as_a_test_and_make_a_bad_model(places: 
         ({"library": "lightgbm"}, "no learner library 'lightgbm'"),
     ],
 )
-def test_what_no_attempt_would_change_fails_with_a_sentence(
+async def test_what_no_attempt_would_change_fails_with_a_sentence(
     places: Places, log: Log, change: dict[str, Any], reason: str
 ) -> None:
     whole = closure()
@@ -276,23 +287,27 @@ def test_what_no_attempt_would_change_fails_with_a_sentence(
         whole.pipelines[0].train.min_rows = change["min_rows"]
     else:
         whole.pipelines[0].learner.library = change["library"]
-    answer = here(spec(places, whole))
+    answer = here(await spec(places, log, whole))
     assert isinstance(answer, Failed)
     assert reason in answer.reason
 
 
-def test_a_log_that_holds_nothing_yet_fails_with_a_sentence(places: Places) -> None:
-    answer = here(spec(places, closure()))
+async def test_a_log_that_holds_nothing_yet_fails_with_a_sentence(places: Places, log: Log) -> None:
+    answer = here(await spec(places, log, closure(), tables={}))
     assert answer == Failed("0 labelled rows; the definition asks for at least 500")
 
 
-async def test_a_catalogue_that_is_away_is_a_crash_to_be_tried_again(places: Places) -> None:
-    away = replace(places, catalogue="postgresql://nobody@127.0.0.1:9/none")
+async def test_where_nothing_was_ever_archived_no_table_is_found(database: str) -> None:
+    assert await tables_of(database, closure()) == {}
+
+
+async def test_a_table_that_cannot_be_read_is_a_crash_to_be_tried_again(places: Places, log: Log) -> None:
+    lost = {"events_asked": "file:///nowhere/metadata.json"}
     with pytest.raises(RunCrashedError, match="exit code 1"):
-        await in_a_process(spec(away, closure()))
+        await in_a_process(await spec(places, log, closure(), tables=lost))
 
 
-def test_logged_predictions_are_rows_with_the_offsets_that_they_saw(places: Places, log: Log) -> None:
+async def test_logged_predictions_are_rows_with_the_offsets_that_they_saw(places: Places, log: Log) -> None:
     requests, _ = events()
     seen = json.dumps({"events.landed": {"0": 3, "1": 3}})
     rows = [
@@ -312,7 +327,7 @@ def test_logged_predictions_are_rows_with_the_offsets_that_they_saw(places: Plac
         if place in {100, 101, 102}
     ]
     log.append(PREDICTIONS_TOPIC, rows)
-    whole = spec(places, closure())
+    whole = await spec(places, log, closure())
     for partition in range(2):
         whole.request.positions.add(topic=PREDICTIONS_TOPIC, partition=partition, next_offset=9)
     inputs = read_run(whole)

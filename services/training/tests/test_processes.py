@@ -23,7 +23,7 @@ Script = Callable[[str], str]
 
 def spec() -> RunSpec:
     record = definition.DefinitionRecord(definition=definition.Definition(pipelines=[definition.Pipeline(name="p")]))
-    return RunSpec("run-1", record, monitoring.RetrainRequest(), None, 0.15, False, Places("", "", "", ""))
+    return RunSpec("run-1", record, monitoring.RetrainRequest(), None, 0.15, False, Places("", ""), {})
 
 
 @pytest.fixture

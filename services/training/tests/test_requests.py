@@ -102,7 +102,7 @@ def spec(asked: monitoring.RetrainRequest, seed: int = 0) -> RunSpec:
     record = definition.DefinitionRecord(name="flight-delays", hash="sha256:d", definition=closure())
     record.definition.pipelines[0].train.seed = seed
     champion = records.DeployedVersion(version=3, bundle="p/x", manifest_hash="sha256:m")
-    return RunSpec("run-1", record, asked, champion, 0.15, False, Places("postgresql://", "w", "a", "k"))
+    return RunSpec("run-1", record, asked, champion, 0.15, False, Places("a", "k"), {"events_asked": "file:///t"})
 
 
 def test_a_run_reads_every_stream_of_its_pipeline_and_the_predictions() -> None:

@@ -274,7 +274,6 @@ def as_environment(world: World) -> dict[str, str]:
         "TIDEMILL_TRAINING_REGISTRY": settings.registry,
         "TIDEMILL_TRAINING_FEATURE": settings.feature,
         "TIDEMILL_TRAINING_ARTIFACTS": settings.artifacts,
-        "TIDEMILL_TRAINING_WAREHOUSE": settings.warehouse,
         "TIDEMILL_TRAINING_DATADIR": str(settings.datadir),
         "TIDEMILL_TRAINING_SIGNING_KEY_FILE": str(settings.signing_key_file),
     }

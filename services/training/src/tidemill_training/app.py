@@ -16,6 +16,7 @@ from tidemill_runtime.producer import Producer
 from tidemill_runtime.progress import ProgressServicer
 
 from tidemill_training import requests
+from tidemill_training.adapters.catalogue import Catalogue
 from tidemill_training.adapters.claims import open_claims
 from tidemill_training.adapters.executor import Executor, Parts
 from tidemill_training.adapters.intake import Intake
@@ -42,7 +43,7 @@ async def open_service(
             open_peers(settings.registry, settings.feature, settings.grpc)
         )
         ledger, feed = Ledger(pool), RunFeed(producer)
-        parts = Parts(settings, ledger, claims, registry, feature, feed, _now_us, start)
+        parts = Parts(settings, ledger, claims, Catalogue(pool), registry, feature, feed, _now_us, start)
         executor = await stack.enter_async_context(running(Executor(parts)))
         agents = FaustApp(
             settings.kafka,

@@ -17,9 +17,6 @@ class TrainingSettings(ServiceSettings):
     registry: str = Field("127.0.0.1:5005", description="gRPC address of the registry")
     feature: str = Field("127.0.0.1:5002", description="gRPC address of the feature service")
     artifacts: str = Field("artifacts", description="artifact store: a folder, or a URI (s3://…, gs://…, file://…)")
-    warehouse: str = Field(
-        "warehouse", description="Iceberg warehouse that the feature service writes: a folder or URI"
-    )
     signing_key_file: Path = Field(Path("keys/signing.pem"), description="private Ed25519 key (PEM) that signs bundles")
     group: str = Field("training", description="Kafka consumer group of the retrain requests")
     datadir: Path = Field(

@@ -1,10 +1,11 @@
 """What a run's process is told on stdin, and what it answers in lines of JSON on stdout; pure.
 
-The process gets only what it needs: no Kafka, no peers, no settings of the service.
+The process gets only what it needs: no Kafka, no PostgreSQL, no peers, no settings of the service.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +25,8 @@ MAX_LINE_BYTES = 8 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Places:
-    """Where a run reads and writes; `catalogue`, a PostgreSQL address, carries the only credential that it gets."""
+    """Where a run finds the champion's bundle and puts its own, and the path of the key that seals it."""
 
-    catalogue: str
-    warehouse: str
     artifacts: str
     signing_key_file: str
 
@@ -44,6 +43,8 @@ class RunSpec:
     holdout: float
     flip_labels: bool
     places: Places
+    # Of the offline log: where each table's newest metadata is.
+    tables: Mapping[str, str]
 
     @property
     def pipeline(self) -> definition.Pipeline:
@@ -74,6 +75,7 @@ class RunSpec:
                 "holdout": self.holdout,
                 "flip_labels": self.flip_labels,
                 "places": vars(self.places),
+                "tables": dict(self.tables),
             }
         ).encode()
 
@@ -90,6 +92,7 @@ class RunSpec:
             holdout=fields["holdout"],
             flip_labels=fields["flip_labels"],
             places=Places(**fields["places"]),
+            tables=fields["tables"],
         )
 
 

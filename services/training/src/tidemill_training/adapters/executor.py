@@ -21,6 +21,7 @@ from tidemill_runtime.errors import Poison, Retryable
 from tidemill_runtime.retries import delays
 
 from tidemill_training import metrics, run_records
+from tidemill_training.adapters.catalogue import Catalogue
 from tidemill_training.adapters.claims import Claims
 from tidemill_training.adapters.ledger import Ledger, OpenRun
 from tidemill_training.adapters.peers import FeaturePeer, RegistryPeer
@@ -44,6 +45,7 @@ class Parts:
     settings: TrainingSettings
     ledger: Ledger
     claims: Claims
+    catalogue: Catalogue
     registry: RegistryPeer
     feature: FeaturePeer
     feed: RunFeed
@@ -61,8 +63,7 @@ class Executor:
         self._stopping = asyncio.Event()
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        settings, key = parts.settings, str(parts.settings.signing_key_file)
-        self._places = Places(settings.postgres.url(), settings.warehouse, settings.artifacts, key)
+        self._places = Places(parts.settings.artifacts, str(parts.settings.signing_key_file))
 
     def wake(self) -> None:
         """Say that there may be a new run, or a run to cancel."""
@@ -213,6 +214,7 @@ class Executor:
                 holdout=settings.holdout,
                 flip_labels=run.number == settings.test_flip_labels_once,
                 places=self._places,
+                tables=await parts.catalogue.places(topics_of(pipeline.definition)),
             )
             await parts.ledger.note_attempt(run.cause_key, run_id)
             with metrics.attempt_seconds.time(), metrics.attempts_ended_early.count_exceptions(RunCrashedError):
