@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_features.admission import Admission, Rules, duplicate_mask, late_mask, newest_so_far
+from tidemill_features.log_columns import Recent, Strings
 
 WINDOW_US, LATENESS_US, REACH = 10, 4, 12
 RULES = Rules(WINDOW_US, LATENESS_US, definition.LATE_POLICY_DROP, REACH)
@@ -105,3 +107,35 @@ def test_a_whole_log_at_once_gives_the_same_verdicts(records: list[Record]) -> N
     before = newest_so_far(times)
     duplicate = duplicate_mask(codes, np.arange(len(records)), times, before, RULES).tolist()
     assert (duplicate, late_mask(times, before, LATENESS_US).tolist()) == judge(records)
+
+
+@settings(deadline=None)
+@given(records=RECORDS, cuts=st.lists(st.integers(0, 39), max_size=4), archived=st.integers(0, 40))
+def test_repeats_that_were_looked_for_by_columns_are_judged_the_same(
+    records: list[Record], cuts: list[int], archived: int
+) -> None:
+    """From `archived` on, one by one: the identities before are read then."""
+    edges = sorted({0, min(archived, len(records)), len(records), *(cut for cut in cuts if cut < len(records))})
+    admission, plain, recent = Admission(RULES), Admission(RULES), Recent(RULES)
+    for first, end in pairwise(edges):
+        times = np.array([time for time, _ in records[first:end]], np.int64)
+        offsets, identities = np.arange(first, end), [identity for _, identity in records[first:end]]
+        expected = plain.admit(offsets, times, identities)
+        if end <= archived:
+            raw = pa.array(identities, pa.large_string())
+            verdict = admission.admit_known(offsets, times, Strings(raw), recent.follow(raw, offsets, times))
+        else:
+            verdict = admission.admit(offsets, times, identities)
+        assert verdict.duplicate.tolist() == expected.duplicate.tolist()
+        assert verdict.late.tolist() == expected.late.tolist()
+        assert admission.low_offset(end) == plain.low_offset(end)
+    assert admission.newest_us == plain.newest_us
+    assert admission.cut_short == plain.cut_short
+
+
+def test_of_the_rows_before_only_those_are_kept_that_may_be_repeated() -> None:
+    recent = Recent(RULES)
+    for first in range(0, 1000, 5):
+        raw = pa.array([f"id-{first + place}" for place in range(5)], pa.large_string())
+        recent.follow(raw, np.arange(first, first + 5), np.full(5, first * WINDOW_US))
+        assert len(recent) == 5

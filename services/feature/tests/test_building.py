@@ -16,6 +16,8 @@ from tidemill_feature.registered import Definitions
 from tidemill_feature.replaying import Chunk
 from tidemill_feature.retiring import SETTLE_US, retire
 from tidemill_feature.uses import Uses
+from tidemill_features.admission import Repeats
+from tidemill_features.expressions import Column
 from tidemill_features.layout import EMPTY, Checkpoint, build_id, view_id
 from tidemill_features.plan import compile_view
 
@@ -214,14 +216,13 @@ def test_the_book_says_again_what_was_written() -> None:
 
 def test_pieces_of_a_chunk_are_the_chunk() -> None:
     offsets = np.array([1, 2, 5, 7, 8])
-
-    def columns(keep: Any, names: Any) -> Any:
-        return {"offset": offsets[keep]}
-
-    chunk = Chunk(offsets, offsets * 10, [str(one) for one in offsets], columns, 12)
+    columns = {"amount": Column(offsets / 2, offsets == 5)}
+    chunk = Chunk(offsets, offsets * 10, [str(one) for one in offsets], columns, 12, Repeats(offsets - 1, offsets * 9))
     pieces = list(chunk.pieces(2))
     assert [piece.end for piece in pieces] == [5, 8, 12]
-    taken: list[Any] = [piece.columns(np.ones(len(piece.offset), np.bool_), ["offset"])["offset"] for piece in pieces]
-    assert [part.tolist() for part in taken] == [[1, 2], [5, 7], [8]]
-    empty = Chunk(offsets[:0], offsets[:0], [], columns, 12)
+    assert [piece.columns["amount"].values.tolist() for piece in pieces] == [[0.5, 1.0], [2.5, 3.5], [4.0]]
+    assert [piece.columns["amount"].nulls.tolist() for piece in pieces] == [[False, False], [True, False], [False]]
+    assert [piece.identities for piece in pieces] == [["1", "2"], ["5", "7"], ["8"]]
+    assert [piece.repeats.offset.tolist() for piece in pieces if piece.repeats] == [[0, 1], [4, 6], [7]]
+    empty = chunk.part(5, 5)
     assert [piece.end for piece in empty.pieces(2)] == [12]

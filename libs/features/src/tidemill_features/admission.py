@@ -54,6 +54,17 @@ class Admitted(NamedTuple):
     late: Bools
 
 
+class Repeats(NamedTuple):
+    """Of each record: offset and event time of the last one before it with its identity; EMPTY where none is near."""
+
+    offset: Ints
+    event_us: Ints
+
+    def part(self, rows: slice) -> "Repeats":
+        """Return those of some records."""
+        return Repeats(self.offset[rows], self.event_us[rows])
+
+
 class _Chunk(NamedTuple):
     offsets: Ints
     event_us: Ints
@@ -74,14 +85,32 @@ class Admission:
         # The last offset of each.
         self._seen: dict[Hashable, int] = {}
         self._chunks: deque[_Chunk] = deque()
+        # Of these, the ones whose identities are not among the seen yet: the last.
+        self._later: deque[_Chunk] = deque()
 
     def admit(self, offsets: Sequence[int] | Ints, event_us: Ints, identities: Sequence[Hashable]) -> Admitted:
         """Judge the next records of the partition, in offset order, and remember them."""
         newest_before = newest_so_far(event_us, self.newest_us)
         late = late_mask(event_us, newest_before, self.rules.lateness_us)
         places = np.asarray(offsets, np.int64)
+        self._take_up()
         duplicate = self._duplicates(places, event_us, newest_before, identities)
         self.remember(places, event_us, identities)
+        return Admitted(duplicate, late)
+
+    def admit_known(self, offsets: Ints, event_us: Ints, identities: Sequence[Hashable], repeats: Repeats) -> Admitted:
+        """Judge and remember as `admit` does, where others have looked for repeats: the identities are read later."""
+        newest_before = newest_so_far(event_us, self.newest_us)
+        late = late_mask(event_us, newest_before, self.rules.lateness_us)
+        duplicate = np.zeros(len(event_us), np.bool_)
+        again = np.flatnonzero(repeats.offset != EMPTY)
+        if len(again):
+            near = offsets[again] - repeats.offset[again] <= self.rules.dedup_offsets
+            duplicate[again] = near & (repeats.event_us[again] >= newest_before[again] - self.rules.dedup_window_us)
+        if len(event_us):
+            chunk = _Chunk(offsets, event_us, int(event_us.max()), identities)
+            self._later.append(chunk)
+            self._append(chunk)
         return Admitted(duplicate, late)
 
     def remember(self, offsets: Sequence[int] | Ints, event_us: Ints, identities: Sequence[Hashable]) -> None:
@@ -89,12 +118,9 @@ class Admission:
         if not len(event_us):
             return
         newest, places = int(event_us.max()), np.asarray(offsets, np.int64)
+        self._take_up()
         self._seen.update(zip(identities, places.tolist(), strict=True))
-        self._chunks.append(_Chunk(places, event_us, newest, identities))
-        self.newest_us = max(self.newest_us, newest)
-        horizon_us, lowest = self.newest_us - self.rules.dedup_window_us, int(places[-1]) - self.rules.dedup_offsets
-        while self._chunks and (self._chunks[0].newest_us < horizon_us or self._chunks[0].offsets[-1] <= lowest):
-            self._forget(self._chunks.popleft(), horizon_us)
+        self._append(_Chunk(places, event_us, newest, identities))
 
     def low_offset(self, next_offset: int) -> int:
         """Return from where the log must be reread to remember the same identities."""
@@ -105,9 +131,29 @@ class Admission:
         """How many identities are remembered."""
         return len(self._seen)
 
+    def _append(self, chunk: _Chunk) -> None:
+        """Take in a chunk, and forget what it puts out of reach."""
+        self._chunks.append(chunk)
+        self.newest_us = max(self.newest_us, chunk.newest_us)
+        horizon_us, lowest = (
+            self.newest_us - self.rules.dedup_window_us,
+            int(chunk.offsets[-1]) - self.rules.dedup_offsets,
+        )
+        while self._chunks and (self._chunks[0].newest_us < horizon_us or self._chunks[0].offsets[-1] <= lowest):
+            self._forget(self._chunks.popleft(), horizon_us)
+
+    def _take_up(self) -> None:
+        """Read the identities that others have looked at so far."""
+        while self._later:
+            chunk = self._later.popleft()
+            self._seen.update(zip(chunk.identities, chunk.offsets.tolist(), strict=True))
+
     def _forget(self, chunk: _Chunk, horizon_us: int) -> None:
         if chunk.newest_us >= horizon_us:
             self.cut_short += int((chunk.event_us >= horizon_us).sum())
+        if self._later and self._later[0] is chunk:
+            self._later.popleft()
+            return
         last = int(chunk.offsets[-1])
         for identity in chunk.identities:
             if self._seen.get(identity, last + 1) <= last:

@@ -102,6 +102,8 @@ class ViewShards:
         self._rings = [RingStore(ring, self._rows) for ring in plan.rings]
         self._index = _Index(keys=[[] for _ in plan.rings])
         self._add_rows(0)
+        # Whether shards have given way, so that one that is not in memory may have been.
+        self.forgot = False
         # By row: when it was last needed, whose it is, and whether it was folded into since the last flush.
         self._used = np.zeros(self._rows, np.int64)
         self._partition = np.zeros(self._rows, np.int64)
@@ -273,6 +275,7 @@ class ViewShards:
             self._grow(first)
         if len(index.free) >= needed:
             return
+        self.forgot = True
         by_age = np.argsort(self._used, kind="stable")
         clean = by_age[~self._is_dirty[by_age] & (self._used[by_age] <= self._tick)]
         # Among them may be those that are free.

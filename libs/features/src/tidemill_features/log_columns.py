@@ -1,15 +1,17 @@
 """Rows of an archived table as the engine's columns: in offset order, up to a limit, converted as they are used."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 
+from tidemill_features.admission import Repeats, Rules
 from tidemill_features.expressions import Column
 from tidemill_features.expressions_vector import DTYPES, NEUTRAL
+from tidemill_features.layout import EMPTY
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -85,6 +87,76 @@ class LogRows:
             raw = raw.cast(pa.int64())
         values = raw.fill_null(NEUTRAL[kind]).to_numpy(zero_copy_only=False)
         return Column(np.asarray(values, dtype=DTYPES[kind]), nulls)
+
+
+class Strings(Sequence[str]):
+    """Strings as Arrow keeps them, made into Python's when they are asked for."""
+
+    def __init__(self, raw: pa.Array) -> None:
+        self._raw = raw
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> "Strings": ...
+
+    def __getitem__(self, at: int | slice) -> "str | Strings":
+        if isinstance(at, slice):
+            return Strings(self._raw[at])
+        found: str = self._raw[at].as_py()
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._raw.to_pylist())
+
+
+class Recent:
+    """One partition's newest rows, as far as later ones may repeat them."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        self._identities = pa.array([], pa.large_string())
+        self._offset = self._event_us = np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._offset)
+
+    def follow(self, identities: pa.Array, offset: Ints, event_us: Ints) -> Repeats:
+        """Return which of the next rows, in offset order, are repeats, and remember them.
+
+        `identities`: as `LogRows.raw` gives them.
+        """
+        known = len(self._offset)
+        identities = pa.concat_arrays([self._identities, identities])
+        offset, event_us = np.concatenate((self._offset, offset)), np.concatenate((self._event_us, event_us))
+        before = _before(identities)[known:]
+        first, again = before < 0, np.maximum(before, 0)
+        found = Repeats(np.full(len(before), EMPTY), np.full(len(before), EMPTY))
+        if not first.all():
+            found = Repeats(np.where(first, EMPTY, offset[again]), np.where(first, EMPTY, event_us[again]))
+        if len(offset):
+            # Rows that are older lie between them too: without these, an identity's last row would be another.
+            near = offset >= offset[-1] - self._rules.dedup_offsets
+            near &= event_us >= event_us.max() - self._rules.dedup_window_us
+            kept = slice(int(np.argmax(near)) if near.any() else len(near), None)
+            self._identities, self._offset, self._event_us = identities[kept], offset[kept], event_us[kept]
+        return found
+
+
+def _before(strings: pa.Array) -> Ints:
+    """Return the place of the same string before each; -1 where there is none."""
+    before = np.full(len(strings), -1)
+    coded = strings.dictionary_encode()
+    if len(coded.dictionary) < len(strings):
+        codes = np.asarray(coded.indices)
+        order = np.argsort(codes, kind="stable")
+        again = np.flatnonzero(codes[order[1:]] == codes[order[:-1]])
+        before[order[again + 1]] = order[again]
+    return before
 
 
 def _ints(column: Any) -> Ints:

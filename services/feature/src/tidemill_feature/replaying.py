@@ -1,11 +1,11 @@
 """One partition's past, folded again: pure. The same judging and folding as live, over records or archived rows."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from tidemill_features.admission import Admission, rules_of
+from tidemill_features.admission import Admission, Admitted, Repeats, rules_of
 from tidemill_features.archive import identity_text
 from tidemill_features.expressions import Column
 from tidemill_features.fold import Events, ViewShards
@@ -17,44 +17,34 @@ from tidemill_feature.decode import StreamDecoder
 from tidemill_feature.online import Folding
 
 Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """The next events of one partition, in offset order, duplicates and late ones too; `end`: what was read up to.
 
-    `columns`: from which of them count, and names, to fields.
+    `columns`: the fields that views read. `repeats`: None where nobody has looked for them.
     """
 
     offset: Ints
     event_us: Ints
     identities: Sequence[str]
-    columns: Callable[[Bools, Sequence[str]], Mapping[str, Column]]
+    columns: Mapping[str, Column]
     end: int
+    repeats: Repeats | None = None
+
+    def part(self, first: int, following: int) -> "Chunk":
+        """Return some of the events."""
+        rows = slice(first, following)
+        end = int(self.offset[following]) if following < len(self.offset) else self.end
+        columns = {name: Column(one.values[rows], one.nulls[rows]) for name, one in self.columns.items()}
+        repeats = None if self.repeats is None else self.repeats.part(rows)
+        return Chunk(self.offset[rows], self.event_us[rows], self.identities[rows], columns, end, repeats)
 
     def pieces(self, size: int) -> Iterator["Chunk"]:
         """Yield the chunk in pieces of so many events; one of its own where it has none."""
-        count = len(self.offset)
-        for first in range(0, max(1, count), size):
-            following = first + size
-            end = int(self.offset[following]) if following < count else self.end
-            part = slice(first, following)
-            columns = _Part(self, first)
-            yield Chunk(self.offset[part], self.event_us[part], self.identities[part], columns.columns, end)
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """The columns of a piece, taken out of its chunk's."""
-
-    chunk: Chunk
-    first: int
-
-    def columns(self, keep: Bools, names: Sequence[str]) -> Mapping[str, Column]:
-        whole = np.zeros(len(self.chunk.offset), np.bool_)
-        whole[self.first : self.first + len(keep)] = keep
-        return self.chunk.columns(whole, names)
+        for first in range(0, max(1, len(self.offset)), size):
+            yield self.part(first, first + size)
 
 
 class Replay:
@@ -77,40 +67,39 @@ class Replay:
         self._point = point
         self._builds = builds
         self._admission = Admission(rules_of(decoder.stream), point.newest_event_us)
-        self._columns = tuple(sorted({name for view in views for name in view.plan.columns}))
+        self.columns = tuple(sorted({name for view in views for name in view.plan.columns}))
 
     def decode(self, records: Sequence[Record], end: int) -> Chunk:
         """Return the events among records of the log; what is poison was refused when it was first read."""
         decoded = self._decoder.decode(records)
-
-        def columns(keep: Bools, names: Sequence[str]) -> Mapping[str, Column]:
-            values = [value for value, kept in zip(decoded.values, keep.tolist(), strict=True) if kept]
-            return self._decoder.columns(values, names)
-
-        return Chunk(decoded.offset, decoded.event_us, [identity_text(one) for one in decoded.identities], columns, end)
+        identities = [identity_text(one) for one in decoded.identities]
+        columns = self._decoder.columns(decoded.values, self.columns)
+        return Chunk(decoded.offset, decoded.event_us, identities, columns, end)
 
     def take(self, chunk: Chunk) -> Folding | None:
         """Take in a chunk; return what is to be folded, None where nothing is."""
-        fresh = chunk.offset >= self.next_offset
-        old = int(len(fresh) - fresh.sum())
-        if old:
-            self._admission.remember(chunk.offset[:old], chunk.event_us[:old], chunk.identities[:old])
+        old = int(np.searchsorted(chunk.offset, self.next_offset))
         self.read, self.next_offset = chunk.end, max(self.next_offset, chunk.end)
-        if old == len(fresh):
-            return None
-        identities = chunk.identities[old:] if old else chunk.identities
-        verdict = self._admission.admit(chunk.offset[old:], chunk.event_us[old:], identities)
-        counts = ~verdict.duplicate
+        if old:
+            self._admitted(chunk.part(0, old))
+            chunk = chunk.part(old, len(chunk.offset))
+        verdict = self._admitted(chunk)
+        keep = ~verdict.duplicate
         if not self._admission.rules.late_counts:
-            counts &= ~verdict.late
-        keep = np.concatenate((np.zeros(old, np.bool_), counts))
+            keep &= ~verdict.late
         if not keep.any():
             return None
-        partition = np.full(int(keep.sum()), self._partition.number, np.int64)
-        columns = chunk.columns(keep, self._columns)
-        return Folding(
-            self._partition.topic, self.views, Events(partition, chunk.offset[keep], chunk.event_us[keep], columns)
-        )
+        offset, event_us, columns = chunk.offset, chunk.event_us, chunk.columns
+        if not keep.all():
+            offset, event_us = offset[keep], event_us[keep]
+            columns = {name: Column(one.values[keep], one.nulls[keep]) for name, one in columns.items()}
+        partition = np.full(len(offset), self._partition.number, np.int64)
+        return Folding(self._partition.topic, self.views, Events(partition, offset, event_us, columns))
+
+    def _admitted(self, chunk: Chunk) -> Admitted:
+        if chunk.repeats is None:
+            return self._admission.admit(chunk.offset, chunk.event_us, chunk.identities)
+        return self._admission.admit_known(chunk.offset, chunk.event_us, chunk.identities, chunk.repeats)
 
     def skip_to(self, offset: int) -> None:
         """Go on from a later offset: neither log holds what lies before."""

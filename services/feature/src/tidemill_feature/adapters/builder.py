@@ -38,6 +38,8 @@ from tidemill_feature.replaying import Chunk, Replay
 from tidemill_feature.sizes import Sizes
 
 _READ_MS = 200
+# Records of Kafka are decoded too before live events have their turn.
+_READ_RECORDS = 500
 _LOOP_TURNS = 10
 _REPORT_S = 0.5
 
@@ -50,8 +52,13 @@ Make = Callable[[], Mapping[bytes, ViewShards]]
 class History(Protocol):
     """What of a stream was archived."""
 
-    def chunks(self, stream: definition.Stream, partition: int, first: int, end: int) -> AsyncIterator[Chunk]:
-        """Yield what the offline log holds of `[first, end)`, in offset order. Raises `Retryable`."""
+    def chunks(
+        self, stream: definition.Stream, names: Sequence[str], partition: int, span: tuple[int, int]
+    ) -> AsyncIterator[Chunk]:
+        """Yield what the offline log holds of a span of offsets, in their order, with the named fields.
+
+        Raises `Retryable`.
+        """
         ...
 
 
@@ -61,17 +68,21 @@ class LaterHistory:
 
     open: Callable[[], History]
 
-    async def chunks(self, stream: definition.Stream, partition: int, first: int, end: int) -> AsyncIterator[Chunk]:
+    async def chunks(
+        self, stream: definition.Stream, names: Sequence[str], partition: int, span: tuple[int, int]
+    ) -> AsyncIterator[Chunk]:
         # Loading pyiceberg takes a second, in which live events go on.
         history = await asyncio.to_thread(self.open)
-        async for chunk in history.chunks(stream, partition, first, end):
+        async for chunk in history.chunks(stream, names, partition, span):
             yield chunk
 
 
 class NoHistory:
     """For where nothing is archived."""
 
-    async def chunks(self, stream: definition.Stream, partition: int, first: int, end: int) -> AsyncIterator[Chunk]:
+    async def chunks(
+        self, stream: definition.Stream, names: Sequence[str], partition: int, span: tuple[int, int]
+    ) -> AsyncIterator[Chunk]:
         nothing: tuple[Chunk, ...] = ()
         for chunk in nothing:
             yield chunk
@@ -150,7 +161,8 @@ class Builder:
         found, replay, partition = lot.job.found, lot.replay, lot.job.partition
         if replay.read >= found.begin:
             return
-        async for chunk in self.history.chunks(lot.job.stream, partition.number, replay.read, found.begin):
+        span = (replay.read, found.begin)
+        async for chunk in self.history.chunks(lot.job.stream, replay.columns, partition.number, span):
             for piece in chunk.pieces(PIECE_EVENTS):
                 await site.fold([(lot, piece)])
                 await self._report(site)
@@ -167,7 +179,7 @@ class Builder:
             consumer.seek(self._physical(partition), max(lot.replay.read, lot.job.found.begin))
         while any(lot.behind > self.sizes.near_records for lot in site.lots.values()):
             try:
-                fetched = await consumer.getmany(timeout_ms=_READ_MS, max_records=PIECE_EVENTS)
+                fetched = await consumer.getmany(timeout_ms=_READ_MS, max_records=_READ_RECORDS)
             except KafkaError as error:
                 raise Retryable(f"Kafka: {error!r}") from error
             read = {}

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
@@ -16,11 +16,10 @@ from tidemill_feature.adapters.redis_store import Move, Pairs, RedisStore
 from tidemill_feature.building import Found
 from tidemill_feature.replaying import Chunk, Replay
 
-# Events folded at once: live events wait for so many, and no more shards can be needed at once than of these. The fewer
-# they are, the fuller is memory when it must be written: 10,000 took twice the writes.
-PIECE_EVENTS = 500
+# Events folded at once into one view: live events wait for so many, and no more shards can be needed at once than of
+# these. The fewer they are, the fuller is memory when it must be written: 10,000 took twice the writes.
+PIECE_EVENTS = 2_000
 # Nobody reads what is being built: it is written when it has been folded for a while, or does not fit any more.
-_WRITE_EVENTS = 200_000
 _WRITE_S = 10.0
 
 
@@ -59,7 +58,6 @@ class Site:
     store: RedisStore
     lots: dict[Partition, Lot]
     turn: asyncio.Lock
-    _events: int = 0
     _written_s: float = field(default_factory=monotonic)
 
     async def fold(self, parts: Sequence[tuple[Lot, Chunk]]) -> None:
@@ -70,11 +68,13 @@ class Site:
                 await self.flush()
             folding = lot.replay.take(chunk)
             if folding is not None:
-                async with self.turn:
-                    await fold(self.store, [folding], self._topic_id)
+                for view in folding.shards:
+                    # What was written by an attempt that got nowhere is written over.
+                    anew = not lot.first and not view.forgot
+                    async with self.turn:
+                        await fold(self.store, [replace(folding, shards=[view])], self._topic_id, anew=anew)
             metrics.build_records.labels(lot.job.stream.name).inc(count)
-            self._events += count
-        if self._events >= _WRITE_EVENTS or monotonic() - self._written_s >= _WRITE_S:
+        if monotonic() - self._written_s >= _WRITE_S:
             await self.flush()
 
     async def flush(self) -> None:
@@ -92,7 +92,7 @@ class Site:
         await self._write(moves, ())
         for move in moves:
             self.lots[move.partition].held = move.next
-        self._events, self._written_s = 0, monotonic()
+        self._written_s = monotonic()
 
     async def _write(self, moves: Sequence[Move], shards: Pairs) -> None:
         if await self.store.flush(moves, shards):

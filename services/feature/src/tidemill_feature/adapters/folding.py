@@ -1,7 +1,7 @@
 """Folding events into rings that lie in Redis: one code for what is live, caught up and built anew."""
 
 from collections.abc import Callable, Sequence
-from itertools import islice
+from itertools import islice, repeat
 
 from tidemill_features.fold import Ints, Rows, ViewShards
 from tidemill_features.layout import LayoutError
@@ -13,14 +13,17 @@ from tidemill_feature.adapters.redis_store import RedisStore
 from tidemill_feature.online import Folding
 
 
-async def fold(store: RedisStore, foldings: Sequence[Folding], topic_id: Callable[[Partition], bytes]) -> None:
+async def fold(
+    store: RedisStore, foldings: Sequence[Folding], topic_id: Callable[[Partition], bytes], *, anew: bool = False
+) -> None:
     """Load the shards that events need and are not in memory, and fold. Raises `Retryable` before anything is folded.
 
-    Raises `Fatal` where Redis holds what this version cannot read.
+    `anew`: those that are not in memory are empty, whatever Redis holds. Raises `Fatal` where Redis holds what this
+    version cannot read.
     """
     places = [(folding, view, view.find(folding.events)) for folding in foldings for view in folding.shards]
     keys = [key for _, _, found in places for key in found.keys]
-    raws = iter(await store.shards(keys) if keys else ())
+    raws = repeat(None) if anew else iter(await store.shards(keys) if keys else ())
     loaded: list[tuple[Folding, ViewShards, Ints]] = []
     for folding, view, found in places:
         metrics.shards_loaded.inc(len(found.missing))

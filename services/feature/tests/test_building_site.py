@@ -1,0 +1,101 @@
+"""What is built from the first event on, on the real Redis."""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+from redis.asyncio import Redis
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_feature.adapters.building_site import Job, Lot, Site
+from tidemill_feature.adapters.redis_store import RedisStore
+from tidemill_feature.building import Found
+from tidemill_feature.decode import StreamDecoder
+from tidemill_feature.replaying import Chunk, Replay
+from tidemill_features.columns import column_of
+from tidemill_features.fold import ViewShards
+from tidemill_features.layout import EMPTY, Checkpoint, build_id
+from tidemill_features.plan import compile_view
+from tidemill_features.reader import Lookup, Reader
+from tidemill_runtime.positions import Partition
+
+pytestmark = pytest.mark.servers
+
+HERE, TOPIC_ID = Partition("events.paid", 0), bytes(range(16))
+PAYERS = [f"payer-{number}" for number in range(10)]
+STREAM = definition.Stream(
+    name="paid",
+    fields=[
+        definition.Field(name="payer", type=definition.FIELD_TYPE_STRING),
+        definition.Field(name="at", type=definition.FIELD_TYPE_TIMESTAMP),
+    ],
+    key_field="payer",
+    time_field="at",
+    partitions=1,
+    dedup_window_ms=60_000,
+)
+VIEW = definition.View(
+    name="payer",
+    stream="paid",
+    entity=["payer"],
+    features=[
+        definition.Aggregation(
+            name="count",
+            function=definition.AGGREGATION_FUNCTION_COUNT,
+            window_ms=60_000,
+            type=definition.FIELD_TYPE_INT64,
+        )
+    ],
+)
+PLAN = compile_view(VIEW, STREAM)
+
+
+def site(store: RedisStore, project: str, capacity: int) -> Site:
+    """Return a site of one partition that begins with the first event."""
+    builds = frozenset([build_id(PLAN.hash)])
+    views = [ViewShards(PLAN, project, capacity)]
+    replay = Replay(HERE, StreamDecoder(STREAM), views, Checkpoint(TOPIC_ID, 0, 0, EMPTY, builds, 1), builds)
+    job = Job(HERE, STREAM, Found(None, None, TOPIC_ID, 1, 0, 30), builds, lambda: 30)
+    return Site(store, {HERE: Lot(job, replay, None, 0)}, asyncio.Lock())
+
+
+async def build(one: Site, events: int) -> None:
+    """Fold events of every payer in turn, a piece at a time, and write."""
+    for first in range(0, events, 5):
+        offsets = np.arange(first, first + 5)
+        names = [PAYERS[number % 10] for number in offsets.tolist()]
+        columns = {"payer": column_of(names, definition.FIELD_TYPE_STRING)}
+        identities = [str(number) for number in offsets.tolist()]
+        await one.fold([(one.lots[HERE], Chunk(offsets, offsets * 1_000_000, identities, columns, first + 5))])
+    await one.flush()
+
+
+async def counts(redis: Any, project: str) -> list[Any]:
+    """Return what is read of every payer."""
+    reader = Reader([PLAN], project=project, group=project)
+    request = reader.request([Lookup("payer", [(payer,) for payer in PAYERS])])
+    raws = await redis.mget(request.keys)
+    return [int(one) for one in reader.values(request, raws, 30_000_000).views[0].features[0].values]
+
+
+async def test_a_build_writes_over_what_an_attempt_left_that_got_nowhere(servers: Any, redis_namespace: str) -> None:
+    async with Redis.from_url(servers.redis) as redis:
+        store = RedisStore(redis, redis_namespace, redis_namespace)
+        await store.watch([HERE])
+        await build(site(store, redis_namespace, 100), 30)
+        assert await counts(redis, redis_namespace) == [3] * 10
+        await store.forget([HERE])
+        await store.watch([HERE])
+        await build(site(store, redis_namespace, 100), 20)
+        assert await counts(redis, redis_namespace) == [2] * 10
+        await store.close()
+
+
+async def test_a_build_reads_the_shards_again_that_gave_way(servers: Any, redis_namespace: str) -> None:
+    async with Redis.from_url(servers.redis) as redis:
+        store = RedisStore(redis, redis_namespace, redis_namespace)
+        await store.watch([HERE])
+        # Each piece needs all that fits.
+        await build(site(store, redis_namespace, 5), 30)
+        assert await counts(redis, redis_namespace) == [3] * 10
+        await store.close()
