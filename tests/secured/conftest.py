@@ -9,11 +9,11 @@ from tidemill_testkit.plugin import Servers
 
 sys.path.append(str(Path(__file__).parent))
 
-from machines import Secured, secured_servers
+from secured_servers import Secured, opened_servers
 
 
 @pytest.fixture(scope="session")
 def secured(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     """The servers, with TLS and a password at every door."""
-    with secured_servers(servers, tmp_path_factory.mktemp("secured")) as opened:
+    with opened_servers(servers, tmp_path_factory.mktemp("secured")) as opened:
         yield opened

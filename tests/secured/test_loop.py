@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from machines import Secured
+from secured_servers import Secured
 from tidemill.stack import Stack
 from tidemill.stack.spec import External
 from tidemill_testkit.eventually import eventually

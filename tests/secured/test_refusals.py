@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from authority import LOOPBACK
-from machines import Secured
 from pydantic import SecretStr
+from secured_servers import Secured
 from tidemill.stack.plan import kafka_security
 from tidemill_contracts.kafka_refusals import refusal
 from tidemill_testkit.eventually import eventually

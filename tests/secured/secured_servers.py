@@ -142,7 +142,7 @@ class Secured:
 
 
 @contextmanager
-def secured_servers(servers: Servers, folder: Path) -> Iterator[Secured]:
+def opened_servers(servers: Servers, folder: Path) -> Iterator[Secured]:
     """Put TLS before Redis and PostgreSQL, which have passwords as they are, and run a Kafka that has both."""
     authority = Authority(folder / "authority", "tidemill tests")
     pair = authority.pair("services")
