@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from tidemill_contracts.canonical import from_json, to_json
 from tidemill_contracts.cloudevents import EVENT_TYPE, Attributes, to_headers, watermark
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.instants import format_us, parse_us, to_timestamp
-from tidemill_contracts.kafka_admin import create_topics
+from tidemill_contracts.kafka_admin import add_partitions, create_topics
 from tidemill_contracts.monitoring.v1 import monitoring_pb2_grpc as monitoring_grpc
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
 from tidemill_contracts.progress.v1 import progress_pb2 as progress
@@ -28,6 +28,7 @@ from tidemill_monitoring.app import open_service
 from tidemill_monitoring.settings import Settings
 from tidemill_runtime.health import Health
 from tidemill_runtime.settings import GrpcSettings, KafkaSettings, PostgresSettings
+from tidemill_testkit.eventually import aeventually
 from tidemill_testkit.ports import free_address
 
 HOUR = 3_600_000_000
@@ -35,6 +36,7 @@ DAY = 24 * HOUR
 START = parse_us("2013-01-01T00:00:00Z")
 PIPELINE = "late"
 PARTITIONS = 2
+AT_FIRST = {"asked": range(PARTITIONS), "landed": range(PARTITIONS)}
 ACTOR = (("x-tidemill-actor", "tester"),)
 
 
@@ -150,8 +152,9 @@ class World:
     async def apply(self, found: definition.Definition | None = None) -> None:
         """Register a definition, its topics first."""
         found = found or pipeline_definition()
-        topics = stream_topics((stream.name, stream.partitions) for stream in found.streams)
+        topics = list(stream_topics((stream.name, stream.partitions) for stream in found.streams))
         await create_topics(self.kafka.client_kwargs(), topics, self.kafka.topic_prefix)
+        await add_partitions(self.kafka.client_kwargs(), topics, self.kafka.topic_prefix)
         name = found.pipelines[0].name
         record = definition.DefinitionRecord(kind="pipeline", name=name, revision=1, hash="sha256:d", definition=found)
         await self.send("registry.pipelines.v1", to_json(record), f"pipeline/{name}")
@@ -169,21 +172,34 @@ class World:
         )
         await self.send("registry.deployments.v1", to_json(record), PIPELINE)
 
-    async def land(self, flight: str, at_us: int, delay: float | None, event_id: str = "") -> None:
+    async def grow(self, stream: str, partitions: int) -> None:
+        """Add partitions to a stream; returns when the producer knows them."""
+        wider = pipeline_definition()
+        next(one for one in wider.streams if one.name == stream).partitions = partitions
+        await self.apply(wider)
+
+        async def known() -> bool:
+            await self.producer.client.force_metadata_update()
+            found = await self.producer.partitions_for(self.kafka.physical(events_topic(stream)))
+            return len(found) == partitions
+
+        await aeventually(known, 20, claim="the producer knows the new partitions")
+
+    async def land(self, flight: str, at_us: int, delay: float | None, event_id: str = "", **more: Any) -> None:
         """Write a landing."""
         value = json.dumps({"flight_id": flight, "delay": delay, "landed_at": format_us(at_us)}).encode()
         attributes = Attributes(event_id or f"land-{flight}", "test", EVENT_TYPE, at_us, "landed")
-        await self.send(events_topic("landed"), value, flight, headers=to_headers(attributes))
+        await self.send(events_topic("landed"), value, flight, headers=to_headers(attributes), **more)
 
     async def predict(self, flight: str, as_of_us: int, scores: Scores = ALONE, **more: Any) -> None:
         """Log a prediction."""
         record = prediction(flight, as_of_us, scores, **more)
         await self.send("serving.predictions.v1", record.SerializeToString(), record.join_key)
 
-    async def watermark(self, at_us: int) -> None:
-        """Carry every partition of both streams to an instant."""
-        for stream in ("asked", "landed"):
-            for number in range(PARTITIONS):
+    async def watermark(self, at_us: int, partitions: Mapping[str, Iterable[int]] = AT_FIRST) -> None:
+        """Carry partitions, by default all that both streams have at first, to an instant."""
+        for stream, numbers in partitions.items():
+            for number in numbers:
                 await self.send(events_topic(stream), b"", None, partition=number, headers=watermark(stream, at_us))
 
     async def settle(self, at_us: int = 0) -> progress.WaitProgressResponse:

@@ -2,7 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tidemill_monitoring.clock import HOUR_US, EventTimes, tick_after
+from tidemill_monitoring.clock import HOUR_US, EventTimes, spoken, tick_after
 from tidemill_runtime.positions import Partition
 
 A, B, OTHER = Partition("events.a", 0), Partition("events.b", 0), Partition("events.other", 0)
@@ -15,6 +15,39 @@ def test_the_clock_is_the_least_of_its_partitions_and_stands_still_until_all_hav
     times.observe(B, 40)
     times.observe(OTHER, 5)
     assert times.clock([A, B], 0) == 40
+
+
+def test_a_partition_that_was_added_holds_the_clock_from_its_first_word_on() -> None:
+    added = Partition("events.a", 1)
+    times = EventTimes()
+    times.observe(A, 100)
+    # One of a new stream is waited for.
+    assert times.clock([A, added], 0) is None
+    assert times.clock([A], 0) == 100
+    assert times.clock([A, added], 0) == 100
+    times.observe(A, 200)
+    assert times.clock([A, added], 0) == 200
+    times.observe(added, 150)
+    assert times.clock([A, added], 0) == 150
+    # It is one of those that there were, now.
+    later = Partition("events.a", 2)
+    times.observe(A, 300)
+    assert times.clock([A, added, later], 0) == 150
+
+
+def test_after_a_start_added_partitions_are_told_from_those_that_were_there() -> None:
+    added = Partition("events.a", 1)
+    before = {A: 100, B: 90}
+    assert EventTimes(before).clock([A, B, added], 0) is None
+    times = EventTimes(before, whole=spoken(before, ["events.a", "events.b", "events.new"]))
+    assert times.clock([A, B, added], 0) == 90
+    assert times.clock([A, B, Partition("events.new", 0)], 0) is None
+    # What lies unread in it was sent before the clock went on without it.
+    times.hold({added: 4})
+    assert times.clock([A, B, added], 0) is None
+    times.observe(added, 50)
+    times.read(added, 4)
+    assert times.clock([A, B, added], 0) == 50
 
 
 @given(st.lists(st.tuples(st.sampled_from([A, B]), st.integers(0, 10**12))))

@@ -121,6 +121,36 @@ async def test_the_clock_is_told_with_the_positions_that_it_rests_on(world: Worl
         assert {(one.topic, one.partition) for one in told[-1].positions} >= {("events.landed", 0), ("events.asked", 1)}
 
 
+async def test_partitions_that_were_added_and_carry_nothing_hold_no_clock_and_their_first_event_counts(
+    world: World,
+) -> None:
+    async with world.running():
+        await world.apply()
+        await world.predict("a", START + HOUR)
+        await world.watermark(START + 2 * HOUR)
+        await world.settle(START + 2 * HOUR)
+        await world.grow("landed", 4)
+        # Those that there were, alone.
+        await world.watermark(START + 3 * HOUR)
+        assert (await world.settle(START + 3 * HOUR)).event_time_us == START + 3 * HOUR
+    # Who begins only now does not wait for them either.
+    async with world.running():
+        await world.watermark(START + 4 * HOUR)
+        assert (await world.settle(START + 4 * HOUR)).event_time_us == START + 4 * HOUR
+        await world.land("a", START + 5 * HOUR, 20.0, partition=3)
+        await world.settle()
+        assert [one.label for one in await world.outcomes()] == [1.0]
+        await world.watermark(START + 9 * HOUR)
+        # Now it holds the clock as the others do.
+        assert (await world.settle(START + 5 * HOUR)).event_time_us == START + 5 * HOUR
+    # What came while nobody read is read before the clock goes on.
+    await world.land("b", START + 6 * HOUR, 20.0, partition=2)
+    await world.watermark(START + 9 * HOUR, {"landed": range(3, 4)})
+    async with world.running():
+        answer = await world.settle(START + 6 * HOUR)
+        assert answer.event_time_us == START + 6 * HOUR
+
+
 async def test_a_restart_goes_on_where_the_last_transaction_ended(world: World) -> None:
     async with world.running():
         await world.apply()

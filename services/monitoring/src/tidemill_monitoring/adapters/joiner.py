@@ -26,7 +26,7 @@ from tidemill_monitoring.adapters.leadership import Leadership
 from tidemill_monitoring.adapters.store import Numbered
 from tidemill_monitoring.adapters.wall import now_us
 from tidemill_monitoring.board import Board, Decided
-from tidemill_monitoring.clock import HOUR_US, EventTimes, tick_after
+from tidemill_monitoring.clock import HOUR_US, EventTimes, spoken, tick_after
 from tidemill_monitoring.decode import PREDICTIONS, Prediction
 from tidemill_monitoring.evaluation import Resolved
 from tidemill_monitoring.gaps import Sequences
@@ -109,7 +109,7 @@ class Joiner(Pipeline[EventTimes, Effects]):
         newest = {
             Partition(row["topic"], row["partition"]): row["newest_us"] for row in rows if row["newest_us"] is not None
         }
-        times = EventTimes(newest, idle_us=self._idle_us, now_us=now_us())
+        times = EventTimes(newest, whole=spoken(newest, self._told_topics()), idle_us=self._idle_us, now_us=now_us())
         self.clocks = clocks_of(times, self._registered, now_us())
         self._moved = list(self.clocks)
         self._publish()
@@ -117,11 +117,17 @@ class Joiner(Pipeline[EventTimes, Effects]):
             {
                 partition: end
                 for partition, end in assignment.end.items()
-                if partition.topic == PREDICTIONS and self._offsets.get(partition, assignment.begin[partition]) < end
+                if (partition.topic == PREDICTIONS or times.added(partition))
+                and self._offsets.get(partition, assignment.begin[partition]) < end
             }
         )
         # A partition that was never read starts at the log's beginning, whatever a group of this name once committed.
         return Restored(times, {**assignment.begin, **self._offsets})
+
+    def _told_topics(self) -> set[str]:
+        """Return the topics of pipelines that have had a clock: all partitions that there were then had spoken."""
+        known = self._watched.keys() & set(self._registered.pipelines())
+        return {partition.topic for name in known for partition in self._registered.partitions(name)}
 
     async def _load(self, connection: Any) -> None:
         decided = await connection.fetch(
