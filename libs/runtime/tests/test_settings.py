@@ -135,3 +135,16 @@ def test_a_refused_setting_shows_no_secret(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_no_part_of_a_password_in_a_url_is_printed(url: str, shown: str) -> None:
     assert redacted(Settings(redis=RedisSettings(url=url)))["redis"]["url"] == shown
+
+
+def test_a_clusters_url_names_several_nodes_and_nobody_elses_does() -> None:
+    url = "rediss://me:a,b@one:7000,two:7001,three/0"
+    cluster = RedisSettings(url=url, cluster=True)
+    assert cluster.client_kwargs()["url"] == "rediss://me:a,b@one:7000/0"
+    assert cluster.further_nodes() == [("two", 7001), ("three", 6379)]
+    assert redacted(Settings(redis=cluster))["redis"]["url"] == f"rediss://me:{STARS}@one:7000,two:7001,three/0"
+    for alone in ("redis://h:1/0", "unix:///run/a,b.sock", "redis://:a,b@h:1/0"):
+        assert RedisSettings(url=alone).client_kwargs()["url"] == alone
+    for wrong, cluster_of in ((url, False), ("redis://one:1,two:x/0", True), ("redis://one:1,,two/0", True)):
+        with pytest.raises(ValidationError):
+            RedisSettings(url=wrong, cluster=cluster_of)

@@ -86,6 +86,21 @@ async def test_shards_are_read_and_written_on_where_a_replica_took_over(
     assert await store.watch([HERE]) == {HERE: point(6)}
 
 
+async def test_a_service_starts_where_the_first_node_of_its_url_is_gone(world: Any, cluster: Any) -> None:
+    cluster.nodes[0].kill()
+    survivor = cluster.nodes[1].client()
+    await aeventually(
+        lambda: survivor.cluster("info")["cluster_state"] == "ok", 20, claim="its replica has taken its place"
+    )
+    await world.register(world.busy)
+    feature = await world.start(REDIS__URL=cluster.whole_url, REDIS__CLUSTER="true")
+    fields = {"payment": "1", "payer": "ann", "amount": 1.0, "items": 2}
+    await world.pay([{"at_us": world.noon_us, "partition": 1, "id": "1", "fields": fields}])
+    await feature.reached(await world.ends())
+    assert await feature.get("busy", [2], world.noon_us) == [world.log.features(world.busy, 2, world.noon_us)]
+    assert await feature.stop() == 0
+
+
 async def test_a_replica_that_took_over_without_the_writes_is_noticed_and_the_log_is_read_again(
     store: Any, cluster: Any, keys: list[bytes]
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.cluster import ClusterNode
 from redis.crc import key_slot
 from redis.exceptions import AskError, ClusterError, RedisClusterException, TryAgainError
 from redis.exceptions import ConnectionError as RedisDownError
@@ -27,8 +28,12 @@ _gates: WeakKeyDictionary[Any, asyncio.Semaphore] = WeakKeyDictionary()
 @asynccontextmanager
 async def redis_client(settings: RedisSettings) -> AsyncIterator[Client]:
     """Lend a client, which connects at the first command: who begins while Redis is away waits as everybody does."""
-    kind: Any = RedisCluster if settings.cluster else Redis
-    client: Client = kind.from_url(**settings.client_kwargs())
+    client: Client
+    if settings.cluster:
+        others = [ClusterNode(host, port) for host, port in settings.further_nodes()]
+        client = RedisCluster.from_url(**settings.client_kwargs(), startup_nodes=others)
+    else:
+        client = Redis.from_url(**settings.client_kwargs())
     try:
         yield client
     finally:

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from tidemill_contracts.topics import DEFAULT_PREFIX
 
 MEBIBYTE = 1024 * 1024
+_REDIS_PORT = 6379
 _STARS = "*" * 10
 # Up to the last @: whoever forgets to quote one in a password should not find its end in a log.
 _URL_PASSWORD = re.compile(r"(://[^/@:]*:).*@|(\bpassword=)[^&]*")
@@ -108,11 +109,12 @@ class KafkaSettings(Group):
 
 
 class RedisSettings(Group):
-    """Where Redis is: `redis://host:port/db`, `rediss://…` for TLS, or `unix:///path`."""
+    """Where Redis is: `redis://host:port/db`, `rediss://…` for TLS, `unix:///path`, or a cluster: `redis://a:1,b:2`."""
 
     url: str = "redis://127.0.0.1:6379/0"
     cluster: bool = Field(
-        default=False, description="the URL names one node of a Redis Cluster; the others are asked of it"
+        default=False,
+        description="the URL names nodes of a Redis Cluster (`redis://a:7000,b:7000`), of which one must answer",
     )
     username: str | None = None
     password: SecretStr | None = None
@@ -122,10 +124,34 @@ class RedisSettings(Group):
     max_connections: Annotated[int, Field(gt=0)] = 32
     timeout_s: Annotated[float, Field(gt=0)] = 5.0
 
+    @model_validator(mode="after")
+    def _several_are_a_cluster(self) -> "RedisSettings":
+        if self.further_nodes() and not self.cluster:
+            raise ValueError("url names several nodes, as only that of a cluster does: set cluster, or name one")
+        return self
+
+    def further_nodes(self) -> list[tuple[str, int]]:
+        """Return host and port of the nodes after the first. Raises `ValueError` where one is no address.
+
+        >>> RedisSettings(url="redis://me:a,b@one:1,two:2,[::1]/0", cluster=True).further_nodes()
+        [('two', 2), ('::1', 6379)]
+        """
+        _, *others = self._nodes()
+        places = [urlsplit(f"//{other}") for other in others]
+        if not all(place.hostname for place in places):
+            raise ValueError("url names a node without a host")
+        return [(str(place.hostname), place.port or _REDIS_PORT) for place in places]
+
+    def _nodes(self) -> list[str]:
+        return urlsplit(self.url).netloc.rpartition("@")[2].split(",")
+
+    def _first_url(self) -> str:
+        return self.url.replace(",".join(nodes), nodes[0], 1) if len(nodes := self._nodes()) > 1 else self.url
+
     def client_kwargs(self) -> dict[str, Any]:
-        """Return the keyword arguments of `from_url` of redis-py's `Redis` and `RedisCluster`, the address included."""
+        """Return the keyword arguments of `from_url` of redis-py's `Redis` and `RedisCluster`, one address included."""
         kwargs: dict[str, Any] = {
-            "url": self.url,
+            "url": self._first_url(),
             "max_connections": self.max_connections,
             "socket_timeout": self.timeout_s,
             "socket_connect_timeout": self.timeout_s,

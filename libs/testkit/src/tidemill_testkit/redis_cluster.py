@@ -58,12 +58,13 @@ class ClusterNode:
 
 
 class RedisNodes:
-    """The primaries, with a replica of each where there are any; `url` names the first."""
+    """The primaries, with a replica of each where there are any; `url` names the first, `whole_url` every primary."""
 
     def __init__(self, nodes: list[ClusterNode], replicas: list[ClusterNode]) -> None:
         self.nodes = nodes
         self.replicas = replicas
         self.url = f"redis://{LOOPBACK}:{nodes[0].port}/0"
+        self.whole_url = f"redis://{','.join(f'{LOOPBACK}:{node.port}' for node in nodes)}/0"
 
     def settled(self) -> None:
         """Wait until every node serves the whole cluster."""
