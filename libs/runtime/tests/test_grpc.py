@@ -16,7 +16,7 @@ from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tidemill_contracts.progress.v1 import progress_pb2, progress_pb2_grpc
 from tidemill_contracts.reasons import Reason
-from tidemill_runtime import rpc_errors
+from tidemill_runtime import metrics, rpc_errors
 from tidemill_runtime.actor import require_actor
 from tidemill_runtime.errors import Fatal, Overloaded, Poison, Retryable, TidemillError
 from tidemill_runtime.grpc_client import channel
@@ -26,6 +26,7 @@ from tidemill_runtime.lifecycle import running
 from tidemill_runtime.positions import Offsets, Partition
 from tidemill_runtime.progress import ProgressServicer, Reached
 from tidemill_runtime.settings import GrpcSettings
+from tidemill_testkit.eventually import aeventually
 
 Stage = Callable[[Offsets, int], Any]
 
@@ -132,7 +133,9 @@ async def test_a_fatal_error_in_a_method_ends_the_service() -> None:
         await call()
 
 
-async def test_the_deadline_of_the_call_ends_the_wait() -> None:
+async def test_the_deadline_of_the_call_ends_the_wait_and_is_counted() -> None:
+    refused = metrics.rpc_refused.labels("/tidemill.progress.v1.ProgressService/WaitProgress", Reason.DEADLINE_EXCEEDED)
+    before = refused._value.get()
     cancelled = asyncio.Event()
 
     async def stage(offsets: Offsets, event_time_us: int) -> Reached:
@@ -147,7 +150,22 @@ async def test_the_deadline_of_the_call_ends_the_wait() -> None:
             await wait(opened, timeout=0.1)
         async with asyncio.timeout(2):
             await cancelled.wait()
+        await aeventually(lambda: refused._value.get() == before + 1, claim="the deadline is counted")
     assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_a_call_without_a_deadline_gets_that_of_the_settings() -> None:
+    async def stage(offsets: Offsets, event_time_us: int) -> Reached:
+        await asyncio.Event().wait()
+        return Reached({})
+
+    add = progress_pb2_grpc.add_ProgressServiceServicer_to_server
+    server = GrpcServer(GrpcSettings(default_deadline_s=0.1), Health()).add(add, ProgressServicer({"s": stage}))
+    async with running(server), grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as opened:
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await wait(opened)
+    assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert failed.value.details() == "the deadline passed before the answer was ready"
 
 
 @pytest.mark.parametrize(("raw", "reason"), [(b"\x0a\x02\xff\xfe", Reason.BAD_UTF8), (b"\x0a\xff", Reason.UNDECODABLE)])

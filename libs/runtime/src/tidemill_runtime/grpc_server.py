@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
 from random import Random
@@ -27,6 +26,8 @@ _UNBOUNDED = "/tidemill.progress."
 _HEALTH = "grpc.health.v1.Health"
 _WATCH_EVERY_S = 1.0
 _STOP_GRACE_S = 5.0
+# The caller's clock runs out a moment before ours: a call that is cancelled so near to its deadline has passed it.
+_NEAR_S = 0.02
 
 log = structlog.get_logger(__name__)
 
@@ -40,14 +41,16 @@ class DeadlinePassedError(Retryable):
 class Guard:
     """Stands before every call: bound, deadline, test delay, metrics, and errors turned into rich statuses.
 
-    It wraps handlers once, when they are registered; an interceptor would cost every call another tenth of its time.
+    It wraps handlers once, when they are registered; an interceptor would cost every call another tenth of its time,
+    and so would a timer. A deadline that the caller names is gRPC's to keep: it cancels the call where that has passed.
     """
 
     def __init__(self, settings: GrpcSettings, *, hop_delay_ms: int = 0, seed: int = 0) -> None:
         self._settings = settings
         self._hop_delay_ms = hop_delay_ms
         self._random = Random(seed)
-        self._in_flight = 0
+        self._in_flight = self._answering = 0
+        metrics.rpc_in_flight.set_function(lambda: self._answering)
         self.fatal: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def wrap(self, handler: Any, method: str) -> Any:
@@ -61,10 +64,22 @@ class Guard:
         )
 
         parse, deserializer = _parsing(handler)
+        bounded = not method.startswith(_UNBOUNDED)
 
         async def answer(request: Any, context: Any) -> Any:
-            async with self._guarded(method, context):
+            began, code = self._begin(bounded), grpc.StatusCode.OK
+            try:
+                self._admit(bounded)
+                if self._hop_delay_ms or context.time_remaining() is None:
+                    return await self._delayed(inner, parse(request), context)
                 return await inner(parse(request), context)
+            except BaseException as error:
+                code, refusal = self._judged(method, context, error)
+                if refusal is None:
+                    raise
+                await self._abort(method, context, refusal)
+            finally:
+                self._end(bounded, method, code, began)
 
         return kind(answer, deserializer, handler.response_serializer)
 
@@ -75,57 +90,68 @@ class Guard:
         )
 
         parse, deserializer = _parsing(handler)
+        bounded = not method.startswith(_UNBOUNDED)
 
         async def answer(request: Any, context: Any) -> AsyncIterator[Any]:
-            async with self._guarded(method, context, streaming=True):
+            began, code = self._begin(bounded), grpc.StatusCode.OK
+            try:
+                self._admit(bounded)
+                await self._hop()
+                # Without a deadline of its own: a watch is meant to last.
                 async for response in inner(parse(request), context):
                     yield response
+            except BaseException as error:
+                code, refusal = self._judged(method, context, error)
+                if refusal is None:
+                    raise
+                await self._abort(method, context, refusal)
+            finally:
+                self._end(bounded, method, code, began)
 
         return kind(answer, deserializer, handler.response_serializer)
 
-    @asynccontextmanager
-    async def _guarded(self, method: str, context: Any, *, streaming: bool = False) -> AsyncIterator[None]:
-        began, code = perf_counter(), grpc.StatusCode.OK
-        bounded = not method.startswith(_UNBOUNDED)
+    def _begin(self, bounded: bool) -> float:
+        self._answering += 1
         self._in_flight += bounded
-        metrics.rpc_in_flight.inc()
-        try:
-            async with asyncio.timeout(self._remaining_s(context, streaming)):
-                if bounded and self._in_flight > self._settings.max_in_flight:
-                    raise Overloaded(f"{self._settings.max_in_flight} calls are being answered", retry_after_s=0.1)
-                if self._hop_delay_ms:
-                    await asyncio.sleep(self._random.random() * self._hop_delay_ms / 1000)
-                yield
-        except (grpc.aio.AbortError, asyncio.CancelledError):
-            code = grpc.StatusCode.CANCELLED
-            if context.time_remaining() == 0:
-                # The caller's clock ran out a moment before ours: it knows, and the metric should.
-                code = grpc.StatusCode.DEADLINE_EXCEEDED
-                metrics.rpc_refused.labels(method, Reason.DEADLINE_EXCEEDED).inc()
-            raise
-        except TimeoutError:
-            code = grpc.StatusCode.DEADLINE_EXCEEDED
-            await self._abort(method, context, DeadlinePassedError("the deadline passed before the answer was ready"))
-        except TidemillError as error:
-            code = to_status(error)[0]
+        return perf_counter()
+
+    def _admit(self, bounded: bool) -> None:
+        if bounded and self._in_flight > self._settings.max_in_flight:
+            raise Overloaded(f"{self._settings.max_in_flight} calls are being answered", retry_after_s=0.1)
+
+    def _end(self, bounded: bool, method: str, code: grpc.StatusCode, began: float) -> None:
+        self._answering -= 1
+        self._in_flight -= bounded
+        _seconds(method, code).observe(perf_counter() - began)
+
+    async def _delayed(self, inner: Any, request: Any, context: Any) -> Any:
+        """Answer a call that names no deadline, or after a test's delay."""
+        own_s = self._settings.default_deadline_s if context.time_remaining() is None else None
+        async with asyncio.timeout(own_s):
+            await self._hop()
+            return await inner(request, context)
+
+    async def _hop(self) -> None:
+        if self._hop_delay_ms:
+            await asyncio.sleep(self._random.random() * self._hop_delay_ms / 1000)
+
+    def _judged(self, method: str, context: Any, error: BaseException) -> tuple[grpc.StatusCode, TidemillError | None]:
+        """Return the code that a call ends with, and what to refuse it with: None where gRPC has ended it."""
+        if isinstance(error, TimeoutError):
+            refusal = DeadlinePassedError("the deadline passed before the answer was ready")
+            return grpc.StatusCode.DEADLINE_EXCEEDED, refusal
+        if isinstance(error, TidemillError):
             if isinstance(error, Fatal) and not self.fatal.done():
                 self.fatal.set_exception(error)
-            await self._abort(method, context, error)
-        except Exception as error:
-            code = grpc.StatusCode.INTERNAL
+            return to_status(error)[0], error
+        if isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
             log.exception("rpc_failed", method=method)
-            await self._abort(method, context, Fatal(str(error)))
-        finally:
-            self._in_flight -= bounded
-            metrics.rpc_in_flight.dec()
-            _seconds(method, code.name).observe(perf_counter() - began)
-
-    def _remaining_s(self, context: Any, streaming: bool) -> float | None:
-        remaining_s: float | None = context.time_remaining()
-        if remaining_s is None and not streaming:
-            return self._settings.default_deadline_s
-        # A watch without a deadline is meant to last.
-        return remaining_s
+            return grpc.StatusCode.INTERNAL, Fatal(str(error))
+        remaining_s = context.time_remaining()
+        if remaining_s is not None and remaining_s < _NEAR_S:
+            metrics.rpc_refused.labels(method, Reason.DEADLINE_EXCEEDED).inc()
+            return grpc.StatusCode.DEADLINE_EXCEEDED, None
+        return grpc.StatusCode.CANCELLED, None
 
     async def _abort(self, method: str, context: Any, error: TidemillError) -> None:
         code, status = to_status(error)
@@ -156,9 +182,9 @@ def _untouched(request: Any) -> Any:
 
 
 @lru_cache(1024)
-def _seconds(method: str, code: str) -> Any:
+def _seconds(method: str, code: grpc.StatusCode) -> Any:
     """Return the histogram of one method and code; registered methods are few, and finding it takes a lock."""
-    return metrics.rpc_seconds.labels(method, code)
+    return metrics.rpc_seconds.labels(method, code.name)
 
 
 class _HealthServicer:

@@ -2,11 +2,11 @@
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import orjson
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
@@ -24,6 +24,9 @@ MAX_ID_BYTES = 256
 MAX_KEY_BYTES = 512
 # 9999-12-31T23:59:59Z: the last second that RFC 3339 can write.
 MAX_INSTANT_US = 253_402_300_799_000_000
+
+# What else a value of the kind that a field mostly comes as must be.
+_Look = Callable[[str, Any], Value]
 
 _TYPE_NAMES = {
     definition.FIELD_TYPE_BOOL: "a bool",
@@ -60,21 +63,45 @@ class RequestSchema:
     def _timestamps(self) -> frozenset[str]:
         return frozenset(field.name for field in self.stream.fields if field.type == definition.FIELD_TYPE_TIMESTAMP)
 
+    @cached_property
+    def _usual(self) -> dict[str, tuple[str, _Look | None]]:
+        looks: dict[int, tuple[str, _Look | None]] = {
+            definition.FIELD_TYPE_BOOL: ("bool_value", None),
+            definition.FIELD_TYPE_INT64: ("int64_value", None),
+            definition.FIELD_TYPE_FLOAT64: ("float64_value", _finite),
+            definition.FIELD_TYPE_STRING: ("string_value", None),
+            definition.FIELD_TYPE_TIMESTAMP: ("timestamp_us", _instant),
+        }
+        texts = {
+            name: ("string_value", _key)
+            for name in self._keys
+            if self._fields[name].type == definition.FIELD_TYPE_STRING
+        }
+        return {name: texts.get(name) or looks[field.type] for name, field in self._fields.items()}
+
     def check(self, fields: Mapping[str, feature.Scalar]) -> Values:
         """Return the request's values in the order of the schema; a nullable field that is absent is None.
 
         Raises `Poison` with the first fault, naming the field.
         """
-        if len(fields) > len(self._fields) or not fields.keys() <= self._fields.keys():
+        if len(fields) > len(self._fields) or not self._fields.keys() >= set(fields):
             self._refuse_unknown(fields)
-        values = {name: self._value(field, fields.get(name)) for name, field in self._fields.items()}
+        values: Values = {}
+        get = fields.get
+        for name, (kind, look) in self._usual.items():
+            scalar = get(name)
+            # Most are of the usual kind, and nothing else is asked of them.
+            if scalar is None or scalar.WhichOneof("value") != kind:
+                values[name] = self._value(self._fields[name], scalar)
+            else:
+                value = getattr(scalar, kind)
+                values[name] = value if look is None else look(name, value)
         self._check_size(values)
         return values
 
     def to_json(self, values: Values) -> bytes:
         """Return the request's fields as the event's JSON: instants are RFC 3339, absent fields are null."""
-        instants = {name: values[name] for name in self._timestamps}
-        return orjson.dumps({**values, **{name: _shown(value) for name, value in instants.items()}})
+        return orjson.dumps({**values, **{name: _shown(values[name]) for name in self._timestamps}})
 
     def join_key(self, values: Values) -> str:
         """Return the text that keys the prediction and its label."""
@@ -88,22 +115,14 @@ class RequestSchema:
         raise Poison(Reason.UNKNOWN_FIELD, f"stream {self.stream.name} has no field {name[:80]!r}", field=name, fix=fix)
 
     def _value(self, field: definition.Field, scalar: feature.Scalar | None) -> Value:
+        """Return the value of a field that is absent, or not of its usual kind."""
         kind = None if scalar is None else scalar.WhichOneof("value")
         if scalar is None or kind is None:
             self._check_absent(field, given=scalar is not None)
             return None
-        value = getattr(scalar, kind)
-        wanted = field.type
-        if wanted == definition.FIELD_TYPE_STRING and kind == "string_value":
-            return self._key_or_text(field, value)
-        if wanted == definition.FIELD_TYPE_FLOAT64 and kind in ("float64_value", "int64_value"):
-            return _finite(field.name, float(value))
-        if wanted == definition.FIELD_TYPE_INT64 and kind == "int64_value":
-            return int(value)
-        if wanted == definition.FIELD_TYPE_BOOL and kind == "bool_value":
-            return bool(value)
-        if wanted == definition.FIELD_TYPE_TIMESTAMP and kind == "timestamp_us":
-            return _instant(field.name, value)
+        value, wanted = getattr(scalar, kind), field.type
+        if wanted == definition.FIELD_TYPE_FLOAT64 and kind == "int64_value":
+            return float(value)
         if wanted == definition.FIELD_TYPE_TIMESTAMP and kind == "string_value":
             return _instant(field.name, _parsed(field.name, value))
         raise Poison(
@@ -130,16 +149,9 @@ class RequestSchema:
                 fix=f"send {_TYPE_NAMES[field.type]}",
             )
 
-    def _key_or_text(self, field: definition.Field, value: str) -> str:
-        if field.name not in self._keys:
-            return value
-        if not value:
-            raise Poison(Reason.NULL_KEY, f"field {field.name!r} identifies the request and is empty", field=field.name)
-        return _joinable(value, field.name, MAX_KEY_BYTES)
-
     def _check_size(self, values: Values) -> None:
         limit = self.stream.max_event_bytes
-        size = sum(len(value) for value in values.values() if isinstance(value, str))
+        size = sum([len(value) for value in values.values() if isinstance(value, str)])
         # UTF-8 takes at most four bytes a character: most requests need no encoding to be known small.
         if limit and 4 * size > limit:
             size = len(self.to_json(values))
@@ -151,6 +163,12 @@ class RequestSchema:
 def _shown(instant: Value) -> str | None:
     """Return an instant as text; requests of one hour share most of theirs."""
     return format_us(instant) if isinstance(instant, int) else None
+
+
+def _key(name: str, value: str) -> str:
+    if not value:
+        raise Poison(Reason.NULL_KEY, f"field {name!r} identifies the request and is empty", field=name)
+    return _joinable(value, name, MAX_KEY_BYTES)
 
 
 def _finite(name: str, value: float) -> float:

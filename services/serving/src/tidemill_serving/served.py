@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -65,7 +66,7 @@ class Served:
     def champion(self) -> Version:
         return self.versions[0]
 
-    @property
+    @cached_property
     def challenger(self) -> Version | None:
         """The version under rollout, if any."""
         return next((one for one in self.versions if one.role == records.ROLE_CHALLENGER), None)
