@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from tidemill_runtime.errors import Poison
 from tidemill_runtime.positions import Offsets, Partition
@@ -37,12 +37,14 @@ class Record(Protocol):
     def headers(self) -> Sequence[tuple[str, bytes]]: ...
 
 
-@runtime_checkable
-class Headed(Protocol):
+class Headed(Sequence[D]):
     """Records that know their headers without being looked at one by one."""
+
+    __slots__ = ()
 
     def has(self, name: str) -> bool:
         """Return whether any record has a header."""
+        raise NotImplementedError
 
 
 class Refused(NamedTuple):

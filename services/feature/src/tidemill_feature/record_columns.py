@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from tidemill_runtime.batches import Headed
 
 Bools = NDArray[np.bool_]
 Bytes = NDArray[np.uint8]
@@ -66,7 +67,7 @@ class PlainRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordColumns(Sequence[PlainRecord]):
+class RecordColumns(Headed[PlainRecord]):
     """Records of one partition, in offset order.
 
     `timestamp`: milliseconds since the epoch. `named`: the headers that were looked for; of a header that a record has
