@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -16,126 +18,38 @@ import httpx
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
+from redis.asyncio import Redis
 from tidemill_contracts.canonical import to_json
 from tidemill_contracts.cloudevents import Attributes, to_headers, watermark
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.feature.v1 import feature_pb2 as messages
-from tidemill_contracts.feature.v1.feature_pb2_grpc import FeatureServiceStub
+from tidemill_contracts.feature.v1.feature_pb2_grpc import FeatureServiceStub, add_FeatureServiceServicer_to_server
 from tidemill_contracts.instants import format_us
 from tidemill_contracts.progress.v1 import progress_pb2 as progress
 from tidemill_contracts.progress.v1.progress_pb2_grpc import ProgressServiceStub
-from tidemill_features.plan import EDGE_EVENTS, compile_view
+from tidemill_feature.adapters.builds import Builds
+from tidemill_feature.adapters.http import feast_app
+from tidemill_feature.adapters.reads import Reads
+from tidemill_feature.adapters.redis_store import RedisStore
+from tidemill_feature.adapters.rpc import BuildingServicer
+from tidemill_feature.adapters.view_book import ViewBook
+from tidemill_feature.registered import Definitions
+from tidemill_feature.settings import Settings
+from tidemill_runtime.grpc_server import GrpcServer
+from tidemill_runtime.health import Health
+from tidemill_runtime.http_server import HttpServer
+from tidemill_runtime.lifecycle import running
 from tidemill_runtime.outgoing import Outgoing
 from tidemill_runtime.producer import Producer
 from tidemill_runtime.settings import KafkaSettings
-from tidemill_testkit.brute_force import Answer, Logged, Wanted, brute_force, counted
+from tidemill_testkit import fraud_world
+from tidemill_testkit.brute_force import Logged
 from tidemill_testkit.eventually import aeventually
 from tidemill_testkit.orphans import dying_with_us
+from tidemill_testkit.paid_world import BUSY, NARROW, NOON_US, PAID, PARTITIONS, PAYER, SECOND, SHARP, STATUSES, Log
 from tidemill_testkit.ports import free_address
 
-SECOND = 1_000_000
-# 2013-06-04T12:00:00Z
-NOON_US = 1_370_347_200_000_000
-PARTITIONS = 2
-STATUSES = {1: "PRESENT", 2: "NULL", 3: "NOT_FOUND", 4: "OUTSIDE_MAX_AGE", 5: "BEYOND_KEPT"}
-FUNCTIONS = {1: "count", 2: "sum", 3: "mean", 4: "min", 5: "max", 6: "last"}
-_STRING, _FLOAT, _INT = definition.FIELD_TYPE_STRING, definition.FIELD_TYPE_FLOAT64, definition.FIELD_TYPE_INT64
-
-PAID = definition.Stream(
-    name="paid",
-    fields=[
-        definition.Field(name="payment", type=_STRING),
-        definition.Field(name="payer", type=_STRING, nullable=True),
-        definition.Field(name="amount", type=_FLOAT, nullable=True),
-        definition.Field(name="items", type=_INT),
-        definition.Field(name="at", type=definition.FIELD_TYPE_TIMESTAMP),
-    ],
-    key_field="payment",
-    time_field="at",
-    partitions=PARTITIONS,
-    lateness_ms=20_000,
-    late_policy=definition.LATE_POLICY_DROP,
-    dedup_window_ms=60_000,
-    max_future_ms=600_000,
-    max_event_bytes=4_096,
-)
-
-
-def aggregation(name: str, function: Any, window_s: int, expression: str = "", kind: Any = _INT) -> Any:
-    return definition.Aggregation(
-        name=name, function=function, window_ms=window_s * 1000, expression=expression, type=kind
-    )
-
-
-PAYER = definition.View(
-    name="payer",
-    stream="paid",
-    entity=["payer"],
-    accuracy=definition.ACCURACY_HOP,
-    features=[
-        aggregation("payments_60s", definition.AGGREGATION_FUNCTION_COUNT, 60),
-        aggregation("items_60s", definition.AGGREGATION_FUNCTION_SUM, 60, "items"),
-        aggregation("mean_600s", definition.AGGREGATION_FUNCTION_MEAN, 600, "amount", _FLOAT),
-        aggregation("most_600s", definition.AGGREGATION_FUNCTION_MAX, 600, "amount", _FLOAT),
-        aggregation("last_600s", definition.AGGREGATION_FUNCTION_LAST, 600, "payment", _STRING),
-    ],
-)
-SHARP = definition.View(
-    name="sharp",
-    stream="paid",
-    entity=["payer"],
-    accuracy=definition.ACCURACY_EXACT,
-    features=PAYER.features,
-    budget_bytes=1_000_000,
-)
-# Without strings, so that the number of events alone decides which slots overflow: in half a minute, most do.
-NARROW = definition.View(
-    name="narrow",
-    stream="paid",
-    entity=["payer"],
-    accuracy=definition.ACCURACY_EXACT,
-    features=[PAYER.features[0], PAYER.features[2]],
-    edge_events=2,
-)
-BUSY = definition.View(
-    name="busy",
-    stream="paid",
-    entity=["items"],
-    accuracy=definition.ACCURACY_HOP,
-    features=[aggregation("n_600s", definition.AGGREGATION_FUNCTION_COUNT, 600)],
-)
-
-
-def wanted(view: definition.View) -> list[Wanted]:
-    """Return a view's features as brute force takes them."""
-    plan = compile_view(view, PAID)
-    found = []
-    for part, feature in zip(view.features, plan.features, strict=True):
-        ring, name = plan.rings[feature.ring], part.expression
-        value = (lambda fields, name=name: fields[name]) if name else None
-        function, window_us = FUNCTIONS[part.function], feature.window_us
-        edge_events = (view.edge_events or EDGE_EVENTS) if ring.raw else 0
-        one = Wanted(part.name, function, window_us, ring.hop_us, ring.slots, value, edge_events=edge_events)
-        found.append(one)
-    return found
-
-
-@dataclass
-class Log:
-    """What was sent, as the brute force sees it."""
-
-    records: list[Logged] = field(default_factory=list)
-
-    def features(self, view: definition.View, key: Any, as_of_us: int) -> list[tuple[str, Any]]:
-        """Return (status, value) of each feature by brute force."""
-        return [(answer.status, answer.value) for answer in self.answers(view, key, as_of_us)]
-
-    def answers(self, view: definition.View, key: Any, as_of_us: int) -> list[Answer]:
-        """Return each feature by brute force."""
-        kept = counted(self.records, PAID.dedup_window_ms * 1000, PAID.lateness_ms * 1000, late_counts=False)
-        mine = [record for record in kept if record.fields[view.entity[0]] == key]
-        max_age_us = compile_view(view, PAID).max_age_us
-        return [brute_force(one, mine, as_of_us, max_age_us) for one in wanted(view)]
+_NOTHING_FOLDED: Any = SimpleNamespace(views={}, streams={})
 
 
 class World:
@@ -372,3 +286,49 @@ async def world(servers: Any, topic_prefix: str, redis_namespace: str, tmp_path:
     await world.open()
     yield world
     await world.close()
+
+
+@dataclass
+class Door:
+    """The doors of a service that runs in this process, over the rings of the fraud world."""
+
+    stub: Any
+    http: httpx.AsyncClient
+    hashes: dict[str, str]
+    known: Definitions
+
+    async def get(self, *views: messages.ViewKeys, **options: Any) -> messages.GetFeaturesResponse:
+        options = {"as_of_us": fraud_world.NOON_US, **options}
+        found: messages.GetFeaturesResponse = await self.stub.GetFeatures(
+            messages.GetFeaturesRequest(views=views, **options), timeout=5
+        )
+        return found
+
+    async def feast(self, **body: Any) -> dict[str, Any]:
+        response = await self.http.post("/get-online-features", json=body)
+        assert response.status_code == 200, response.text
+        found: dict[str, Any] = response.json()
+        return found
+
+
+@pytest.fixture
+async def door(servers: Any, redis_namespace: str) -> AsyncIterator[Door]:
+    settings, health, known = Settings(project=redis_namespace), Health(), Definitions()
+    known.fold(to_json(fraud_world.definition_record()))
+    async with AsyncExitStack() as stack:
+        redis = await stack.enter_async_context(Redis.from_url(servers.redis))
+        stored = fraud_world.rings(known.plans.values(), redis_namespace)
+        await redis.mset(stored)
+        stack.push_async_callback(redis.delete, *stored)
+        store = RedisStore(redis, redis_namespace, settings.group)
+        reads = Reads(known, store, settings)
+        rpc = GrpcServer(settings.grpc, health)
+        builds = Builds(known, store, ViewBook(redis, redis_namespace, settings.group))
+        rpc.add(add_FeatureServiceServicer_to_server, BuildingServicer(reads, _NOTHING_FOLDED, builds))
+        await stack.enter_async_context(running(rpc))
+        web = HttpServer(settings.http, health, feast_app(reads, settings))
+        await stack.enter_async_context(running(web))
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{rpc.port}"))
+        http = await stack.enter_async_context(httpx.AsyncClient(base_url=f"http://127.0.0.1:{web.port}"))
+        hashes = {name: plan.hash for name, plan in known.plans.items()}
+        yield Door(FeatureServiceStub(channel), http, hashes, known)

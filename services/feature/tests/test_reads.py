@@ -1,182 +1,24 @@
-"""Reads through gRPC and through Feast's HTTP door, from rings in the real Redis: values, shapes and refusals."""
+"""Reads through gRPC, from rings in the real Redis: values, shapes and refusals."""
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
-import httpx
-import numpy as np
 import pytest
 from google.rpc import error_details_pb2, status_pb2
-from redis.asyncio import Redis
 from tidemill_contracts.canonical import to_json
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.feature.v1 import feature_pb2 as messages
-from tidemill_contracts.feature.v1.feature_pb2_grpc import FeatureServiceStub, add_FeatureServiceServicer_to_server
-from tidemill_feature.adapters.builds import Builds
-from tidemill_feature.adapters.http import feast_app
-from tidemill_feature.adapters.reads import Reads
-from tidemill_feature.adapters.redis_store import RedisStore
-from tidemill_feature.adapters.rpc import BuildingServicer
-from tidemill_feature.adapters.view_book import ViewBook
-from tidemill_feature.registered import Definitions
-from tidemill_feature.settings import Settings
-from tidemill_features.expressions import Column
-from tidemill_features.fold import Events, ViewShards
-from tidemill_features.layout import Checkpoint, build_id, checkpoint_key
-from tidemill_runtime.grpc_server import GrpcServer
-from tidemill_runtime.health import Health
-from tidemill_runtime.http_server import HttpServer
-from tidemill_runtime.lifecycle import running
+from tidemill_testkit.fraud_world import MINUTE_US, NOON_US, PAYER, STREAM
+
+# conftest's Door; test modules cannot import it under importlib mode.
+Door = Any
 
 pytestmark = pytest.mark.servers
 
-NOTHING_FOLDED: Any = SimpleNamespace(views={}, streams={})
-# 2013-06-04T12:00:00Z
-NOON_US, MINUTE_US = 1_370_347_200_000_000, 60_000_000
 _STRING, _FLOAT, _INT = definition.FIELD_TYPE_STRING, definition.FIELD_TYPE_FLOAT64, definition.FIELD_TYPE_INT64
 _TIME, _BOOL = definition.FIELD_TYPE_TIMESTAMP, definition.FIELD_TYPE_BOOL
-STREAM = definition.Stream(
-    name="paid",
-    fields=[
-        definition.Field(name="payer", type=_STRING, nullable=True),
-        definition.Field(name="amount", type=_FLOAT, nullable=True),
-        definition.Field(name="items", type=_INT),
-        definition.Field(name="card", type=_STRING),
-        definition.Field(name="gift", type=_BOOL),
-        definition.Field(name="at", type=_TIME),
-    ],
-    key_field="card",
-    time_field="at",
-    partitions=2,
-    max_event_bytes=65_536,
-)
-
-
-def aggregation(name: str, function: str, expression: str = "", kind: Any = _INT) -> definition.Aggregation:
-    number = definition.AggregationFunction.Value(f"AGGREGATION_FUNCTION_{function}")
-    return definition.Aggregation(name=name, function=number, window_ms=3_600_000, expression=expression, type=kind)
-
-
-PAYER = definition.View(
-    name="payer",
-    stream="paid",
-    entity=["payer"],
-    accuracy=definition.ACCURACY_HOP,
-    features=[
-        aggregation("payments", "COUNT"),
-        aggregation("items", "SUM", "items"),
-        aggregation("mean", "MEAN", "amount", _FLOAT),
-        aggregation("most", "MAX", "amount", _FLOAT),
-        aggregation("card", "LAST", "card", _STRING),
-        aggregation("gift", "LAST", "gift", _BOOL),
-        aggregation("latest", "MAX", "at", _TIME),
-        aggregation("cards", "APPROX_DISTINCT", "card"),
-    ],
-)
-BASKET = definition.View(
-    name="basket",
-    stream="paid",
-    entity=["items", "at", "gift"],
-    accuracy=definition.ACCURACY_HOP,
-    features=[aggregation("payments", "COUNT")],
-)
-PIPELINE = definition.Pipeline(
-    name="fraud",
-    request="paid",
-    features=[
-        definition.FeatureSource(name="who", view=definition.ViewLookup(view="payer", on=["card"])),
-        definition.FeatureSource(name="large", expression="amount > 100"),
-    ],
-)
-
-
-def definitions() -> Definitions:
-    found = Definitions()
-    closure = definition.Definition(streams=[STREAM], views=[PAYER, BASKET], pipelines=[PIPELINE])
-    found.fold(to_json(definition.DefinitionRecord(kind="pipeline", name="fraud", revision=1, definition=closure)))
-    assert not found.faults
-    return found
-
-
-def rings(known: Definitions, project: str) -> dict[bytes, bytes]:
-    """Ten payments of ann, one a minute before noon, amounts 1 to 10 with the last unknown; one old payment of bob."""
-    at = np.array([NOON_US - (10 - n) * MINUTE_US for n in range(10)] + [NOON_US - 180 * MINUTE_US], np.int64)
-    rows = len(at)
-    nulls = np.zeros(rows, np.bool_)
-    unknown = nulls.copy()
-    unknown[9] = True
-    columns = {
-        "payer": Column(np.array(["ann"] * 10 + ["bob"], object), nulls),
-        "amount": Column(np.arange(1.0, rows + 1), unknown),
-        "items": Column(np.full(rows, 2), nulls),
-        "card": Column(np.array([f"c{n}" for n in range(rows)], object), nulls),
-        "gift": Column(np.arange(rows) % 2 == 1, nulls),
-        "at": Column(at, nulls),
-    }
-    events = Events(np.arange(rows) % 2, np.arange(rows) // 2, at, columns)
-    ends = {0: 6, 1: 5}
-    stored: dict[bytes, bytes] = {}
-    for plan in known.plans.values():
-        shards = ViewShards(plan, project, 1_000)
-        found = shards.find(events)
-        shards.fold(events, shards.load(found, [None] * len(found.keys), lambda _: bytes(16)))
-        stored |= dict(shards.dirty(ends))
-    ids = frozenset(build_id(plan.hash) for plan in known.plans.values())
-    for partition, end in ends.items():
-        key = checkpoint_key(project, "feature-online", "events.paid", partition)
-        stored[key] = Checkpoint(bytes(16), end, 0, NOON_US, ids).pack()
-    return stored
-
-
-@dataclass
-class Door:
-    """The service's doors."""
-
-    stub: Any
-    http: httpx.AsyncClient
-    hashes: dict[str, str]
-    known: Definitions
-
-    async def get(self, *views: messages.ViewKeys, **options: Any) -> messages.GetFeaturesResponse:
-        options = {"as_of_us": NOON_US, **options}
-        found: messages.GetFeaturesResponse = await self.stub.GetFeatures(
-            messages.GetFeaturesRequest(views=views, **options), timeout=5
-        )
-        return found
-
-    async def feast(self, **body: Any) -> dict[str, Any]:
-        response = await self.http.post("/get-online-features", json=body)
-        assert response.status_code == 200, response.text
-        found: dict[str, Any] = response.json()
-        return found
-
-
-@pytest.fixture
-async def door(servers: Any, redis_namespace: str) -> AsyncIterator[Door]:
-    settings, health, known = Settings(project=redis_namespace), Health(), definitions()
-    async with AsyncExitStack() as stack:
-        redis = await stack.enter_async_context(Redis.from_url(servers.redis))
-        stored = rings(known, redis_namespace)
-        await redis.mset(stored)
-        stack.push_async_callback(redis.delete, *stored)
-        store = RedisStore(redis, redis_namespace, settings.group)
-        reads = Reads(known, store, settings)
-        rpc = GrpcServer(settings.grpc, health)
-        builds = Builds(known, store, ViewBook(redis, redis_namespace, settings.group))
-        rpc.add(add_FeatureServiceServicer_to_server, BuildingServicer(reads, NOTHING_FOLDED, builds))
-        await stack.enter_async_context(running(rpc))
-        web = HttpServer(settings.http, health, feast_app(reads, settings))
-        await stack.enter_async_context(running(web))
-        channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{rpc.port}"))
-        http = await stack.enter_async_context(httpx.AsyncClient(base_url=f"http://127.0.0.1:{web.port}"))
-        hashes = {name: plan.hash for name, plan in known.plans.items()}
-        yield Door(FeatureServiceStub(channel), http, hashes, known)
 
 
 def keys(view: str, *values: Any, **options: Any) -> messages.ViewKeys:
@@ -348,82 +190,3 @@ async def test_an_entity_without_events_is_explained_by_no_slots(door: Door) -> 
         assert not found.shards
         assert not any(feature.slots for feature in found.features)
         assert {feature.value.status for feature in found.features} == {messages.STATUS_NOT_FOUND}
-
-
-async def test_feast_answers_by_column_with_entities_first(door: Door) -> None:
-    # Feast's door reads as of now: what was paid in 2013 has left every window.
-    found = await door.feast(features=["payer:payments", "payer:card"], entities={"payer": ["ann", "eve", None]})
-    assert found["metadata"]["feature_names"] == ["payer", "payments", "card"]
-    payer, payments, card = found["results"]
-    assert payer == {
-        "values": ["ann", "eve", None],
-        "statuses": ["PRESENT", "PRESENT", "NULL_VALUE"],
-        "event_timestamps": ["1970-01-01T00:00:00Z"] * 3,
-    }
-    assert payments["statuses"] == card["statuses"] == ["OUTSIDE_MAX_AGE", "NOT_FOUND", "NOT_FOUND"]
-    assert payments["values"] == [0, None, None]
-
-
-async def test_feast_full_names_and_a_pipeline_as_a_feature_service(door: Door) -> None:
-    found = await door.feast(feature_service="fraud", entities={"card": ["ann"]}, full_feature_names=True)
-    names = found["metadata"]["feature_names"]
-    assert names[:2] == ["card", "who__payments"]
-    assert len(names) == len(found["results"]) == 1 + len(PAYER.features)
-
-
-BAD_BODIES: list[tuple[dict[str, Any], int, str]] = [
-    ({"features": ["payer:payments"], "entities": {"payer": [7]}}, 400, "wrong_type"),
-    ({"features": ["payer:payments"], "entities": {"payer": ["x" * 1_000_000]}}, 413, "oversized"),
-    ({"features": ["payer:payments"], "entities": {"payer": [{}]}}, 400, "wrong_type"),
-    ({"features": ["payer:payments"], "entities": {"payer": "ann"}}, 400, "wrong_type"),
-    ({"features": ["payer:payments"], "entities": {"driver": [1]}}, 404, "unknown_entity"),
-    ({"features": ["payer:payments"], "entities": {}}, 400, "missing_field"),
-    ({"features": ["payer:payments"]}, 400, "missing_field"),
-    ({"features": ["nobody:payments"], "entities": {"payer": ["ann"]}}, 404, "unknown_view"),
-    ({"features": ["payer@v2:payments"], "entities": {"payer": ["ann"]}}, 404, "unknown_version"),
-    ({"features": ["payer:nothing"], "entities": {"payer": ["ann"]}}, 400, "unknown_field"),
-    ({"features": ["payments"], "entities": {"payer": ["ann"]}}, 400, "undecodable"),
-    ({"features": [], "entities": {"payer": ["ann"]}}, 400, "empty"),
-    ({"feature_service": "nobody", "entities": {"payer": ["ann"]}}, 404, "unknown_pipeline"),
-    ({"feature_service": "fraud", "features": ["payer:items"], "entities": {}}, 409, "conflict"),
-    ({"features": ["payer:card", "payer:card"], "entities": {"payer": ["ann"]}}, 409, "conflict"),
-    ({"features": ["payer:items"], "entities": {"payer": ["ann"]}, "more": 1}, 400, "unknown_field"),
-    ({"features": ["payer:items"], "entities": {"payer": ["ann"] * 10_001}}, 400, "out_of_range"),
-    *(
-        ({"features": ["basket:payments"], "entities": {**whole, **changed}}, 400, reason)
-        for whole in ({"items": [2], "at": ["2013-06-04T12:00:00Z"], "gift": [True]},)
-        for changed, reason in (
-            ({"items": [2**63]}, "out_of_range"),
-            ({"items": [True]}, "wrong_type"),
-            ({"items": [1, 2]}, "missing_field"),
-            ({"at": ["2013-06-04T12:00:00"]}, "naive_timestamp"),
-            ({"at": ["noon"]}, "wrong_type"),
-            ({"at": ["1492-10-12T00:00:00Z"]}, "out_of_range"),
-            ({"at": [1_370_347_200]}, "wrong_type"),
-            ({"gift": [1]}, "wrong_type"),
-        )
-    ),
-]
-BAD_BYTES: list[tuple[bytes, int, str]] = [
-    (b"", 400, "empty"),
-    (b'{"features": [', 400, "undecodable"),
-    (b'{"features": ["payer:items"], "entities": {"payer": ["\\ud800"]}}', 400, "bad_utf8"),
-    (b'{"features": ["payer:items"], "entities": {"\\ud800": ["a"]}}', 400, "bad_utf8"),
-    (b'{"features": ["payer:items"], "entities": {"payer": ["\xff"]}}', 400, "bad_utf8"),
-    ('{"features": ["payer:items"], "entities": {"payer": ["a"]}}'.encode("utf-16-le"), 400, "bad_utf8"),
-    (b'{"features": ["payer:items"], "entities": {"payer": [NaN]}}', 400, "non_finite"),
-    (b'{"features": ["payer:items"], "entities": {"payer": [-Infinity]}}', 400, "non_finite"),
-    (b" " * (4 * 1024 * 1024 + 1), 413, "oversized"),
-]
-
-
-async def test_what_feast_s_door_refuses_has_one_named_reason(door: Door) -> None:
-    for body, status, reason in BAD_BODIES:
-        response = await door.http.post("/get-online-features", json=body)
-        assert (response.status_code, response.json().get("reason")) == (status, reason), (body, response.text)
-        assert response.headers["content-type"] == "application/problem+json"
-    for raw, status, reason in BAD_BYTES:
-        response = await door.http.post(
-            "/get-online-features", content=raw, headers={"content-type": "application/json"}
-        )
-        assert (response.status_code, response.json().get("reason")) == (status, reason), (raw[:80], response.text)

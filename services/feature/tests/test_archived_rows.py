@@ -1,0 +1,92 @@
+"""What the offline role makes of records before it writes them, and what it reads out of its own marks."""
+
+import json
+
+import numpy as np
+import pytest
+from tidemill_contracts.cloudevents import watermark
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.progress.v1.progress_pb2 import TopicPartitionOffset
+from tidemill_contracts.serving.v1 import records_pb2 as serving
+from tidemill_feature.archiving import Buffer, event_rows, prediction_rows
+from tidemill_features.admission import Rules
+from tidemill_features.archive import counting, identity_text, offsets_of, summary_of
+from tidemill_runtime.batches import Batch
+from tidemill_runtime.positions import Partition
+from tidemill_testkit.click_world import NOW_MS, Row, event, stream
+
+
+def test_rows_carry_origin_identity_and_typed_fields_and_leave_out_watermarks() -> None:
+    records = [
+        event("t", 5),
+        event("t", 6, amount=None, name="again"),
+        Row("t", 0, 7, None, b"", watermark("clicks", 1)),
+    ]
+    rows = event_rows(stream(), {0: records})
+    assert rows.columns["_offset"] == [5, 6]
+    assert rows.columns["_identity"] == ["s\x1f5", "s\x1fagain"]
+    assert rows.columns["amount"] == [1.0, None]
+    # Kafka tells milliseconds: the record came before the end of its one.
+    assert rows.columns["_available_us"] == [NOW_MS * 1000 + 999] * 2
+    assert rows.columns["at"] == rows.columns["_event_us"]
+    assert not rows.refused
+
+
+@pytest.mark.parametrize("value", [None, b"", b"{", b"[]", b"\xff", b'{"user": null, "at": "2013-01-01T00:00:00Z"}'])
+def test_poison_is_left_out_and_named(value: bytes | None) -> None:
+    rows = event_rows(stream(), {0: [event("t", 1), Row("t", 0, 2, b"u", value, [])]})
+    assert rows.columns["_offset"] == [1]
+    assert [refused.record.offset for refused in rows.refused] == [2]
+
+
+def test_predictions_name_their_positions_by_topic() -> None:
+    prediction = serving.PredictionRecord(
+        prediction_id="p",
+        pipeline="x",
+        join_key="k",
+        as_of_us=3,
+        positions=[TopicPartitionOffset(topic="events.a", partition=n, next_offset=7 + n) for n in (0, 1)],
+        request_json=b'{"user":"u"}',
+    )
+    rows = prediction_rows({0: [Row("t", 0, 1, b"k", prediction.SerializeToString(), [])]})
+    assert json.loads(rows.columns["positions"][0]) == {"events.a": {"0": 7, "1": 8}}
+    assert rows.columns["_event_us"] == rows.columns["as_of_us"] == [3]
+
+
+def test_a_buffer_is_full_by_bytes_and_empty_after_a_commit() -> None:
+    buffer = Buffer(max_bytes=2_600)
+    place = Partition("t", 0)
+    for offset in range(5):
+        assert not buffer.full
+        buffer.add(Batch({place: [event("t", offset)]}))
+    assert buffer.full
+    assert buffer.read[place] == (0, 5)
+    buffer.clear()
+    assert not buffer.full
+    assert not buffer.topics()
+
+
+def test_a_buffer_knows_how_far_was_read_where_the_last_records_were_kept_back() -> None:
+    buffer, place, other = Buffer(max_bytes=10_000), Partition("t", 0), Partition("t", 1)
+    buffer.add(Batch({place: [event("t", 3)]}, {place: 6}))
+    buffer.add(Batch({}, {place: 8, other: 2}))
+    assert (buffer.read, buffer.rows) == ({place: (3, 8), other: (2, 2)}, 1)
+
+
+def test_offsets_survive_the_snapshot_summary() -> None:
+    assert offsets_of(summary_of({1: 5, 0: 2**40})) == {0: 2**40, 1: 5}
+    assert offsets_of({}) == {}
+
+
+def test_identities_of_events_and_of_nameless_records_never_meet() -> None:
+    assert identity_text((b"s", b"7")) != identity_text(7)
+
+
+def test_what_counts_is_what_the_online_role_would_fold() -> None:
+    partition = np.zeros(5, np.int64)
+    event_us = np.array([0, 100, 100, 10, 101]) * 1_000_000
+    identity = np.array([0, 1, 1, 2, 3])
+    rules = Rules(60_000_000, 60_000_000, definition.LATE_POLICY_DROP)
+    assert counting(partition, np.arange(5), identity, event_us, rules).tolist() == [True, True, False, False, True]
+    corrected = Rules(60_000_000, 60_000_000, definition.LATE_POLICY_CORRECT)
+    assert counting(partition, np.arange(5), identity, event_us, corrected).tolist() == [True, True, False, True, True]
