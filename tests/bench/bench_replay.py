@@ -34,7 +34,7 @@ from tidemill_runtime.settings import KafkaSettings
 from tidemill_runtime.stream import StreamRunner
 
 PREFIX = "bench-replay."
-EVENTS, WARM, RUNS = 120_000, 40_000, 5
+EVENTS, WARM, RUNS = 240_000, 40_000, 3
 STREAM, VIEW = stream(), VIEWS[0]
 HERE = Partition(TOPIC, 0)
 
