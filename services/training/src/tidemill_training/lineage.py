@@ -10,7 +10,6 @@ from pathlib import Path
 DISTRIBUTIONS = (
     "numpy",
     "onnx",
-    "onnxmltools",
     "onnxruntime",
     "pyarrow",
     "pyiceberg",
