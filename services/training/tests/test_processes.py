@@ -136,6 +136,20 @@ def test_a_process_whose_parent_is_gone_ends_by_itself() -> None:
     assert orphan.returncode == 1
 
 
+def test_a_run_loads_no_database_and_nothing_for_interfaces_that_nobody_uses() -> None:
+    code = (
+        "import sys, tidemill_training.run as run\n"
+        f"run.main(['{os.getpid()}', str(8 * 1024**3), '60', 'xgboost'])\n"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    told_nothing = subprocess.run(
+        [sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=60
+    )
+    loaded = set(told_nothing.stderr.split())
+    assert {"xgboost", "pyiceberg", "onnxruntime"} <= loaded
+    assert not {"sqlalchemy", "asyncpg", "psycopg2", "pandas", "sklearn", "scipy.special", "aiokafka", "grpc"} & loaded
+
+
 def test_a_run_dies_with_its_parent_even_by_kill_9(tmp_path: Path) -> None:
     place = tmp_path / "pid"
     inner = (

@@ -1,6 +1,5 @@
 """One attempt, inside its process: read the offline log, train, seal and publish a bundle, answer what to register."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -39,10 +38,6 @@ Emit = Callable[[Line], None]
 
 def preload(library: str) -> None:
     """Load a learner's library while the spec is on its way; an unknown one is the attempt's to report."""
-    if library == "xgboost":
-        # Where it finds scikit-learn it loads it, with SciPy's statistics and pandas, for an interface that nobody uses
-        # here: a second and 100 MB.
-        sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
     if library in LIBRARIES:
         load_library(library)
 
