@@ -1,8 +1,7 @@
 """How a batch of events goes into the partials of their slots, one function per kind."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +18,7 @@ from tidemill_features.sketches import add_values
 Ints = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(NamedTuple):
     """The words of all shards, the same as floats, and what they point to."""
 
     words: Ints
@@ -32,8 +30,7 @@ class Memory:
         return self.floats if dtype is Dtype.FLOAT else self.words
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """Values that count, in offset order within each slot.
 
     `at`: the partial's first word; `values`: None where only events count; `beside`: the word of the count beside.

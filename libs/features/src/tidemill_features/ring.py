@@ -49,8 +49,6 @@ class RingStore:
         self.plan = plan
         self._words = np.zeros(rows * plan.words, np.int64)
         self._slot = empty_slot(plan)
-        # The reset of a slot, as offsets from its first word and what goes there.
-        self._reset_at = np.arange(1, plan.slot_words)
         # Empty shards by topic id and partition.
         self._blanks: dict[tuple[bytes, int], bytes] = {}
         self._area = Area(plan)
@@ -147,8 +145,11 @@ class RingStore:
     def _turn(self, at: Ints, bucket: Ints) -> None:
         """Give slots to newer buckets."""
         np.maximum.at(self._words, at, bucket)
-        at = np.unique(at)
-        self._words[at[:, None] + self._reset_at] = self._slot[1:]
+        # At each word, what follows it in a slot: one write per event, though several may be of one slot.
+        rest = self.plan.slot_words - 1
+        shape, strides = (len(self._words) - rest, rest), (WORD_BYTES, WORD_BYTES)
+        behind = np.ndarray(shape, np.int64, self._words, WORD_BYTES, strides)
+        behind[at] = self._slot[1:]
         self._area.forget_slots(at)
 
     def _accumulate(

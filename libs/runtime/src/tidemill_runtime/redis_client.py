@@ -18,7 +18,7 @@ from tidemill_runtime.settings import RedisSettings
 
 Client: TypeAlias = Redis | RedisCluster
 _KEYS_PER_TRIP = 2_000
-_SENT_BYTES = 96 * 1024
+_SENT_BYTES = 512 * 1024
 _ATTEMPTS = 2
 # Of a pool's connections: those that watch, and a few for commands besides reads.
 _HELD_BY_OTHERS = 4
