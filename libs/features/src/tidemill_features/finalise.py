@@ -67,11 +67,15 @@ class Known:
         self._newest_us, self._as_of_us = newest_us, as_of_us
         # Where events lie after the moment asked for: of all others every bucket is kept.
         self.ahead = newest_us > as_of_us
-        self._any_ahead = np.count_nonzero(self.ahead) > 0
+        self.any_ahead = bool(np.count_nonzero(self.ahead))
         self.withheld = self.missing | (newest_us < as_of_us - max_age_us)
         # The status of a value that is not null by itself.
-        self.status = np.where(self.withheld, OUTSIDE_MAX_AGE, PRESENT).astype(np.uint8)
-        self.status[self.missing] = NOT_FOUND
+        self.status = np.full(len(newest_us), PRESENT, np.uint8)
+        self._null: Any = None
+        if np.count_nonzero(self.withheld):
+            self.status[self.withheld] = OUTSIDE_MAX_AGE
+            self.status[self.missing] = NOT_FOUND
+            self._null = self.withheld
         # What features share, by the array that they have in common, which is kept so that no other takes its id.
         self._of_counts: dict[int, tuple[Any, Bytes, Any]] = {}
         self._of_times: dict[int, tuple[Ints, Ints]] = {}
@@ -80,14 +84,17 @@ class Known:
         """Return the status of what is null without values, and where it is null: None for nowhere."""
         known = self._of_counts.get(id(count))
         if known is None:
-            status = np.where((count == 0) & (self.status == PRESENT), np.uint8(NULL), self.status)
-            null = status != PRESENT
-            known = self._of_counts[id(count)] = count, status, null if np.count_nonzero(null) else None
+            status, null, none = self.status, self._null, count == 0
+            # Every call of NumPy's counts where rows are few.
+            if np.count_nonzero(none):
+                status = np.where(none & (self.status == PRESENT), np.uint8(NULL), self.status)
+                null = status != PRESENT
+            known = self._of_counts[id(count)] = count, status, null
         return known[1:]
 
     def beyond(self, ring: RingPlan, window_us: int) -> Bools | None:
         """Return where a window reaches back to buckets that may have given way to newer ones; None for nowhere."""
-        if not self._any_ahead:
+        if not self.any_ahead:
             return None
         first = (self._as_of_us - window_us) // ring.hop_us
         beyond = np.asarray(self._newest_us // ring.hop_us - first >= ring.slots, np.bool_)
@@ -97,7 +104,9 @@ class Known:
         """Return event times with 0 for none."""
         known = self._of_times.get(id(event_us))
         if known is None:
-            known = self._of_times[id(event_us)] = event_us, np.where(event_us == EMPTY, 0, event_us)
+            none = event_us == EMPTY
+            times = np.where(none, 0, event_us) if np.count_nonzero(none) else event_us
+            known = self._of_times[id(event_us)] = event_us, times
         return known[1]
 
 

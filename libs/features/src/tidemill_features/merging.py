@@ -38,11 +38,11 @@ class Shards:
 
     def newest_us(self) -> Ints:
         """Return the newest event time of each entity, EMPTY where there is none."""
-        return np.asarray(self.words[:, :, NEWEST_WORD].max(axis=1), np.int64)
+        return np.asarray(np.maximum.reduce(self.words[:, :, NEWEST_WORD], axis=1), np.int64)
 
     def found(self) -> Bools:
         """Return which entities have a shard: a stored one always includes at least one record."""
-        return np.asarray((self.words[:, :, NEXT_OFFSET_WORD] > 0).any(axis=1), np.bool_)
+        return np.asarray(np.maximum.reduce(self.words[:, :, NEXT_OFFSET_WORD], axis=1) > 0, np.bool_)
 
 
 class RingReader:
@@ -67,8 +67,8 @@ class RingReader:
         words = to_words(raws, self.plan, self._blank)
         return Shards(words.reshape(len(raws) // self._partitions, self._partitions, self.plan.words), raws)
 
-    def merge(self, shards: Shards, as_of_us: int) -> list[Merged]:
-        """Return each feature's merged partials."""
+    def merge(self, shards: Shards, as_of_us: int, *, ahead: bool) -> list[Merged]:
+        """Return each feature's merged partials. `ahead`: whether any entity has events after `as_of_us`."""
         plan, partitions = self.plan, self._partitions
         first, last = plan.window_buckets(as_of_us, self._longest_us)
         entities = len(shards.words)
@@ -76,10 +76,8 @@ class RingReader:
         # [entity, (bucket, partition), word]: the order in which partials merge.
         slots = shards.words.reshape(entities, partitions * plan.words).take(at, axis=1)
         dead = slots[:, :, 0] != lanes
-        if self._edges is None:
-            beyond = shards.words[:, :, NEWEST_WORD] > as_of_us
-            if np.count_nonzero(beyond):
-                dead[:, -partitions:] |= beyond
+        if ahead and self._edges is None:
+            dead[:, -partitions:] |= shards.words[:, :, NEWEST_WORD] > as_of_us
         np.copyto(slots, self._slot, where=dead[:, :, None])
         windows: dict[tuple[int, Span | None], _Window] = {}
         merged = []

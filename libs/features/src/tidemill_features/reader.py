@@ -9,6 +9,7 @@ order of (bucket, partition), floats strictly so.
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,9 @@ from tidemill_features.plan import ViewPlan
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+
+# Most are what they were at the last read.
+_unpacked = lru_cache(1024)(Checkpoint.unpack)
 
 
 class Lookup(NamedTuple):
@@ -105,7 +109,7 @@ class Merger:
 
     def __init__(self, plan: ViewPlan) -> None:
         self._max_age_us = plan.max_age_us
-        self._features = len(plan.features)
+        self.names = [feature.name for feature in plan.features]
         self._rings: list[tuple[RingReader, list[int]]] = []
         for index, ring in enumerate(plan.rings):
             places = [place for place, feature in enumerate(plan.features) if feature.ring == index]
@@ -132,11 +136,13 @@ class Merger:
                 entity = Known(newest_us, shards.found(), as_of_us, self._max_age_us)
                 exact = ring.plan.raw is not None
                 excluded = np.zeros(len(newest_us), np.bool_) if exact else entity.ahead.copy()
-            for place, feature, merged in zip(places, ring.features, ring.merge(shards, as_of_us), strict=True):
+            for place, feature, merged in zip(
+                places, ring.features, ring.merge(shards, as_of_us, ahead=entity.any_ahead), strict=True
+            ):
                 found[place] = finalise(feature, ring.plan, merged, entity, as_of_us)
                 if merged.left_out is not None:
                     excluded |= merged.left_out
-        return [found[place] for place in range(self._features)], excluded
+        return [found[place] for place in range(len(self.names))], excluded
 
 
 class ViewReader:
@@ -146,6 +152,9 @@ class ViewReader:
         self.plan = plan
         self.merger = merger
         self.build = build_id(plan.hash, plan.build)
+        self.topic = events_topic(plan.stream)
+        # Whether the merger's features carry this view's names.
+        self._is_first = merger.names == [feature.name for feature in plan.features]
         self._prefix = shard_prefix(project, plan.hash, plan.build)
         self._suffixes = [[shard_suffix(ring, p) for p in range(plan.partitions)] for ring in plan.rings]
 
@@ -175,11 +184,14 @@ class ViewReader:
         """Return the features of a look-up's rows; its entities begin at `first` of those that were merged."""
         plan, rows = self.plan, request.row_of
         if len(rows) == request.entities:
+            if len(rows) == len(excluded) and self._is_first:
+                return ViewValues(plan.name, plan.hash, list(features), excluded)
             part = slice(first, first + request.entities)
             cut = [_cut(feature, known.name, part) for feature, known in zip(features, plan.features, strict=True)]
             return ViewValues(plan.name, plan.hash, cut, excluded[part])
-        null_key = rows < 0
-        rows = np.where(null_key, 0, rows + first)
+        without = rows < 0
+        null_key = without if np.count_nonzero(without) else None
+        rows = rows + first if null_key is None else np.where(without, 0, rows + first)
         spread = [
             _spread(feature, known.name, rows, null_key) for feature, known in zip(features, plan.features, strict=True)
         ]
@@ -198,8 +210,8 @@ def _cut(feature: FeatureValues, name: str, part: slice) -> FeatureValues:
     )
 
 
-def _spread(feature: FeatureValues, name: str, rows: Ints, null_key: Bools) -> FeatureValues:
-    """Give each row its entity's value; NOT_FOUND where the key is null."""
+def _spread(feature: FeatureValues, name: str, rows: Ints, null_key: Bools | None) -> FeatureValues:
+    """Give each row its entity's value; NOT_FOUND where the key is null (None: nowhere)."""
     return FeatureValues(
         name,
         feature.type,
@@ -211,11 +223,11 @@ def _spread(feature: FeatureValues, name: str, rows: Ints, null_key: Bools) -> F
     )
 
 
-def _take(values: Any, rows: Ints, null_key: Bools, nothing: Any) -> Any:
+def _take(values: Any, rows: Ints, null_key: Bools | None, nothing: Any) -> Any:
     if not len(values):
         return np.full(len(rows), nothing, values.dtype)
-    taken = values[rows]
-    if np.count_nonzero(null_key):
+    taken = values.take(rows)
+    if null_key is not None:
         taken[null_key] = nothing
     return taken
 
@@ -270,7 +282,7 @@ class Reader:
         views = _merged(request.views, raws, as_of_us)
         stored = raws[len(raws) - len(request.places) :]
         checkpoints = {
-            place: Checkpoint.unpack(raw) for place, raw in zip(request.places, stored, strict=True) if raw is not None
+            place: _unpacked(raw) for place, raw in zip(request.places, stored, strict=True) if raw is not None
         }
         positions = {p: checkpoints[p].next_offset if p in checkpoints else 0 for p in request.places}
         covered = _covered(checkpoints)
@@ -324,8 +336,7 @@ def _covered(checkpoints: Mapping[Place, Checkpoint]) -> dict[str, frozenset[byt
 
 def _is_ready(reader: ViewReader, covered: Mapping[str, frozenset[bytes]]) -> bool:
     """Say whether the rings of a view are built; without any checkpoint there was nothing to build them from."""
-    topic = events_topic(reader.plan.stream)
-    return topic not in covered or reader.build in covered[topic]
+    return reader.topic not in covered or reader.build in covered[reader.topic]
 
 
 def _newest(versions: Sequence[ViewPlan], covered: frozenset[bytes]) -> ViewPlan | None:
