@@ -75,6 +75,8 @@ unit: $(SYNCED)
 $(UNIT_TESTS): unit/%: $(SYNCED)
 	$(RUN) pytest -q -m '$(WITHOUT_SERVERS)' $*
 
+# Who checks between two edits waits for it: laws are tried with a third of their examples, others each time.
+check: export TIDEMILL_TEST_SHARE ?= 0.33
 check: $(SYNCED) ## Lint, type-check, check import rules and contracts, run the tests that need no server (about a minute).
 	@$(AT_ONCE) $(UNIT_TESTS) types lint imports protos
 

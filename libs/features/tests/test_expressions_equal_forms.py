@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_features.expressions import Column, Expression, compile_expression, schema_of
+from tidemill_testkit.effort import examples
 
 SCHEMA = schema_of(
     definition.Field(name=f"{prefix}{suffix}", type=type_, nullable=suffix != "0")
@@ -145,7 +146,7 @@ def compiled(text: str) -> Expression | None:
         raise
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=examples(600), deadline=None)
 @given(TEXTS, ROWS)
 def test_row_form_and_column_form_agree_to_the_bit(text: str, rows: list[Mapping[str, Any]]) -> None:
     expression = compiled(text)
@@ -154,7 +155,7 @@ def test_row_form_and_column_form_agree_to_the_bit(text: str, rows: list[Mapping
     assert exactly([expression.evaluate_row(row) for row in rows]) == exactly(by_columns(expression, rows))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(TEXTS, ROWS)
 def test_canonical_text_means_the_same_and_is_its_own_canonical_text(text: str, rows: list[Mapping[str, Any]]) -> None:
     expression = compiled(text)
@@ -167,7 +168,7 @@ def test_canonical_text_means_the_same_and_is_its_own_canonical_text(text: str, 
     assert exactly(by_columns(again, rows)) == exactly(by_columns(expression, rows))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(TEXTS, ROWS)
 def test_an_expression_that_says_it_is_never_null_never_is(text: str, rows: list[Mapping[str, Any]]) -> None:
     expression = compiled(text)
@@ -198,7 +199,7 @@ LOGIC = st.recursive(
 SMALL = st.none() | st.integers(-1, 2)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(LOGIC, SMALL, SMALL, SMALL)
 def test_three_valued_logic_is_that_of_an_sql_database(
     text: str, i0: int | None, i1: int | None, i2: int | None

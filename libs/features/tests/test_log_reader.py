@@ -23,6 +23,7 @@ from tidemill_features.log_reader import read_inputs
 from tidemill_features.logged import Logged, predicted
 from tidemill_features.training_set import Arrival, StreamLog, TrainingSet, Window
 from tidemill_features.upkeep import Upkeep
+from tidemill_testkit.effort import examples
 
 SECOND = 1_000_000
 TEXT, FLOAT, TIME = definition.FIELD_TYPE_STRING, definition.FIELD_TYPE_FLOAT64, definition.FIELD_TYPE_TIMESTAMP
@@ -197,7 +198,7 @@ def columns_equal(one: TrainingSet, other: TrainingSet) -> None:
     ("policy", "edge_events"),
     [(definition.LATE_POLICY_DROP, 0), (definition.LATE_POLICY_CORRECT, 0), (definition.LATE_POLICY_DROP, 2)],
 )
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(15), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(asked=logs(), paid=logs(), logged=predictions(), from_s=st.integers(0, 200), limit=st.sampled_from([10, 2**40]))
 def test_what_is_left_unread_changes_no_value_and_no_status(
     tmp_path: Path,

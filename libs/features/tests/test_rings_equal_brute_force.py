@@ -17,6 +17,7 @@ from tidemill_features.plan import EDGE_EVENTS, compile_view
 from tidemill_features.reader import Lookup, Place, Reader
 from tidemill_testkit.agreement import agree
 from tidemill_testkit.brute_force import Answer, Logged, Wanted
+from tidemill_testkit.effort import examples
 from tidemill_testkit.ring_world import RingWorld, answers
 
 SECOND = 1_000_000
@@ -225,7 +226,7 @@ class Lived(NamedTuple):
 
 
 @pytest.mark.parametrize("kind", ["words", "states", "sketches"])
-@settings(max_examples=70, deadline=None)
+@settings(max_examples=examples(70), deadline=None)
 @given(log=logs(), policy=POLICIES, sizes=SIZES, crashes=CRASHES, moments=MOMENTS, cut=CUTS)
 def test_live_equals_offline_bit_for_bit_and_both_equal_brute_force(
     kind: str, log: list[Logged], policy: Any, sizes: list[int], crashes: list[str], moments: list[int], cut: Cut
@@ -235,7 +236,7 @@ def test_live_equals_offline_bit_for_bit_and_both_equal_brute_force(
 
 
 @pytest.mark.parametrize("kind", [kind for kind in VIEWS if " " in kind])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(seed=st.integers(0, 2**32))
 # A worker that died while it remembered identities forgot those that it had not come to.
 @example(seed=376)
@@ -288,7 +289,7 @@ def assert_equal(world: RingWorld, log: list[Logged], lived: Lived, moments: lis
 
 
 @pytest.mark.parametrize("kind", ["words", "states", "exact words", "overflowing words"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(log=logs(), sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3), crashes=CRASHES)
 def test_stored_bytes_do_not_depend_on_batches_or_crashes(
     kind: str, log: list[Logged], sizes: list[int], crashes: list[str]
@@ -301,7 +302,7 @@ def test_stored_bytes_do_not_depend_on_batches_or_crashes(
     assert shards(world.live(log, sizes, crashes)) == shards(world.live(log))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(log=logs(), moments=MOMENTS)
 def test_a_row_without_a_prediction_sees_the_rings_as_they_were_when_its_moment_came(
     log: list[Logged], moments: list[int]
