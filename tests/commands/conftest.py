@@ -23,6 +23,7 @@ from tidemill_registry.settings import Settings
 from tidemill_runtime.health import Health
 from tidemill_runtime.settings import GrpcSettings, KafkaSettings, PostgresSettings
 from tidemill_testkit.ports import free_address
+from tidemill_testkit.topic_records import topic_records
 
 
 @dataclass(frozen=True)
@@ -143,14 +144,8 @@ class Desk:
     async def log(self, topic: str) -> list[Any]:
         """Return every record of a topic."""
         places = await self._places(topic)
-        async with self._consumer() as consumer:
-            consumer.assign(places)
-            ends = await consumer.end_offsets(places)
-            found: list[Any] = []
-            while any([await consumer.position(place) < end for place, end in ends.items()]):
-                for records in (await consumer.getmany(timeout_ms=200)).values():
-                    found += records
-            return found
+        numbers = [place.partition for place in places]
+        return await topic_records(self.kafka.client_kwargs(), self.kafka.physical(topic), numbers)
 
     def _consumer(self) -> AIOKafkaConsumer:
         return AIOKafkaConsumer(**self.kafka.client_kwargs(), auto_offset_reset="earliest", enable_auto_commit=False)

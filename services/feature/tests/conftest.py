@@ -48,6 +48,7 @@ from tidemill_testkit.eventually import aeventually
 from tidemill_testkit.orphans import dying_with_us
 from tidemill_testkit.paid_world import BUSY, NARROW, NOON_US, PAID, PARTITIONS, PAYER, SECOND, SHARP, STATUSES, Log
 from tidemill_testkit.ports import free_address
+from tidemill_testkit.topic_records import topic_records
 
 _NOTHING_FOLDED: Any = SimpleNamespace(views={}, streams={})
 
@@ -179,19 +180,7 @@ class World:
 
     async def read(self, topic: str) -> list[Any]:
         """Return every record of partition 0."""
-        consumer = AIOKafkaConsumer(**self.kafka.client_kwargs())
-        await consumer.start()
-        try:
-            place = TopicPartition(self.kafka.physical(topic), 0)
-            consumer.assign([place])
-            await consumer.seek_to_beginning(place)
-            end = (await consumer.end_offsets([place]))[place]
-            records: list[Any] = []
-            while len(records) < end:
-                records += (await consumer.getmany(timeout_ms=200)).get(place, [])
-            return records
-        finally:
-            await consumer.stop()
+        return await topic_records(self.kafka.client_kwargs(), self.kafka.physical(topic), [0])
 
     async def start(self, **environment: str) -> "Feature":
         """Start the service as a process; returns when it answers."""

@@ -22,6 +22,7 @@ from tidemill_ingestion.settings import Settings
 from tidemill_runtime.health import Health
 from tidemill_runtime.settings import GrpcSettings, HttpSettings, KafkaSettings
 from tidemill_testkit.ports import free_address
+from tidemill_testkit.topic_records import topic_records
 
 PARTITIONS = 3
 STREAM = definition.Stream(
@@ -85,20 +86,8 @@ class Door:
     async def log(self, topic: str = "events.rides", partitions: int | None = None) -> list[Any]:
         """Return every record of a topic, by partition and offset."""
         kafka = self.settings.kafka
-        consumer = AIOKafkaConsumer(**kafka.client_kwargs(), auto_offset_reset="earliest", enable_auto_commit=False)
-        await consumer.start()
-        try:
-            count = partitions or (1 if topic.endswith(".dlq") else PARTITIONS)
-            places = [TopicPartition(kafka.physical(topic), number) for number in range(count)]
-            consumer.assign(places)
-            ends = await consumer.end_offsets(places)
-            found: list[Any] = []
-            while any([await consumer.position(place) < end for place, end in ends.items()]):
-                for records in (await consumer.getmany(timeout_ms=200)).values():
-                    found += records
-            return sorted(found, key=lambda record: (record.partition, record.offset))
-        finally:
-            await consumer.stop()
+        count = partitions or (1 if topic.endswith(".dlq") else PARTITIONS)
+        return await topic_records(kafka.client_kwargs(), kafka.physical(topic), range(count))
 
     async def end(self, topic: str) -> int:
         """Return how many records a topic has, over its partitions."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaProducer
 from pydantic import SecretStr
 from tidemill_contracts.canonical import from_json, to_json
 from tidemill_contracts.cloudevents import EVENT_TYPE, Attributes, to_headers, watermark
@@ -30,6 +30,7 @@ from tidemill_runtime.health import Health
 from tidemill_runtime.settings import GrpcSettings, KafkaSettings, PostgresSettings
 from tidemill_testkit.eventually import aeventually
 from tidemill_testkit.ports import free_address
+from tidemill_testkit.topic_records import topic_records
 
 HOUR = 3_600_000_000
 DAY = 24 * HOUR
@@ -215,19 +216,8 @@ class World:
 
     async def values(self, topic: str) -> list[Any]:
         """Return every value that a topic holds."""
-        consumer = AIOKafkaConsumer(
-            self.kafka.physical(topic), **self.kafka.client_kwargs(), auto_offset_reset="earliest"
-        )
-        await consumer.start()
-        try:
-            places = sorted(consumer.assignment())
-            ends, found = await consumer.end_offsets(places), []
-            while behind := [place for place in places if await consumer.position(place) < ends[place]]:
-                batches = await consumer.getmany(*behind, timeout_ms=1_000)
-                found += [record.value for records in batches.values() for record in records]
-            return found
-        finally:
-            await consumer.stop()
+        records = await topic_records(self.kafka.client_kwargs(), self.kafka.physical(topic))
+        return [record.value for record in records]
 
     async def day(self, number: int, rows: int, probability: float, version: int = 1) -> None:
         """Live one day: requests at one o'clock, landings on time at three, midnight."""

@@ -6,7 +6,6 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
-from aiokafka import AIOKafkaConsumer, TopicPartition
 from google.rpc import error_details_pb2, status_pb2
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.instants import to_timestamp
@@ -19,6 +18,7 @@ from tidemill_registry.settings import Settings
 from tidemill_runtime.health import Health
 from tidemill_runtime.settings import GrpcSettings, HttpSettings, KafkaSettings, PostgresSettings
 from tidemill_testkit.ports import free_address
+from tidemill_testkit.topic_records import topic_records
 
 ACTOR = (("x-tidemill-actor", "ann@example.org"),)
 HOUR_US = 3_600_000_000
@@ -89,18 +89,7 @@ class Registry:
         """Return every record of a topic, once the outbox is drained."""
         await self.wait()
         kafka = self.settings.kafka
-        consumer = AIOKafkaConsumer(**kafka.client_kwargs(), auto_offset_reset="earliest", enable_auto_commit=False)
-        await consumer.start()
-        try:
-            place = TopicPartition(kafka.physical(name), 0)
-            consumer.assign([place])
-            end = (await consumer.end_offsets([place]))[place]
-            found: list[Any] = []
-            while await consumer.position(place) < end:
-                found += (await consumer.getmany(timeout_ms=200)).get(place, [])
-            return found
-        finally:
-            await consumer.stop()
+        return await topic_records(kafka.client_kwargs(), kafka.physical(name), [0])
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer
 from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import SecretStr
 from tidemill_contracts.canonical import from_json, to_json
@@ -34,6 +34,7 @@ from tidemill_runtime.health import Health
 from tidemill_runtime.lifecycle import running
 from tidemill_runtime.settings import GrpcSettings, KafkaSettings, PostgresSettings
 from tidemill_testkit.ports import free_address
+from tidemill_testkit.topic_records import topic_records
 from tidemill_training.adapters.processes import Launch, StartProcess, open_process
 from tidemill_training.app import open_service
 from tidemill_training.requests import TOPIC as REQUESTS
@@ -213,20 +214,8 @@ class World:
             yield training_grpc.TrainingServiceStub(channel)
 
     async def records(self, topic: str = RUNS) -> list[Any]:
-        """Return the values of a topic of one partition."""
-        consumer = AIOKafkaConsumer(**self.kafka.client_kwargs())
-        await consumer.start()
-        try:
-            place = TopicPartition(self.kafka.physical(topic), 0)
-            consumer.assign([place])
-            await consumer.seek_to_beginning(place)
-            end = (await consumer.end_offsets([place]))[place]
-            found: list[Any] = []
-            while len(found) < end:
-                found += (await consumer.getmany(timeout_ms=200)).get(place, [])
-            return found
-        finally:
-            await consumer.stop()
+        """Return the records of a topic of one partition."""
+        return await topic_records(self.kafka.client_kwargs(), self.kafka.physical(topic), [0])
 
     async def runs(self) -> list[training.RunRecord]:
         return [from_json(record.value, training.RunRecord()) for record in await self.records()]
