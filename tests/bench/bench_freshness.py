@@ -18,7 +18,8 @@ from typing import Any
 
 import grpc
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from bench_reads import address, cleaned, process, quantile
+from bench_reads import cleaned, quantile
+from beside import online_feature, process
 from paid import START_US, TOPIC, VIEWS, entry, event, fill, stream
 from tidemill.stack.endpoints import Endpoints
 from tidemill_contracts.canonical import to_json
@@ -50,16 +51,7 @@ async def prepare(servers: Endpoints, prefix: str) -> dict[str, str]:
         key = f"view/{VIEW.name}".encode()
         await producer.send_all([Outgoing("registry.pipelines.v1", to_json(record), key)])
     await fill(kafka, BACKLOG)
-    values = {
-        "KAFKA__BOOTSTRAP": servers.kafka,
-        "KAFKA__TOPIC_PREFIX": prefix,
-        "REDIS__URL": servers.redis,
-        "ROLES": "online",
-        "PROJECT": prefix.rstrip("."),
-        "GRPC__LISTEN": address(),
-        "LOG_LEVEL": "warning",
-    }
-    return {f"TIDEMILL_FEATURE_{name}": value for name, value in values.items()}
+    return online_feature(servers, prefix)
 
 
 class Line:

@@ -12,6 +12,7 @@ from tidemill.demo.memory import resident_mb
 from tidemill.stack import Stack
 from tidemill.stack.endpoints import Endpoints
 from tidemill.stack.spec import SERVICES, External
+from tidemill_testkit.orphans import dying_with_us
 
 SETTLE_S = 10.0
 BARE = "import asyncio, grpc.aio; s = grpc.aio.server(); input()"
@@ -19,7 +20,7 @@ BARE = "import asyncio, grpc.aio; s = grpc.aio.server(); input()"
 
 def bare_server_mb() -> float:
     """Return the resident memory of a process that has only imported grpc.aio and made a server."""
-    with subprocess.Popen([sys.executable, "-c", BARE], stdin=subprocess.PIPE) as process:
+    with subprocess.Popen(dying_with_us([sys.executable, "-c", BARE]), stdin=subprocess.PIPE) as process:
         time.sleep(2.0)
         size = resident_mb({"bare": process.pid})["bare"]
         process.communicate(b"\n")

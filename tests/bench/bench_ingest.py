@@ -8,10 +8,6 @@ options, has no door, no validation and no verdicts.
 
 import asyncio
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
@@ -21,6 +17,7 @@ from typing import Any
 import grpc
 import httpx
 from aiokafka import AIOKafkaProducer
+from beside import process
 from tidemill.stack.endpoints import Endpoints
 from tidemill_contracts.canonical import stream_hash, to_json
 from tidemill_contracts.cloudevents import EVENT_TYPE, Attributes, to_headers
@@ -32,6 +29,7 @@ from tidemill_contracts.kafka_admin import create_topics
 from tidemill_contracts.progress.v1 import progress_pb2
 from tidemill_contracts.progress.v1.progress_pb2_grpc import ProgressServiceStub
 from tidemill_contracts.topics import fixed_topics, stream_topics
+from tidemill_testkit.ports import free_address
 
 PREFIX = "bench-ingest."
 BATCH = 500
@@ -90,26 +88,16 @@ async def register(client: dict[str, Any]) -> None:
         await producer.send_and_wait(PREFIX + "registry.pipelines.v1", to_json(record), key=b"stream")
 
 
-def free_address() -> str:
-    """Return an address to listen on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
 @contextmanager
 def service(bootstrap: str) -> Iterator[tuple[str, str]]:
     """Run ingestion as its own process and lend its addresses, gRPC and HTTP."""
     grpc_at, http_at = free_address(), free_address()
     settings = {"KAFKA__BOOTSTRAP": bootstrap, "KAFKA__TOPIC_PREFIX": PREFIX}
     settings |= {"GRPC__LISTEN": grpc_at, "HTTP__LISTEN": http_at}
-    environment = os.environ | {f"TIDEMILL_INGESTION_{name}": value for name, value in settings.items()}
-    environment["TIDEMILL_INGESTION_LOG_LEVEL"] = "warning"
-    with subprocess.Popen([sys.executable, "-m", "tidemill_ingestion"], env=environment) as process:
-        try:
-            yield grpc_at, http_at
-        finally:
-            process.terminate()
+    settings |= {"LOG_LEVEL": "warning"}
+    environment = {f"TIDEMILL_INGESTION_{name}": value for name, value in settings.items()}
+    with process("-m", "tidemill_ingestion", **environment):
+        yield grpc_at, http_at
 
 
 async def rate(send: Callable[[int], Awaitable[None]], first: int) -> float:
@@ -204,9 +192,7 @@ def bare(producer: AIOKafkaProducer) -> Callable[[int], Awaitable[None]]:
 
 def headers(number: int) -> list[tuple[str, bytes]]:
     """Return the headers that the service writes."""
-    return to_headers(
-        Attributes(str(number), "bench", EVENT_TYPE, _TIME_US, subject=STREAM.name, dataschema=_SCHEMA)
-    )
+    return to_headers(Attributes(str(number), "bench", EVENT_TYPE, _TIME_US, subject=STREAM.name, dataschema=_SCHEMA))
 
 
 _TIME_US = parse_us(ASKED_AT)

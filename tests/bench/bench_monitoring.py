@@ -8,10 +8,6 @@ PostgreSQL commit of as many rows and one Kafka acknowledgement, which no design
 
 import asyncio
 import json
-import os
-import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -24,6 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import grpc
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from beside import process
 from tidemill.stack.endpoints import Endpoints
 from tidemill_contracts.canonical import to_json
 from tidemill_contracts.cloudevents import EVENT_TYPE, Attributes, to_headers, watermark
@@ -34,6 +31,7 @@ from tidemill_contracts.progress.v1 import progress_pb2 as progress
 from tidemill_contracts.progress.v1.progress_pb2_grpc import ProgressServiceStub
 from tidemill_contracts.serving.v1 import records_pb2 as serving
 from tidemill_contracts.topics import fixed_topics, stream_topics
+from tidemill_testkit.ports import free_address
 
 ROWS = 40_000
 RUNS = 3
@@ -110,9 +108,7 @@ class World:
     @asynccontextmanager
     async def running(self) -> AsyncIterator["World"]:
         """Run the service as its own process."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        address = free_address()
         with tempfile.TemporaryDirectory() as datadir:
             settings = {
                 "KAFKA__BOOTSTRAP": self.kafka,
@@ -122,16 +118,12 @@ class World:
                 "DATADIR": datadir,
                 "LOG_LEVEL": "warning",
             }
-            environment = os.environ | {f"TIDEMILL_MONITORING_{name}": value for name, value in settings.items()}
-            process = subprocess.Popen([sys.executable, "-m", "tidemill_monitoring"], env=environment)  # noqa: ASYNC220
-            try:
+            environment = {f"TIDEMILL_MONITORING_{name}": value for name, value in settings.items()}
+            with process("-m", "tidemill_monitoring", **environment):
                 async with grpc.aio.insecure_channel(address) as channel:
                     self.stages = ProgressServiceStub(channel)  # type: ignore[no-untyped-call,unused-ignore]
                     await self.settle(wait_for_ready=True)
                     yield self
-            finally:
-                process.terminate()
-                process.wait(timeout=30)
 
     async def send(self, topic: str, values: Sequence[tuple[bytes, bytes | None, Any, int | None]]) -> None:
         """Write records (value, key, headers, partition) and wait for all of them."""

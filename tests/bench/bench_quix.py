@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from tidemill.stack.endpoints import Endpoints
 from tidemill_runtime.positions import Partition
 from tidemill_runtime.settings import KafkaSettings
+from tidemill_testkit.orphans import dying_with_us
 
 PREFIX = "bench-quix."
 EVENTS, RUNS = 40_000, 3
@@ -36,7 +37,8 @@ async def online(kafka: KafkaSettings, redis_url: str) -> Took:
 def quix(kafka: KafkaSettings, redis_url: str) -> Took:
     """Return what Quix takes."""
     with tempfile.TemporaryDirectory(prefix="tm-quix-") as folder:
-        wall_s, cpu_s = quix_app.taken(kafka.bootstrap, kafka.physical(TOPIC), redis_url, EVENTS, Path(folder))
+        command = quix_app.command(kafka.bootstrap, kafka.physical(TOPIC), redis_url, EVENTS, Path(folder))
+        wall_s, cpu_s = quix_app.taken(dying_with_us(command))
     return Took(EVENTS, wall_s, cpu_s)
 
 

@@ -10,11 +10,8 @@ import asyncio
 import http.client
 import importlib.util
 import json
-import os
 import random
 import secrets
-import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,6 +23,7 @@ from typing import Any
 
 import grpc
 import psutil
+from beside import online_feature, process
 from redis.asyncio import Redis
 from tidemill.stack.endpoints import Endpoints
 from tidemill_contracts.canonical import to_json
@@ -38,6 +36,8 @@ from tidemill_contracts.progress.v1 import progress_pb2 as progress
 from tidemill_contracts.topics import fixed_topics, stream_topics
 from tidemill_runtime.producer import Outgoing, Producer
 from tidemill_runtime.settings import KafkaSettings
+from tidemill_testkit.orphans import dying_with_us
+from tidemill_testkit.ports import free_address
 
 
 def _feast() -> Any:
@@ -132,34 +132,7 @@ async def prepare(servers: Endpoints, prefix: str) -> dict[str, str]:
             record = definition.DefinitionRecord(kind="view", name=one.name, definition=closure)
             await producer.send_all([Outgoing("registry.pipelines.v1", to_json(record), f"view/{one.name}".encode())])
         await producer.send_all(events())
-    values = {
-        "KAFKA__BOOTSTRAP": servers.kafka,
-        "KAFKA__TOPIC_PREFIX": prefix,
-        "REDIS__URL": servers.redis,
-        "ROLES": "online",
-        "PROJECT": prefix.rstrip("."),
-        "GRPC__LISTEN": address(),
-        "LOG_LEVEL": "warning",
-    }
-    return {f"TIDEMILL_FEATURE_{name}": value for name, value in values.items()}
-
-
-def address() -> str:
-    """Return a local address that nobody listens on."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{listening.getsockname()[1]}"
-
-
-@contextmanager
-def process(*arguments: str, **environment: str) -> Iterator[int]:
-    """Run a Python process for the length of the block; yields its id."""
-    command = [sys.executable, *arguments]
-    with subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL) as running:
-        try:
-            yield running.pid
-        finally:
-            running.terminate()
+    return online_feature(servers, prefix)
 
 
 def chosen(count: int, chance: random.Random) -> dict[str, list[str]]:
@@ -290,11 +263,11 @@ def baseline(servers: Endpoints) -> Iterator[Server]:
     """Yield Feast's server, or the echo where there is none."""
     with tempfile.TemporaryDirectory(prefix="tm-feast-") as folder:
         try:
-            with feast_server.serving(servers.redis, Path(folder)) as (host, port, pid):
+            with feast_server.serving(servers.redis, Path(folder), dying_with_us) as (host, port, pid):
                 name = f"Feast {feast_server.VERSION} Python feature server with Redis"
                 yield Server(name, pid, of_http(host, port), bodies, FEAST_READS)
         except feast_server.MissingError as error:
-            echo = address()
+            echo = free_address()
             with process("-c", ECHO, echo) as pid, grpc.insecure_channel(echo) as channel:
                 grpc.channel_ready_future(channel).result(READY_S)
                 yield Server(f"bare gRPC echo (no Feast: {error})", pid, of_grpc(channel), questions, READS)

@@ -4,21 +4,16 @@ Both servers are processes of their own on `grpc.aio`; one client keeps 16 calls
 """
 
 import asyncio
-import os
 import secrets
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import grpc
 import numpy as np
+from beside import process
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from redis.asyncio import Redis
@@ -42,6 +37,7 @@ from tidemill_testkit.flight_world import (
     request_fields,
     rings,
 )
+from tidemill_testkit.ports import free_address
 
 IN_FLIGHT = 16
 RUN_S = 3.0
@@ -79,24 +75,6 @@ def trees() -> bytes:
     return export.files[export.model_file]
 
 
-def address() -> str:
-    """Return a local address that nobody listens on."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{listening.getsockname()[1]}"
-
-
-@contextmanager
-def process(*arguments: str, **environment: str) -> Iterator[None]:
-    """Run a Python process for the length of the block."""
-    command = [sys.executable, *arguments]
-    with subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL) as running:
-        try:
-            yield
-        finally:
-            running.terminate()
-
-
 async def prepare(servers: Endpoints, folder: Path, prefix: str) -> dict[str, str]:
     """Register, deploy and fill everything that serving reads, and return its environment."""
     key = Ed25519PrivateKey.generate()
@@ -122,7 +100,7 @@ async def prepare(servers: Endpoints, folder: Path, prefix: str) -> dict[str, st
         "ARTIFACTS": str(folder / "artifacts"),
         "VERIFY_KEY_FILE": str(folder / "verify.pem"),
         "PROJECT": prefix,
-        "GRPC__LISTEN": address(),
+        "GRPC__LISTEN": free_address(),
         "LOG_LEVEL": "warning",
     }
     return {f"TIDEMILL_SERVING_{name}": value for name, value in values.items()}
@@ -206,6 +184,6 @@ def run(servers: Endpoints) -> list[dict[str, Any]]:
     """Measure serving against the echo on existing servers."""
     with tempfile.TemporaryDirectory(prefix="tm-serving-") as folder:
         environment = asyncio.run(prepare(servers, Path(folder), f"bench-{secrets.token_hex(4)}."))
-        echo = address()
+        echo = free_address()
         with process("-m", "tidemill_serving", **environment), process("-c", ECHO, echo):
             return [asyncio.run(measure(environment["TIDEMILL_SERVING_GRPC__LISTEN"], echo))]

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 VERSION = "0.67.0"
 ENVIRONMENT = Path("build/feast")
 INSTALL_S, START_S = 600, 90
+Tied = Callable[[Sequence[str]], list[str]]
 VIEWS = ("payer", "card", "shop", "city", "device")
 FEATURES, ENTITIES = 10, 1_000
 
@@ -47,19 +48,23 @@ def install() -> Path:
 
 
 @contextmanager
-def serving(redis_url: str, folder: Path) -> Iterator[tuple[str, int, int]]:
-    """Serve from database 1 of a Redis; yields host, port and process. Raises `MissingError`."""
+def serving(redis_url: str, folder: Path, tied: Tied) -> Iterator[tuple[str, int, int]]:
+    """Serve from database 1 of a Redis; yields host, port and process. Raises `MissingError`.
+
+    `tied`: makes of a command one that ends with this process, which the environment of Feast does not know.
+    """
     programs = install()
     where = urlsplit(redis_url)
     filled = [str(programs / "python"), str(Path(__file__).absolute()), "fill", str(folder)]
-    subprocess.run([*filled, str(where.hostname), str(where.port), where.password or ""], check=True, timeout=START_S)
+    filled += [str(where.hostname), str(where.port), where.password or ""]
+    subprocess.run(tied(filled), check=True, timeout=START_S)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = int(listening.getsockname()[1])
     command = [str(programs / "feast"), "--chdir", str(folder), "serve", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--workers", "1", "--no-access-log"]
     with (folder / "feast.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(tied(command), stdout=log, stderr=log, start_new_session=True)
         try:
             _wait(port, process)
             yield "127.0.0.1", port, process.pid

@@ -43,10 +43,14 @@ def install() -> Path:
     return python.absolute()
 
 
-def taken(kafka: str, topic: str, redis_url: str, events: int, state: Path) -> tuple[float, float]:
-    """Return its seconds, on the clock and of the processor. Raises `MissingError`."""
-    command = [str(install()), str(Path(__file__).absolute()), kafka, topic, redis_url, str(events), str(state)]
-    finished = subprocess.run(command, check=True, timeout=RUN_S, capture_output=True, text=True)
+def command(kafka: str, topic: str, redis_url: str, events: int, state: Path) -> list[str]:
+    """Return what begins it. Raises `MissingError`."""
+    return [str(install()), str(Path(__file__).absolute()), kafka, topic, redis_url, str(events), str(state)]
+
+
+def taken(begun: list[str]) -> tuple[float, float]:
+    """Return the seconds of what was begun by a command, on the clock and of the processor."""
+    finished = subprocess.run(begun, check=True, timeout=RUN_S, capture_output=True, text=True)
     wall_s, cpu_s = json.loads(finished.stdout.splitlines()[-1])
     return wall_s, cpu_s
 
