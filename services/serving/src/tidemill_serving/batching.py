@@ -4,12 +4,14 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Generic, TypeVar
 
 from tidemill_runtime.errors import Overloaded
 
-# How long a batch waits for the next caller of a crowd: a call takes a third of a millisecond from its socket to here.
-PATIENCE_S = 0.002
+# A batch waits for the next caller of a crowd twice as long as the last batch took, within these bounds: a call takes a
+# third of a millisecond from its socket to here, and much longer on a machine that is busy.
+LEAST_PATIENCE_S, MOST_PATIENCE_S = 0.002, 0.010
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -38,6 +40,7 @@ class MicroBatcher(Generic[J, R]):
         self._waiting_rows = 0
         # How many ask again and again, as far as is known.
         self._crowd = 1
+        self._patience_s = LEAST_PATIENCE_S
         # Set once a crowd is complete, while a batch waits for it.
         self._complete: asyncio.Future[None] | None = None
         self._worker: asyncio.Task[None] | None = None
@@ -65,7 +68,9 @@ class MicroBatcher(Generic[J, R]):
             while self._waiting:
                 await self._gather()
                 if batch := self._take():
+                    began = perf_counter()
                     await self._answer(batch)
+                    self._patience_s = min(max(2 * (perf_counter() - began), LEAST_PATIENCE_S), MOST_PATIENCE_S)
                     # Those who came while it ran, too. A crowd shrinks slowly: one that is late has not gone.
                     self._crowd = max(len(batch) + len(self._waiting), self._crowd * 3 // 4)
         finally:
@@ -82,7 +87,7 @@ class MicroBatcher(Generic[J, R]):
         self._complete = asyncio.get_running_loop().create_future()
         while not self._is_complete() and len(self._waiting) > seen:
             seen = len(self._waiting)
-            await asyncio.wait((self._complete,), timeout=PATIENCE_S)
+            await asyncio.wait((self._complete,), timeout=self._patience_s)
 
     def _is_complete(self) -> bool:
         return len(self._waiting) >= self._crowd or self._waiting_rows >= self._max_rows
