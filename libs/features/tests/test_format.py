@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_features.columns import column_of
-from tidemill_features.fold import Events, Shard, ViewShards
+from tidemill_features.fold import Events, ViewShards
 from tidemill_features.layout import LayoutError
 from tidemill_features.plan import compile_view
 from tidemill_features.reader import Lookup, Reader
@@ -97,7 +97,7 @@ def folded(rows: list[tuple[int, int, float | None, int, str | None]], raw: byte
     """Return the shard after more rows."""
     shards, events = ViewShards(PLAN, "p", 8), events_of(rows)
     found = shards.find(events)
-    assert found.missing == [Shard(0, "ann")]
+    assert found.missing == {0: ["ann"]}
     assert found.keys == [KEY]
     shards.fold(events, shards.load(found, [raw], lambda _: TOPIC_ID))
     ((key, value),) = shards.dirty({0: next_offset})

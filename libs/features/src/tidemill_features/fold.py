@@ -7,18 +7,20 @@ names. At most `capacity` shards per ring stay in memory; those used longest ago
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count, repeat
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tidemill_features.expressions import Column
 from tidemill_features.inputs import evaluate_inputs
-from tidemill_features.layout import EntityValue, LayoutError, entity_keys, shard_prefix, shard_suffix
+from tidemill_features.layout import EntityValue, LayoutError, entity_keys, shard_keys, shard_prefix, shard_suffix
 from tidemill_features.plan import WORD_BYTES, ViewPlan
 from tidemill_features.ring import RingStore
 
 Ints = NDArray[np.int64]
+# An entity's value; of a key of several fields, all of them.
+Entity: TypeAlias = EntityValue | tuple[EntityValue, ...]
 
 FIRST_ROWS = 64
 # Shards of a view that may wait to be written: all are written in one transaction, which keeps others from reading.
@@ -27,16 +29,6 @@ UNWRITTEN = 20_000
 _LOT_BYTES = 96 * 1024
 # Instead of a row: an event without an entity; a shard that is not in memory, later _MISSING less its number.
 _NO_ENTITY, _MISSING = -1, -2
-
-
-class Shard(NamedTuple):
-    """The entity's part of a view within one source partition: one shard in each of the view's rings.
-
-    `key`: the entity's value; of a key of several fields, all of them.
-    """
-
-    partition: int
-    key: EntityValue | tuple[EntityValue, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +59,25 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Where the shards of events lie; `missing`: those that must be loaded before, each once.
+    """Where the shards of events lie; `missing`: those that must be loaded before, each once, by partition.
 
     `keys`: what the missing are stored under, shard by shard and within it ring by ring.
     """
 
     rows: Ints
-    missing: Sequence[Shard]
+    missing: Mapping[int, Sequence[Entity]]
     keys: Sequence[bytes]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.missing.values()))
 
 
 @dataclass(slots=True)
 class _Index:
-    # By partition and key.
+    # A view has one shard per entity and source partition in each of its rings.
     rows: dict[int, dict[Any, int]] = field(default_factory=dict)
-    shards: list[Shard | None] = field(default_factory=list)
+    # By row; None where it is free.
+    entities: list[Entity] = field(default_factory=list)
     # By ring, then by row.
     keys: list[list[bytes]] = field(default_factory=list)
     free: list[int] = field(default_factory=list)
@@ -96,7 +92,6 @@ class ViewShards:
         self.plan = plan
         self.counts = counts or Counts()
         self._prefix = shard_prefix(project, plan.hash, plan.build)
-        self._suffixes: dict[int, list[bytes]] = {}
         self._capacity = capacity
         self._rows = min(FIRST_ROWS, capacity)
         self._rings = [RingStore(ring, self._rows) for ring in plan.rings]
@@ -134,15 +129,20 @@ class ViewShards:
             rows[nulls] = _NO_ENTITY
         # What this batch needs must not give way to what it loads.
         self._used[rows[rows >= 0]] = self._tick + 1
-        absent = np.flatnonzero(rows == _MISSING)
-        if not len(absent):
-            return Rows(rows, (), ())
-        whose = zip(events.partition[absent].tolist(), map(keys.__getitem__, absent.tolist()), strict=True)
-        wanted = list(map(Shard._make, whose))
-        numbers = dict(zip(dict.fromkeys(wanted), count(), strict=False))
-        rows[absent] = _MISSING - np.fromiter(map(numbers.__getitem__, wanted), np.int64, len(wanted))
-        missing = list(numbers)
+        missing = self._missing(rows, events.partition, keys)
         return Rows(rows, missing, self._keys(missing))
+
+    def _missing(self, rows: Ints, partitions: Ints, keys: Sequence[Any]) -> dict[int, list[Entity]]:
+        """Return by partition the shards that are not in memory, and put their numbers into `rows`."""
+        absent, found, first = np.flatnonzero(rows == _MISSING), dict[int, list[Entity]](), 0
+        for partition, place in _by_partition(partitions[absent]):
+            mine = absent if place is None else absent[place]
+            wanted = [keys[number] for number in mine.tolist()]
+            numbers = dict(zip(dict.fromkeys(wanted), count(first), strict=False))
+            rows[mine] = _MISSING - np.fromiter(map(numbers.__getitem__, wanted), np.int64, len(wanted))
+            found[partition] = list(numbers)
+            first += len(numbers)
+        return found
 
     def _lookup(self, partitions: Ints, keys: Sequence[Any]) -> Ints:
         """Return the row of each key within its partition."""
@@ -155,13 +155,13 @@ class ViewShards:
             rows[slice(None) if place is None else place] = found
         return rows
 
-    def _keys(self, shards: Sequence[Shard]) -> list[bytes]:
+    def _keys(self, missing: Mapping[int, Sequence[Entity]]) -> list[bytes]:
         """Return the Redis keys of shards, of each one per ring."""
-        for partition in {shard.partition for shard in shards} - self._suffixes.keys():
-            self._suffixes[partition] = [shard_suffix(ring, partition) for ring in self.plan.rings]
-        prefix, suffixes = self._prefix, [self._suffixes[shard.partition] for shard in shards]
-        entities = entity_keys([shard.key for shard in shards])
-        return [prefix + entity + end for entity, ends in zip(entities, suffixes, strict=True) for end in ends]
+        prefix, found = self._prefix, list[bytes]()
+        for partition, entities in missing.items():
+            ends = [shard_suffix(ring, partition) for ring in self.plan.rings]
+            found += shard_keys(prefix, entity_keys(entities), ends)
+        return found
 
     def load(self, found: Rows, raws: Sequence[bytes | None], topic_id: Callable[[int], bytes]) -> Ints:
         """Take in the missing shards as stored, in the order of `found.keys`; return the row of every event.
@@ -171,18 +171,18 @@ class ViewShards:
         """
         if not found.missing:
             return found.rows
-        rows, each = self._take_rows(found), len(self._rings)
-        for partition, place in _by_partition(self._partition[rows]):
-            mine = np.arange(len(rows)) if place is None else place
+        rows, each, first = self._take_rows(found), len(self._rings), 0
+        for partition, entities in found.missing.items():
+            end = first + len(entities)
             for number, ring in enumerate(self._rings):
-                stored = [raws[at] for at in (mine * each + number).tolist()]
-                foreign = ring.load(rows[mine], stored, topic_id(partition), partition)
+                stored = raws[first * each + number : end * each : each]
+                foreign = ring.load(rows[first:end], stored, topic_id(partition), partition)
                 if len(foreign):
-                    shard = found.missing[mine[foreign[0]]]
                     raise LayoutError(
-                        f"view {self.plan.name!r}: shard {shard} was folded from another topic of the same name; "
-                        "a re-created topic needs its features rebuilt"
+                        f"view {self.plan.name!r}: {entities[foreign[0]]!r} in partition {partition} was folded from "
+                        "another topic of the same name; a re-created topic needs its features rebuilt"
                     )
+            first = end
         everything = found.rows.copy()
         absent = np.flatnonzero(everything <= _MISSING)
         everything[absent] = rows[_MISSING - everything[absent]]
@@ -232,18 +232,22 @@ class ViewShards:
 
     def _take_rows(self, found: Rows) -> Ints:
         """Return rows for the missing shards, in their order."""
-        index, missing, needed = self._index, found.missing, len(found.missing)
+        index, needed = self._index, len(found)
         if len(index.free) < needed:
             self._make_room(needed)
         taken = index.free[: -needed - 1 : -1]
         del index.free[-needed:]
-        for place, (row, shard) in enumerate(zip(taken, missing, strict=True)):
-            index.rows[shard.partition][shard.key] = row
-            index.shards[row] = shard
-            for number, held in enumerate(index.keys):
-                held[row] = found.keys[place * len(index.keys) + number]
-        rows = np.array(taken, np.int64)
-        self._partition[rows] = np.fromiter((shard.partition for shard in missing), np.int64, needed)
+        rows, first = np.array(taken, np.int64), 0
+        for partition, entities in found.missing.items():
+            end = first + len(entities)
+            index.rows[partition].update(zip(entities, taken[first:end], strict=True))
+            self._partition[rows[first:end]] = partition
+            first = end
+        for row, entity in zip(taken, chain.from_iterable(found.missing.values()), strict=True):
+            index.entities[row] = entity
+        for number, held in enumerate(index.keys):
+            for row, key in zip(taken, found.keys[number :: len(index.keys)], strict=True):
+                held[row] = key
         self._used[rows] = self._tick + 1
         return rows
 
@@ -260,7 +264,7 @@ class ViewShards:
     def _add_rows(self, first: int) -> None:
         """Take note of rows from `first` to the end as free."""
         index, more = self._index, self._rows - first
-        index.shards.extend([None] * more)
+        index.entities.extend([None] * more)
         for held in index.keys:
             held.extend([b""] * more)
         # Those taken first lie first.
@@ -280,10 +284,10 @@ class ViewShards:
         clean = by_age[~self._is_dirty[by_age] & (self._used[by_age] <= self._tick)]
         # Among them may be those that are free.
         for row in clean[: max(needed, self._rows // 4)].tolist():
-            gone = index.shards[row]
+            gone = index.entities[row]
             if gone is not None:
-                del index.rows[gone.partition][gone.key]
-                index.shards[row] = None
+                del index.rows[int(self._partition[row])][gone]
+                index.entities[row] = None
                 index.free.append(row)
         if len(index.free) < needed:
             raise MemoryError(f"view {self.plan.name!r}: one batch needs more than {self._capacity} shards in memory")

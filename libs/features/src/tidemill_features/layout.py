@@ -162,10 +162,10 @@ def entity_key(values: Sequence[EntityValue]) -> bytes | None:
 
 
 def entity_keys(keys: Sequence[EntityValue | tuple[EntityValue, ...]]) -> list[bytes]:
-    """Return the bytes of entities, no part of which is null; keys of several fields are tuples.
+    """Return the bytes of entities of one view, no part of which is null; keys of several fields are tuples.
 
-    >>> entity_keys(["JFK", 7, ("JFK", "LA:X")])
-    [b'JFK', b'7', b'3:JFK4:LA:X']
+    >>> entity_keys(["JFK", "LAX"]), entity_keys([("JFK", "LA:X"), ("LAX", 7)])
+    ([b'JFK', b'LAX'], [b'3:JFK4:LA:X', b'3:LAX1:7'])
     """
     return [_joined(map(_part, key)) if isinstance(key, tuple) else _part(key) for key in keys]
 

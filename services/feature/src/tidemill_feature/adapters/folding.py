@@ -26,7 +26,7 @@ async def fold(
     raws = repeat(None) if anew else iter(await store.shards(keys) if keys else ())
     loaded: list[tuple[Folding, ViewShards, Ints]] = []
     for folding, view, found in places:
-        metrics.shards_loaded.inc(len(found.missing))
+        metrics.shards_loaded.inc(len(found))
         mine = list(islice(raws, len(found.keys)))
         loaded.append((folding, view, _loaded(view, found, mine, folding.topic, topic_id)))
     for folding, view, rows in loaded:
