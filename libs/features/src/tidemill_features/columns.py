@@ -1,13 +1,21 @@
 """Columns from plain values."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tidemill_features.expressions import Column
 from tidemill_features.expressions_tree import Type
 from tidemill_features.expressions_vector import DTYPES, NEUTRAL
+
+
+class Coded(NamedTuple):
+    """A column's distinct words, and the place of every row's among them; where it is null, of any."""
+
+    words: NDArray[Any]
+    codes: NDArray[np.int64]
 
 
 def column_of(values: Sequence[Any], kind: Type) -> Column:

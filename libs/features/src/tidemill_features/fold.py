@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from tidemill_features.columns import Coded
 from tidemill_features.expressions import Column
 from tidemill_features.inputs import evaluate_inputs
 from tidemill_features.layout import EntityValue, LayoutError, entity_keys, shard_keys, shard_prefix, shard_suffix
@@ -35,13 +36,15 @@ _NO_ENTITY, _MISSING = -1, -2
 class Events:
     """Events of one stream that count, in offset order within each partition.
 
-    `partition`, `offset`, `event_us`: int64[n]; `columns`: the stream's fields.
+    `partition`, `offset`, `event_us`: int64[n]; `columns`: the stream's fields. `coded`: some of these by their words,
+    where the events are of one partition; keys that come again and again are then found without being looked at.
     """
 
     partition: Ints
     offset: Ints
     event_us: Ints
     columns: Mapping[str, Column]
+    coded: Mapping[str, Coded] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -94,7 +97,7 @@ class ViewShards:
         self._prefix = shard_prefix(project, plan.hash, plan.build)
         self._capacity = capacity
         self._rows = min(FIRST_ROWS, capacity)
-        self._rings = [RingStore(ring, self._rows) for ring in plan.rings]
+        self._rings = [RingStore(ring, capacity) for ring in plan.rings]
         self._index = _Index(keys=[[] for _ in plan.rings])
         self._add_rows(0)
         # Whether shards have given way, so that one that is not in memory may have been.
@@ -104,6 +107,8 @@ class ViewShards:
         self._partition = np.zeros(self._rows, np.int64)
         self._is_dirty = np.zeros(self._rows, np.bool_)
         self._tick = 0
+        # The words that were coded last, and the row of each as far as it is known.
+        self._words: tuple[Any, Ints] = (None, np.zeros(0, np.int64))
 
     def __len__(self) -> int:
         return sum(map(len, self._index.rows.values()))
@@ -119,25 +124,25 @@ class ViewShards:
     def find(self, events: Events) -> Rows:
         """Return where the shards of events lie, and which must be loaded before they can be folded into."""
         columns = [events.columns[name] for name in self.plan.entity]
-        keys: list[Any] = columns[0].values.tolist()
-        nulls = columns[0].nulls
-        if len(columns) > 1:
-            keys = list(zip(*(column.values.tolist() for column in columns), strict=True))
-            nulls = np.logical_or.reduce([column.nulls for column in columns])
-        rows = self._lookup(events.partition, keys)
+        nulls = np.logical_or.reduce([column.nulls for column in columns])
+        coded = events.coded.get(self.plan.entity[0])
+        if coded is None or len(columns) > 1 or self.forgot:
+            rows = self._lookup(events.partition, _keys_at(columns, slice(None)))
+        else:
+            rows = self._lookup_coded(events.partition, columns, coded)
         if nulls.any():
             rows[nulls] = _NO_ENTITY
         # What this batch needs must not give way to what it loads.
         self._used[rows[rows >= 0]] = self._tick + 1
-        missing = self._missing(rows, events.partition, keys)
+        missing = self._missing(rows, events.partition, columns)
         return Rows(rows, missing, self._keys(missing))
 
-    def _missing(self, rows: Ints, partitions: Ints, keys: Sequence[Any]) -> dict[int, list[Entity]]:
+    def _missing(self, rows: Ints, partitions: Ints, columns: Sequence[Column]) -> dict[int, list[Entity]]:
         """Return by partition the shards that are not in memory, and put their numbers into `rows`."""
         absent, found, first = np.flatnonzero(rows == _MISSING), dict[int, list[Entity]](), 0
         for partition, place in _by_partition(partitions[absent]):
             mine = absent if place is None else absent[place]
-            wanted = [keys[number] for number in mine.tolist()]
+            wanted = _keys_at(columns, mine)
             numbers = dict(zip(dict.fromkeys(wanted), count(first), strict=False))
             rows[mine] = _MISSING - np.fromiter(map(numbers.__getitem__, wanted), np.int64, len(wanted))
             found[partition] = list(numbers)
@@ -153,6 +158,17 @@ class ViewShards:
             # The loop runs inside `fromiter` and `map`.
             found = np.fromiter(map(known.get, wanted, repeat(_MISSING)), np.int64, len(wanted))
             rows[slice(None) if place is None else place] = found
+        return rows
+
+    def _lookup_coded(self, partitions: Ints, columns: Sequence[Column], coded: Coded) -> Ints:
+        """Return the row of each key: its word's, which is looked up until it has one."""
+        if self._words[0] is not coded.words:
+            self._words = (coded.words, np.full(len(coded.words), _MISSING))
+        known, codes = self._words[1], coded.codes
+        rows = known[codes]
+        absent = np.flatnonzero(rows == _MISSING)
+        if len(absent):
+            rows[absent] = known[codes[absent]] = self._lookup(partitions[absent], _keys_at(columns, absent))
         return rows
 
     def _keys(self, missing: Mapping[int, Sequence[Entity]]) -> list[bytes]:
@@ -253,8 +269,6 @@ class ViewShards:
 
     def _grow(self, first: int) -> None:
         """Make room for all rows, of which there were `first` before."""
-        for ring in self._rings:
-            ring.grow(self._rows)
         self._used, self._partition, self._is_dirty = (
             np.concatenate((held, np.zeros(self._rows - first, held.dtype)))
             for held in (self._used, self._partition, self._is_dirty)
@@ -291,6 +305,13 @@ class ViewShards:
                 index.free.append(row)
         if len(index.free) < needed:
             raise MemoryError(f"view {self.plan.name!r}: one batch needs more than {self._capacity} shards in memory")
+
+
+def _keys_at(columns: Sequence[Column], rows: Any) -> list[Any]:
+    """Return the keys of some rows; of several fields, tuples."""
+    parts = [column.values[rows].tolist() for column in columns]
+    found: list[Any] = parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
+    return found
 
 
 def _by_partition(partitions: Ints) -> Iterator[tuple[int, Ints | None]]:

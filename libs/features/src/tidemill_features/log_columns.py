@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 
 from tidemill_features.admission import Repeats, Rules
+from tidemill_features.columns import Coded
 from tidemill_features.expressions import Column
 from tidemill_features.expressions_vector import DTYPES, NEUTRAL
 from tidemill_features.layout import EMPTY
@@ -80,13 +81,21 @@ class LogRows:
         raw = _whole(self._table[name]).take(pa.array(self._order))
         nulls = np.asarray(raw.is_null().to_numpy(zero_copy_only=False), dtype=np.bool_)
         if kind == definition.FIELD_TYPE_STRING:
-            encoded = raw.fill_null("").dictionary_encode()
-            words = np.array([*encoded.dictionary.to_pylist(), None], dtype=np.object_)[:-1]
-            return Column(words[np.asarray(encoded.indices)], nulls)
+            words, codes = _coded(raw)
+            return Column(words[codes], nulls)
         if kind == definition.FIELD_TYPE_TIMESTAMP:
             raw = raw.cast(pa.int64())
         values = raw.fill_null(NEUTRAL[kind]).to_numpy(zero_copy_only=False)
         return Column(np.asarray(values, dtype=DTYPES[kind]), nulls)
+
+    def texts(self, name: str) -> tuple[Column, Coded | None]:
+        """Return a column of strings as `column` does, and by its words; None for a field that is not there yet."""
+        if self._table is None or name not in self._table.column_names:
+            return self.column(name, definition.FIELD_TYPE_STRING), None
+        raw = self.raw(name)
+        coded = _coded(raw)
+        nulls = np.asarray(raw.is_null().to_numpy(zero_copy_only=False), dtype=np.bool_)
+        return Column(coded.words[coded.codes], nulls), coded
 
 
 class Strings(Sequence[str]):
@@ -157,6 +166,12 @@ def _before(strings: pa.Array) -> Ints:
         again = np.flatnonzero(codes[order[1:]] == codes[order[:-1]])
         before[order[again + 1]] = order[again]
     return before
+
+
+def _coded(raw: pa.Array) -> Coded:
+    encoded = raw.fill_null("").dictionary_encode()
+    words = np.array([*encoded.dictionary.to_pylist(), None], dtype=np.object_)[:-1]
+    return Coded(words, np.asarray(encoded.indices, dtype=np.int64))
 
 
 def _ints(column: Any) -> Ints:

@@ -1,12 +1,14 @@
 """One partition's past, folded again: pure. The same judging and folding as live, over records or archived rows."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tidemill_features.admission import Admission, Admitted, Repeats, rules_of
 from tidemill_features.archive import identity_text
+from tidemill_features.columns import Coded
 from tidemill_features.expressions import Column
 from tidemill_features.fold import Events, ViewShards
 from tidemill_features.layout import Checkpoint
@@ -23,7 +25,8 @@ Ints = NDArray[np.int64]
 class Chunk:
     """The next events of one partition, in offset order, duplicates and late ones too; `end`: what was read up to.
 
-    `columns`: the fields that views read. `repeats`: None where nobody has looked for them.
+    `columns`: the fields that views read; `coded`: some of them by their words, too. `repeats`: None where nobody has
+    looked for them.
     """
 
     offset: Ints
@@ -32,6 +35,7 @@ class Chunk:
     columns: Mapping[str, Column]
     end: int
     repeats: Repeats | None = None
+    coded: Mapping[str, Coded] = field(default_factory=dict)
 
     def part(self, first: int, following: int) -> "Chunk":
         """Return some of the events."""
@@ -39,12 +43,17 @@ class Chunk:
         end = int(self.offset[following]) if following < len(self.offset) else self.end
         columns = {name: Column(one.values[rows], one.nulls[rows]) for name, one in self.columns.items()}
         repeats = None if self.repeats is None else self.repeats.part(rows)
-        return Chunk(self.offset[rows], self.event_us[rows], self.identities[rows], columns, end, repeats)
+        coded = _taken(self.coded, rows)
+        return Chunk(self.offset[rows], self.event_us[rows], self.identities[rows], columns, end, repeats, coded)
 
     def pieces(self, size: int) -> Iterator["Chunk"]:
         """Yield the chunk in pieces of so many events; one of its own where it has none."""
         for first in range(0, max(1, len(self.offset)), size):
             yield self.part(first, first + size)
+
+
+def _taken(coded: Mapping[str, Coded], rows: Any) -> dict[str, Coded]:
+    return {name: Coded(words, codes[rows]) for name, (words, codes) in coded.items()}
 
 
 class Replay:
@@ -89,12 +98,13 @@ class Replay:
             keep &= ~verdict.late
         if not keep.any():
             return None
-        offset, event_us, columns = chunk.offset, chunk.event_us, chunk.columns
+        offset, event_us, columns, coded = chunk.offset, chunk.event_us, chunk.columns, chunk.coded
         if not keep.all():
+            coded = _taken(coded, keep)
             offset, event_us = offset[keep], event_us[keep]
             columns = {name: Column(one.values[keep], one.nulls[keep]) for name, one in columns.items()}
         partition = np.full(len(offset), self._partition.number, np.int64)
-        return Folding(self._partition.topic, self.views, Events(partition, offset, event_us, columns))
+        return Folding(self._partition.topic, self.views, Events(partition, offset, event_us, columns, coded))
 
     def _admitted(self, chunk: Chunk) -> Admitted:
         if chunk.repeats is None:

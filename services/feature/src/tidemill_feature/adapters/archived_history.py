@@ -10,6 +10,8 @@ from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.topics import events_topic
 from tidemill_features.admission import rules_of
 from tidemill_features.archive import Filter
+from tidemill_features.columns import Coded
+from tidemill_features.expressions import Column
 from tidemill_features.iceberg import Archive
 from tidemill_features.log_columns import LogRows, Recent, Strings
 from tidemill_features.log_table import LogTable
@@ -77,9 +79,16 @@ class _Reader:
         found = self.table.read((*_PLACE, *self.kinds), Filter(spans={self.partition: span}))
         rows = LogRows.before(found, {})
         offset, event_us, identities = rows.ints("_offset"), rows.ints("_event_us"), rows.raw("_identity")
-        columns = {name: rows.column(name, kind) for name, kind in self.kinds.items()}
+        columns, coded = dict[str, Column](), dict[str, Coded]()
+        for name, kind in self.kinds.items():
+            if kind != definition.FIELD_TYPE_STRING:
+                columns[name] = rows.column(name, kind)
+                continue
+            columns[name], words = rows.texts(name)
+            if words is not None:
+                coded[name] = words
         repeats = self.recent.follow(identities, offset, event_us)
-        return Chunk(offset, event_us, Strings(identities), columns, span[1], repeats)
+        return Chunk(offset, event_us, Strings(identities), columns, span[1], repeats, coded)
 
 
 async def _translated(call: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
