@@ -1,7 +1,7 @@
 """Has an aiokafka consumer hand over what it fetched as columns, instead of making an object of every record.
 
 aiokafka offers no way to reach the bytes of a fetch. So the consumer's own method that reads an answer is run with
-other names for the two classes that it makes records with; `docs/decisions/0032` says why. Which release of aiokafka
+other names for the two classes that it makes records with; `docs/decisions/0030` says why. Which release of aiokafka
 this fits is pinned, and tests compare with what the consumer says without it.
 """
 
