@@ -285,7 +285,7 @@ class ViewShards:
         index.free[:0] = range(self._rows - 1, first - 1, -1)
 
     def _make_room(self, needed: int) -> None:
-        """Double the memory up to the capacity; beyond it, forget a quarter: the clean shards used longest ago."""
+        """Double the rows up to the capacity; beyond it, forget a quarter: the clean shards used longest ago."""
         index, first = self._index, self._rows
         if first < self._capacity:
             while len(index.free) + self._rows - first < needed and self._rows < self._capacity:

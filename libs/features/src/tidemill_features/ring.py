@@ -47,6 +47,7 @@ class RingStore:
 
     def __init__(self, plan: RingPlan, rows: int) -> None:
         self.plan = plan
+        # The system gives memory as it is used: a row that never was takes none.
         self._words = np.zeros(rows * plan.words, np.int64)
         self._slot = empty_slot(plan)
         # Empty shards by topic id and partition.
@@ -59,12 +60,6 @@ class RingStore:
     def _shards(self) -> Ints:
         """The words, a row per shard."""
         return self._words.reshape(-1, self.plan.words)
-
-    def grow(self, rows: int) -> None:
-        """Make room for `rows` shards."""
-        grown = np.zeros(rows * self.plan.words, np.int64)
-        grown[: len(self._words)] = self._words
-        self._words = grown
 
     def load(self, rows: Ints, raws: Sequence[bytes | None], topic_id: bytes, partition: int) -> Ints:
         """Put stored shards of a partition (None: an empty one) into rows; return which come from another topic.
