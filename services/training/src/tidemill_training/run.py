@@ -12,18 +12,15 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import MetaPathFinder
 from types import ModuleType
-
-from tidemill_training.spec import Line, RunSpec, to_line
 
 _PR_SET_PDEATHSIG = 1
 # What pyarrow and a learner's library load where they find it, for interfaces that nobody uses here: a second, 130 MB.
 _LEFT_OUT = {"xgboost": frozenset({"pandas", "sklearn", "xgboost.plotting"})}
 
 
-class LeftOut(MetaPathFinder):
-    """Says of some modules that they are not installed."""
+class LeftOut:
+    """A finder that says of some modules that they are not installed."""
 
     def __init__(self, names: frozenset[str]) -> None:
         self._names = names
@@ -61,11 +58,7 @@ def main(arguments: list[str]) -> None:
     raw = sys.stdin.buffer.read()
     if not raw:
         return
-
-    def emit(line: Line) -> None:
-        answers.write(to_line(line))
-
-    emit(work.attempt(RunSpec.from_json(raw), emit))
+    work.answer(raw, answers.write)
     # All is said: freeing a gigabyte object by object would only keep the answer waiting.
     os._exit(0)
 

@@ -31,7 +31,7 @@ from tidemill_training.adapters.archive import read_run
 from tidemill_training.dataset import table_of
 from tidemill_training.experiment import Champion, Plan, Result, run_experiment
 from tidemill_training.lineage import code_hash, environment
-from tidemill_training.spec import Done, Failed, Line, Progress, RunSpec
+from tidemill_training.spec import Done, Failed, Line, Progress, RunSpec, to_line
 
 Emit = Callable[[Line], None]
 
@@ -40,6 +40,15 @@ def preload(library: str) -> None:
     """Load a learner's library while the spec is on its way; an unknown one is the attempt's to report."""
     if library in LIBRARIES:
         load_library(library)
+
+
+def answer(raw: bytes, write: Callable[[bytes], object]) -> None:
+    """Make one attempt of the run that `raw` tells of, and write lines: how far it is, and at last the answer."""
+
+    def emit(line: Line) -> None:
+        write(to_line(line))
+
+    emit(attempt(RunSpec.from_json(raw), emit))
 
 
 def attempt(spec: RunSpec, emit: Emit) -> Done | Failed:
