@@ -150,6 +150,8 @@ class World:
             place = (topic, placed.partition)
             self.ends[place] = max(self.ends.get(place, 0), placed.offset + 1)
 
+    defined = staticmethod(pipeline_definition)
+
     async def apply(self, found: definition.Definition | None = None) -> None:
         """Register a definition, its topics first."""
         found = found or pipeline_definition()
@@ -172,6 +174,11 @@ class World:
             **more,
         )
         await self.send("registry.deployments.v1", to_json(record), PIPELINE)
+
+    async def retire(self) -> None:
+        """End the pipeline."""
+        record = definition.DefinitionRecord(kind="pipeline", name=PIPELINE, revision=2, retired=True)
+        await self.send("registry.pipelines.v1", to_json(record), f"pipeline/{PIPELINE}")
 
     async def grow(self, stream: str, partitions: int) -> None:
         """Add partitions to a stream; returns when the producer knows them."""

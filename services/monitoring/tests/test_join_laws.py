@@ -151,6 +151,33 @@ async def test_partitions_that_were_added_and_carry_nothing_hold_no_clock_and_th
         assert answer.event_time_us == START + 6 * HOUR
 
 
+async def test_what_a_retired_pipeline_predicted_is_read_to_its_end_and_new_labels_are_not_its(world: World) -> None:
+    async with world.running():
+        await world.apply(world.defined(name="other"))
+        await world.apply()
+        await world.predict("a", START + HOUR)
+        await world.predict("d", START + HOUR)
+        for flight in ("a", "b", "c"):
+            await world.land(flight, START + 2 * HOUR, 20.0)
+        await world.watermark(START + 3 * HOUR)
+        await world.settle(START + 3 * HOUR)
+        await world.retire()
+        await world.settle()
+        # Logged before it ended, and read after that; its label was there.
+        await world.predict("b", START + HOUR)
+        await world.land("d", START + 4 * HOUR, 20.0)
+        await world.watermark(START + 5 * HOUR)
+        await world.settle(START + 5 * HOUR)
+        assert [one.prediction.join_key for one in await world.outcomes()] == ["a", "b"]
+    async with world.running():
+        await world.predict("c", START + HOUR)
+        await world.watermark(START + 40 * HOUR)
+        # The other one's clock goes on.
+        answer = await world.settle(START + 40 * HOUR)
+        assert answer.event_time_us == START + 40 * HOUR
+        assert [one.prediction.join_key for one in await world.outcomes()] == ["a", "b", "c"]
+
+
 async def test_a_restart_goes_on_where_the_last_transaction_ended(world: World) -> None:
     async with world.running():
         await world.apply()

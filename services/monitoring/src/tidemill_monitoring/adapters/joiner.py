@@ -232,13 +232,15 @@ class Joiner(Pipeline[EventTimes, Effects]):
             if watched is not None and one.pipeline in waits:
                 watched.sweep_from_us = min(watched.sweep_from_us, one.as_of_us + waits[one.pipeline])
         async with self._leadership.connection() as connection:
-            return await store.insert_predictions(connection, given)
+            matches = await store.insert_predictions(connection, given)
+        # One of a pipeline that was retired before the start may still come to a label that waited for it.
+        return [match for match in matches if match.prediction.pipeline in waits]
 
     async def _write(
         self, connection: Any, matches: Sequence[Match], effects: Effects, passing: Mapping[str, int]
     ) -> list[tuple[int, Outgoing]]:
-        counted = {name: _Counts() for name in self._registered.pipelines()}
         waits = self._registered.wait_us
+        counted = {name: _Counts() for name in waits}
         labelled = await store.insert_labels(connection, effects.labels, waits)
         # Together, since outcomes are written last: a label must see what an earlier one of its batch made.
         outcomes = outcomes_of([*matches, *labelled], waits)
