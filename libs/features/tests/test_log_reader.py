@@ -141,7 +141,7 @@ def written(home: Path, given: definition.Definition, asked: Log, paid: Log, log
             part = [{**blank(name), **row} for row in rows[first : first + 16]]
             table = pa.table({c.name: [row.get(c.name) for row in part] for c in columns}, arrow_schema(columns))
             archive.append(name, columns, table, {})
-        archive.keep_up(name, 2**42, Upkeep(keep_s=0.0, keep_snapshots=1, orphan_s=0.0))
+        archive.keep_up(name, 2**42, Upkeep(keep_s=0.0, keep_snapshots=1, orphan_s=0.0, piece_rows=7))
     return archive
 
 

@@ -1,20 +1,27 @@
 """Files of an Iceberg table: merged, rewritten for a widened field, and deleted when nothing names them any more."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from pyarrow.fs import FileSelector, FileSystem, FileType
-from pyiceberg.expressions import AlwaysTrue
-from pyiceberg.io.pyarrow import ArrowScan, PyArrowFileIO, _dataframe_to_data_files
-from pyiceberg.manifest import DataFile
+from pyiceberg.expressions import AlwaysTrue, BooleanExpression
+from pyiceberg.io.fileformat import FileFormatFactory
+from pyiceberg.io.pyarrow import ArrowScan, PyArrowFileIO, schema_to_pyarrow
+from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
+from pyiceberg.schema import Schema
 from pyiceberg.table import FileScanTask, Table, Transaction
+from pyiceberg.table.locations import load_location_provider
+from pyiceberg.typedef import Record
 from pyiceberg.types import DoubleType, LongType
 
+from tidemill_features.archive import Filter
+from tidemill_features.log_table import expression_of
 from tidemill_features.upkeep import Done, Upkeep, to_expire, to_merge
 
-_ORDER = [("_partition", "ascending"), ("_offset", "ascending")]
+_PLACE = ("_partition", "_offset")
+_ORDER = [(name, "ascending") for name in _PLACE]
 
 
 def merge_small(table: Table, limits: Upkeep) -> int:
@@ -26,8 +33,7 @@ def merge_small(table: Table, limits: Upkeep) -> int:
     chosen = [tasks[place] for place in to_merge([task.file.file_size_in_bytes for task in tasks], limits.merge_bytes)]
     if chosen:
         with table.transaction() as transaction:
-            rows = _rows(table, chosen).sort_by(_ORDER)
-            _replace(table, transaction, [task.file for task in chosen], [rows])
+            _replace(table, transaction, [task.file for task in chosen], [_in_order(table, chosen, limits.piece_rows)])
     return len(chosen)
 
 
@@ -42,7 +48,7 @@ def widen(table: Table, names: Sequence[str]) -> None:
             for name in names:
                 schema.delete_column(name)
                 schema.add_column(name, DoubleType())
-        _replace(table, transaction, [task.file for task in tasks], (_widened(table, task, names) for task in tasks))
+        _replace(table, transaction, [task.file for task in tasks], ([_widened(table, task, names)] for task in tasks))
 
 
 def expire(table: Table, now_ms: int, limits: Upkeep) -> int:
@@ -84,8 +90,13 @@ def keep_up(table: Table, now_ms: int, limits: Upkeep) -> Done:
     return Done(merged, expired, sweep(table, now_ms, limits))
 
 
-def _replace(table: Table, transaction: Transaction, old: Sequence[DataFile], rows: Iterable[pa.Table]) -> None:
-    """Put rows in the place of files, in one snapshot whose summary says the same offsets as the one before."""
+def _replace(
+    table: Table, transaction: Transaction, old: Sequence[DataFile], new: Iterable[Iterable[pa.Table]]
+) -> None:
+    """Put rows in the place of files, in one snapshot whose summary says the same offsets as the one before.
+
+    `new`: the pieces of each new file. Raises `RuntimeError` where rows would be lost.
+    """
     held = table.current_snapshot()
     properties: dict[str, str] = {}
     if held is not None and held.summary is not None:
@@ -94,18 +105,62 @@ def _replace(table: Table, transaction: Transaction, old: Sequence[DataFile], ro
     with transaction.update_snapshot(snapshot_properties=properties).overwrite() as producer:
         for file in old:
             producer.delete_data_file(file)
-        for part in rows:
-            metadata: Any = transaction.table_metadata
-            for file in _dataframe_to_data_files(metadata, part, table.io, producer.commit_uuid):
-                producer.append_data_file(file)
+        written = 0
+        for number, pieces in enumerate(new):
+            file = _written(table, transaction, f"00000-{number}-{producer.commit_uuid}.parquet", pieces)
+            written += file.record_count
+            producer.append_data_file(file)
+        if written != sum(file.record_count for file in old):
+            raise RuntimeError(f"{table.name()}: {written} rows in place of {sum(file.record_count for file in old)}")
 
 
-def _rows(table: Table, tasks: Sequence[FileScanTask]) -> pa.Table:
-    return ArrowScan(table.metadata, table.io, table.schema(), AlwaysTrue()).to_table(tasks)
+def _written(table: Table, transaction: Transaction, name: str, pieces: Iterable[pa.Table]) -> DataFile:
+    """Write one file as the library does, but piece by piece: a table of the whole would lie in memory twice."""
+    metadata, model = transaction.table_metadata, FileFormatFactory.get(FileFormat.PARQUET)
+    schema, arrow = metadata.schema(), schema_to_pyarrow(metadata.schema())
+    where = load_location_provider(table_location=metadata.location, table_properties=metadata.properties)
+    output = table.io.new_output(where.new_data_location(name))
+    with model.create_writer(output, schema, metadata.properties) as writer:
+        for piece in pieces:
+            writer.write(piece.select(arrow.names).cast(arrow))
+    return DataFile.from_args(
+        content=DataFileContent.DATA,
+        file_path=output.location,
+        file_format=FileFormat.PARQUET,
+        partition=Record(),
+        file_size_in_bytes=len(output),
+        sort_order_id=None,
+        spec_id=metadata.default_spec_id,
+        equality_ids=None,
+        key_metadata=None,
+        **writer.result().to_serialized_dict(),
+    )
+
+
+def _in_order(table: Table, tasks: Sequence[FileScanTask], piece_rows: int) -> Iterator[pa.Table]:
+    """Yield the rows of files in the order of the log, so many at a time."""
+    places = [_rows(table, [task], table.schema().select(*_PLACE)) for task in tasks]
+    owner = np.repeat(np.arange(len(tasks)), [len(one) for one in places])
+    partition, offset = (np.concatenate([one[name].to_numpy() for one in places]) for name in _PLACE)
+    order = np.lexsort((offset, partition))
+    for first in range(0, len(order), piece_rows):
+        mine = order[first : first + piece_rows]
+        spans = {}
+        for number in np.unique(partition[mine]).tolist():
+            offsets = offset[mine][partition[mine] == number]
+            spans[number] = (int(offsets[0]), int(offsets[-1]) + 1)
+        used = [tasks[place] for place in np.unique(owner[mine]).tolist()]
+        yield _rows(table, used, table.schema(), expression_of(Filter(spans=spans))).sort_by(_ORDER)
+
+
+def _rows(
+    table: Table, tasks: Sequence[FileScanTask], schema: Schema, wanted: BooleanExpression | None = None
+) -> pa.Table:
+    return ArrowScan(table.metadata, table.io, schema, wanted or AlwaysTrue()).to_table(tasks)
 
 
 def _widened(table: Table, task: FileScanTask, names: Sequence[str]) -> pa.Table:
-    rows = _rows(table, [task])
+    rows = _rows(table, [task], table.schema())
     for name in names:
         place = rows.column_names.index(name)
         rows = rows.set_column(place, pa.field(name, pa.float64()), rows[name].cast(pa.float64(), safe=False))

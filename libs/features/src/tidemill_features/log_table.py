@@ -43,12 +43,12 @@ class LogTable:
         """Return rows with the named columns, or all; a column that the table does not have is left out."""
         known = {field.name for field in self._schema.fields}
         fields = ("*",) if names is None else tuple(name for name in names if name in known)
-        chosen = AlwaysTrue() if wanted is None else _expression(wanted)
+        chosen = AlwaysTrue() if wanted is None else expression_of(wanted)
         return self._table.scan(chosen, fields, snapshot_id=self.snapshot_id).to_arrow()
 
     def rows_at_most(self, wanted: Filter) -> int:
         """Return how many rows the files have of which some may be wanted."""
-        tasks = self._table.scan(_expression(wanted), snapshot_id=self.snapshot_id).plan_files()
+        tasks = self._table.scan(expression_of(wanted), snapshot_id=self.snapshot_id).plan_files()
         return sum(task.file.record_count for task in tasks)
 
     def oldest(self, name: str) -> int | None:
@@ -95,7 +95,8 @@ def at_newest(table: Table) -> LogTable | None:
     return None if snapshot is None else LogTable(table, snapshot.snapshot_id)
 
 
-def _expression(wanted: Filter) -> BooleanExpression:
+def expression_of(wanted: Filter) -> BooleanExpression:
+    """Return a filter as the library takes it."""
     parts: list[BooleanExpression] = [_at_least(name, value) for name, value in wanted.at_least.items()]
     parts += [EqualTo(term=Reference(name), value=literal(value)) for name, value in wanted.equal.items()]
     parts += [In(term=Reference(name), values=set(map(literal, values))) for name, values in wanted.among.items()]

@@ -14,7 +14,8 @@ class Upkeep:
 
     `merge_bytes`: no merged file is larger, and no round rewrites more. Snapshots are kept while they are among the
     newest `keep_snapshots`, and for `keep_s` after another took their place, so that who reads them can finish; never
-    more than `most_snapshots`. `orphan_s`: a file that no snapshot names is deleted when it is older.
+    more than `most_snapshots`. `orphan_s`: a file that no snapshot names is deleted when it is older. `piece_rows`: so
+    many rows lie in memory while files are merged, however large these are, and make one row group.
     """
 
     merge_bytes: int = 128 * 1024 * 1024
@@ -23,6 +24,7 @@ class Upkeep:
     most_snapshots: int = 200
     orphan_s: float = 3_600.0
     most_deletions: int = 1_000
+    piece_rows: int = 16_384
 
 
 @dataclass(frozen=True, slots=True)
