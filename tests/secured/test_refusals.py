@@ -17,7 +17,7 @@ from tidemill_contracts.kafka_refusals import refusal
 from tidemill_testkit.eventually import eventually
 from tidemill_testkit.orphans import dying_with_us
 
-pytestmark = [pytest.mark.servers, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.servers, pytest.mark.timeout(120)]
 
 WRONG = "not-the-password"
 
