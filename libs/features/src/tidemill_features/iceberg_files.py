@@ -86,6 +86,9 @@ def sweep(table: Table, now_ms: int, limits: Upkeep) -> int:
 def keep_up(table: Table, now_ms: int, limits: Upkeep) -> Done:
     """Do one bounded round of upkeep."""
     merged = merge_small(table, limits)
+    if merged:
+        # Arrow's allocator would keep what the pieces took.
+        pa.default_memory_pool().release_unused()
     expired = expire(table, now_ms, limits)
     return Done(merged, expired, sweep(table, now_ms, limits))
 
