@@ -113,6 +113,11 @@ class ViewShards:
     def __len__(self) -> int:
         return sum(map(len, self._index.rows.values()))
 
+    @property
+    def capacity(self) -> int:
+        """How many shards fit into memory."""
+        return self._capacity
+
     def has_room(self, events: int) -> bool:
         """Return whether so many events more may be folded before some shards must be written."""
         return self._unwritten <= min(self._capacity, UNWRITTEN) - events

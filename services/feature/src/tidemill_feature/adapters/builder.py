@@ -28,7 +28,7 @@ from tidemill_runtime.settings import KafkaSettings
 from tidemill_runtime.sieve import Sieve
 
 from tidemill_feature import metrics
-from tidemill_feature.adapters.building_site import PIECE_EVENTS, Job, Lot, Site
+from tidemill_feature.adapters.building_site import Job, Lot, Site
 from tidemill_feature.adapters.redis_store import RedisStore
 from tidemill_feature.adapters.view_book import ViewBook
 from tidemill_feature.building import resumable
@@ -163,7 +163,7 @@ class Builder:
             return
         span = (replay.read, found.begin)
         async for chunk in self.history.chunks(lot.job.stream, replay.columns, partition.number, span):
-            for piece in chunk.pieces(PIECE_EVENTS):
+            for piece in chunk.pieces(lot.piece_events):
                 await site.fold([(lot, piece)])
                 await self._report(site)
                 await _live_first()

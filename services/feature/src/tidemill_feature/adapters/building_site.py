@@ -16,9 +16,11 @@ from tidemill_feature.adapters.redis_store import Move, Pairs, RedisStore
 from tidemill_feature.building import Found
 from tidemill_feature.replaying import Chunk, Replay
 
-# Events folded at once into one view: live events wait for so many, and no more shards can be needed at once than of
-# these. The fewer they are, the fuller is memory when it must be written: 10,000 took twice the writes.
-PIECE_EVENTS = 2_000
+# Events folded at once into one view, at least and at most: live events wait for so many, and no more shards can be
+# needed at once than of these. What is in memory must be written while there is room for a piece, so that a large one
+# is but a small share of it.
+_PIECE_EVENTS = (500, 2_000)
+_PIECE_SHARE = 8
 # Nobody reads what is being built: it is written when it has been folded for a while, or does not fit any more.
 _WRITE_S = 10.0
 
@@ -46,6 +48,12 @@ class Lot:
     @property
     def behind(self) -> int:
         return self.job.live() - self.replay.next_offset
+
+    @property
+    def piece_events(self) -> int:
+        """How many events are folded at once."""
+        least, most = _PIECE_EVENTS
+        return max(least, min(most, min(view.capacity for view in self.replay.views) // _PIECE_SHARE))
 
 
 @dataclass(slots=True)
