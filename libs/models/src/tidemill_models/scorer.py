@@ -14,7 +14,7 @@ from tidemill_models.linear import parse_linear
 ONNX = "onnx"
 LINEAR = "linear"
 INPUT = "x"
-PROBABILITIES = "probabilities"
+_PROBABILITIES = "probabilities"
 
 
 class Scorer(Protocol):
@@ -38,14 +38,14 @@ class OnnxScorer:
             raise BundleRefusedError(f"ONNX Runtime does not accept the model: {error}") from error
         found = {tensor.name: tensor.shape for tensor in self._session.get_inputs()}
         outputs = [tensor.name for tensor in self._session.get_outputs()]
-        if list(found) != [INPUT] or found[INPUT][1] != width or PROBABILITIES not in outputs:
+        if list(found) != [INPUT] or found[INPUT][1] != width or _PROBABILITIES not in outputs:
             raise BundleRefusedError(f"the ONNX model takes {found} and gives {outputs}; expected x[n, {width}]")
 
     def predict_proba(self, x: Matrix) -> NDArray[np.float64]:
         """Return the probability of the label for each row."""
         if not len(x):
             return np.empty(0, dtype=np.float64)
-        (answer,) = self._session.run([PROBABILITIES], {INPUT: x})
+        (answer,) = self._session.run([_PROBABILITIES], {INPUT: x})
         probabilities: NDArray[np.float64] = answer[:, 1].astype(np.float64)
         return probabilities
 

@@ -10,6 +10,7 @@ from pathlib import Path
 DISTRIBUTIONS = (
     "numpy",
     "onnx",
+    "onnxmltools",
     "onnxruntime",
     "pyarrow",
     "pyiceberg",

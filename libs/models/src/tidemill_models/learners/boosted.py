@@ -4,13 +4,14 @@ from typing import Any, Self
 
 import numpy as np
 import xgboost
+from onnxmltools.convert import convert_xgboost
+from onnxmltools.convert.common.data_types import FloatTensorType
 
 from tidemill_models.encoding import Encoding, Matrix
 from tidemill_models.errors import ModelError, NotExportableError
 from tidemill_models.learners.interface import Export, Floats, checked_parameters, checked_parity
-from tidemill_models.learners.onnx_trees import to_onnx
 from tidemill_models.manifest import Constructor
-from tidemill_models.scorer import INPUT, ONNX, PROBABILITIES, make_scorer
+from tidemill_models.scorer import INPUT, ONNX, make_scorer
 
 MODEL_FILE = "model.onnx"
 NATIVE_FILE = "model.xgb.ubj"
@@ -30,6 +31,8 @@ _PARAMETERS: dict[str, type] = {
     "gamma": float,
     "max_delta_step": float,
 }
+# The newest that the converter supports.
+_OPSET = 15
 
 
 class Boosted:
@@ -71,9 +74,10 @@ class Boosted:
     def export(self, x: Matrix) -> Export:
         """Return the ONNX form, proven on x. Raises `NotExportableError`."""
         booster = self._fitted()
+        shape = [(INPUT, FloatTensorType([None, self._encoding.width]))]
         try:
-            converted = to_onnx(bytes(booster.save_raw("json")), self._encoding.width, (INPUT, PROBABILITIES))
-        except (ArithmeticError, KeyError, ValueError) as error:
+            converted = convert_xgboost(booster, name="model", initial_types=shape, target_opset=_OPSET)
+        except Exception as error:  # the converter raises whatever it stumbles on
             raise NotExportableError(f"XGBoost's model does not convert to ONNX: {error!r}") from error
         served = converted.SerializeToString(deterministic=True)
         scorer = make_scorer(ONNX, served, self._encoding)
