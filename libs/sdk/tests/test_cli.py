@@ -148,7 +148,8 @@ def test_every_command_explains_itself_and_speaks_json(name: str) -> None:
         "incidents": ["list", "ack", "resolve"],
         "dead-letters": ["list", "show", "redrive", "discard"],
         "views": ["list", "retire"],
-        "streams": ["list", "resume"],
+        "streams": ["list", "resume", "retire"],
+        "pipelines": ["list", "retire"],
     }
     for arguments in [(name, sub) for sub in groups[name]] if name in groups else [(name,)]:
         assert "--json" in run(*arguments, "--help", env={"COLUMNS": "200"}).stdout

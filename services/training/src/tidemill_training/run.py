@@ -16,7 +16,7 @@ from types import ModuleType
 
 _PR_SET_PDEATHSIG = 1
 # What pyarrow and a learner's library load where they find it, for interfaces that nobody uses here: a second, 130 MB.
-_LEFT_OUT = {"xgboost": frozenset({"pandas", "sklearn", "xgboost.plotting"})}
+_LEFT_OUT = {"xgboost": frozenset({"pandas", "sklearn"})}
 
 
 class LeftOut:
