@@ -208,6 +208,31 @@ async def test_a_retired_pipeline_is_served_no_more_whichever_topic_says_so_firs
     assert not told.over(state).wanted()
 
 
+async def test_what_is_still_being_read_or_loaded_is_asked_again_and_is_not_called_missing() -> None:
+    loader = Loader()
+    loader.gate = asyncio.Event()
+    async with deploying(loader) as deployer:
+        with pytest.raises(Retryable, match="still being read"):
+            deployer.entry("flight-delays")
+        deployer.want(registered(1, champion=14), whole=False)
+        with pytest.raises(Retryable, match="is being loaded"):
+            deployer.entry("flight-delays")
+        with pytest.raises(Retryable, match="still being read"):
+            deployer.entry("another")
+        loader.gate.set()
+        await aeventually(lambda: deployer.pending)
+        with pytest.raises(Retryable, match="the store is away"):
+            deployer.entry("flight-delays")
+        deployer.want(registered(1, champion=13))
+        await deployer.attempted()
+        with pytest.raises(Poison) as caught:
+            deployer.entry("flight-delays")
+        assert caught.value.reason is Reason.NO_MODEL
+        with pytest.raises(Poison) as caught:
+            deployer.entry("another")
+        assert caught.value.reason is Reason.UNKNOWN_PIPELINE
+
+
 async def test_only_the_newest_of_several_deployments_has_to_be_loaded() -> None:
     loader = Loader()
     async with deploying(loader) as deployer:

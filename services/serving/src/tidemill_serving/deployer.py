@@ -83,7 +83,7 @@ class Deployer(Generic[E]):
         self._views_wait_s = views_wait_s
         self._held: dict[str, Wanted] = {}
         self._pending: dict[str, Pending[E]] = {}
-        self._registered = Registered()
+        self._registered, self._whole = Registered(), False
         self._target = 0
         self._reached = asyncio.Condition()
         self._done = 0
@@ -92,17 +92,31 @@ class Deployer(Generic[E]):
         self.table: RoutingTable[E] = RoutingTable()
 
     def entry(self, pipeline: str) -> E:
-        """Return what serves a pipeline now. Raises `Poison`: unknown, or without a model."""
+        """Return what serves a pipeline now.
+
+        Raises `Retryable` where it may be served in a moment, as after a start; `Poison`: unknown, or without a model.
+        """
+        if pipeline not in self.table.entries and (why := self._coming(pipeline)):
+            raise Retryable(why)
         return self.table.entry(pipeline, known=self._registered.knows(pipeline))
+
+    def _coming(self, pipeline: str) -> str | None:
+        """Return what is still to be done before it is known whether a pipeline is served; None where that is known."""
+        if pipeline in self._registered.wanted():
+            pending = self._pending.get(pipeline)
+            if pending is None:
+                return f"pipeline {pipeline} is being loaded"
+            return None if pending.state is State.REFUSED else str(pending)
+        return None if self._whole else "what the registry has deployed is still being read"
 
     @property
     def pending(self) -> Mapping[str, Pending[E]]:
         """What is wanted and not served, by pipeline."""
         return self._pending
 
-    def want(self, registered: Registered) -> None:
-        """Set what should be served; returns at once."""
-        self._registered = registered
+    def want(self, registered: Registered, *, whole: bool = True) -> None:
+        """Set what should be served; returns at once. Not `whole`: there may be more that is not known yet."""
+        self._registered, self._whole = registered, whole
         self._target += 1
         self._changed.set()
 

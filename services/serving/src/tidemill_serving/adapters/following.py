@@ -47,7 +47,7 @@ class Following:
         return self._pipelines.fault() or self._deployments.fault() or loading
 
     async def __aenter__(self) -> Self:
-        self._deployer.want(self._last_good)
+        self._deployer.want(self._last_good, whole=False)
         return self
 
     async def __aexit__(
