@@ -2,6 +2,7 @@
 
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,22 @@ def test_the_stand_in_of_a_home_that_is_gone_is_removed(tmp_path: Path, monkeypa
     unprivileged.remove_abandoned()
     assert kept.exists()
     assert not gone.exists()
+
+
+def test_stacks_that_start_at_one_time_sweep_without_stumbling_over_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unprivileged, "OPEN_FOLDER", tmp_path)
+    for number in range(40):
+        folder = tmp_path / f"{unprivileged.STAND_IN}{number}"
+        (folder / "base").mkdir(parents=True)
+        (folder / unprivileged.MARK).write_text(str(tmp_path / "gone"))
+        for file in range(20):
+            (folder / "base" / str(file)).touch()
+    with ThreadPoolExecutor(8) as pool:
+        for sweep in [pool.submit(unprivileged.remove_abandoned) for _ in range(8)]:
+            sweep.result()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_of_ours_is_not_a_link_that_someone_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,11 +58,22 @@ def data_folder(home: Path, user: Account | None) -> Path:
 def remove_abandoned() -> None:
     """Delete the stand-ins of homes that are gone, such as temporary ones."""
     for folder in OPEN_FOLDER.glob(f"{STAND_IN}*"):
-        found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or not (folder / MARK).exists():
+        swept = OPEN_FOLDER / f".swept-{os.getpid()}-{folder.name}"
+        try:
+            if not _is_abandoned(folder):
+                continue
+            # Whoever moves it away deletes it: stacks that start at one time sweep at one time.
+            folder.rename(swept)
+        except FileNotFoundError:
             continue
-        if not Path((folder / MARK).read_text()).exists():
-            shutil.rmtree(folder)
+        shutil.rmtree(swept)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or not (folder / MARK).exists():
+        return False
+    return not Path((folder / MARK).read_text()).exists()
 
 
 def outside(home: Path) -> Path:
