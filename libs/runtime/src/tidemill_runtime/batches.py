@@ -37,6 +37,19 @@ class Record(Protocol):
     def headers(self) -> Sequence[tuple[str, bytes]]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class PlainRecord:
+    """One record by itself, where no aiokafka ConsumerRecord was made of it."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+
+
 class Headed(Sequence[D]):
     """Records that know their headers without being looked at one by one."""
 

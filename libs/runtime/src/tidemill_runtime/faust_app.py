@@ -23,7 +23,7 @@ from faust.types import TP
 from tidemill_contracts.dead_letters import addressed_to
 from tidemill_contracts.kafka_refusals import refusal
 
-from tidemill_runtime.batches import Record, Refused
+from tidemill_runtime.batches import PlainRecord, Record, Refused
 from tidemill_runtime.claims import Claim
 from tidemill_runtime.consumer import sleep_unless
 from tidemill_runtime.dead_letters import DeadLetters
@@ -40,19 +40,6 @@ _MAX_REBUILDS = 20
 _SIGHT_LIMIT_S = 5.0
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class FaustRecord:
-    """One record as an agent gets it; the same shape as in a batch."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +205,7 @@ class FaustApp:
 
         return fire
 
-    async def _decide(self, agent: Agent, record: FaustRecord) -> None:
+    async def _decide(self, agent: Agent, record: PlainRecord) -> None:
         if not addressed_to(record.headers, self._options.group):
             return
         began_s = monotonic()
@@ -240,7 +227,7 @@ class FaustApp:
                     self._retrying, self._fault = 0, None
                 return
 
-    async def _attempt(self, agent: Agent, record: FaustRecord) -> None:
+    async def _attempt(self, agent: Agent, record: PlainRecord) -> None:
         try:
             await agent.decide(record)
             refused = []
@@ -350,8 +337,8 @@ async def _end(app: Any) -> None:
     stopping.result()
 
 
-def _record(message: Any) -> FaustRecord:
-    return FaustRecord(
+def _record(message: Any) -> PlainRecord:
+    return PlainRecord(
         topic=message.topic,
         partition=message.partition,
         offset=message.offset,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from tidemill_runtime.batches import Headed
+from tidemill_runtime.batches import Headed, PlainRecord
 
 Bools = NDArray[np.bool_]
 Bytes = NDArray[np.uint8]
@@ -51,19 +51,6 @@ class Span(NamedTuple):
     def take(self, rows: Any) -> "Span":
         """Return the places of some records."""
         return Span(self.start[rows], self.size[rows])
-
-
-@dataclass(frozen=True, slots=True)
-class PlainRecord:
-    """One record, as aiokafka's ConsumerRecord names its parts."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
