@@ -15,7 +15,8 @@ class Upkeep:
     `merge_bytes`: no merged file is larger, and no round rewrites more. Snapshots are kept while they are among the
     newest `keep_snapshots`, and for `keep_s` after another took their place, so that who reads them can finish; never
     more than `most_snapshots`. `orphan_s`: a file that no snapshot names is deleted when it is older. `piece_rows`: so
-    many rows lie in memory while files are merged, however large these are, and make one row group.
+    many rows are put together at a time while files are merged, and make one row group; the row groups that they come
+    from are read whole.
     """
 
     merge_bytes: int = 128 * 1024 * 1024
