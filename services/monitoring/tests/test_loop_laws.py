@@ -115,6 +115,20 @@ async def test_the_schedule_fires_once_and_counts_from_whatever_retrained_last(w
         assert [one.cause_kind for one in await requests(world)] == ["schedule", "operator", "schedule"]
 
 
+async def test_a_request_right_after_events_counts_them(world: World) -> None:
+    async with world.running():
+        await world.apply()
+        await world.watermark(START)
+        await world.settle(START)
+        for days in range(1, 6):
+            # Small batches, each with an evaluation: more than was read when the request comes.
+            await world.watermark(START + days * DAY)
+            await world.written()
+        wanted = messages.RequestRetrainingRequest(pipeline=PIPELINE, reason="what was just sent")
+        asked = await world.rpc.RequestRetraining(wanted, metadata=ACTOR)
+        assert from_timestamp(asked.request.event_time) == START + 5 * DAY
+
+
 async def test_an_operators_request_is_made_once_per_key_and_only_by_somebody(world: World) -> None:
     async with world.running():
         await world.apply()

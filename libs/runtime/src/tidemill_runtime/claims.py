@@ -97,9 +97,7 @@ class Claim:
         admin: Any = AIOKafkaAdminClient(**self._kafka.client_kwargs())
         try:
             await admin.start()
-            found: dict[TopicPartition, Any] = await admin.list_consumer_group_offsets(
-                self._kafka.physical(group)
-            )
+            found: dict[TopicPartition, Any] = await admin.list_consumer_group_offsets(self._kafka.physical(group))
         finally:
             await admin.close()
         return found

@@ -7,7 +7,7 @@ flushed and committed. `_epoch` numbers assignments: what was begun under an old
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from random import Random
 from time import monotonic, perf_counter, time_ns
 from types import TracebackType
@@ -171,6 +171,15 @@ class StreamRunner(Generic[S, E]):
             await self._taken.reached(offsets)
             await self.flush()
         await self.positions.reached(offsets)
+
+    async def caught_up(self, partitions: Collection[Partition]) -> None:
+        """Return once everything that these partitions hold now is applied and durable; waits until they are held.
+
+        A partition held by another worker is never caught up here: bound the wait. Raises `KafkaError`.
+        """
+        await self.positions.reached(dict.fromkeys(partitions, 0))
+        ends = await self._consumer.end_offsets([self._physical(partition) for partition in partitions])
+        await self.reached({self._partition(place): end for place, end in ends.items()})
 
     async def flush(self) -> None:
         """Make what was applied durable now, without waiting for the interval."""

@@ -80,7 +80,7 @@ async def open_service(settings: Settings, health: Health) -> AsyncIterator[None
         await enter(running(faust))
         stage = JoinStage(following, runner, joiner, faust, policy, [told, decided])
         server = GrpcServer(settings.grpc, health, hop_delay_ms=settings.test_hop_delay_ms, seed=settings.test_seed)
-        server.add(add_MonitoringServiceServicer_to_server, MonitoringServicer(pool, registered, joiner, policy))
+        server.add(add_MonitoringServiceServicer_to_server, MonitoringServicer(pool, registered, joiner, policy, stage))
         server.add(add_ProgressServiceServicer_to_server, ProgressServicer({"join": stage.reached}))
         await enter(running(server))
         yield

@@ -19,6 +19,7 @@ from tidemill_monitoring.adapters import findings
 from tidemill_monitoring.adapters.joiner import Joiner
 from tidemill_monitoring.adapters.leadership import LOST
 from tidemill_monitoring.adapters.policy import Policy
+from tidemill_monitoring.adapters.stage import JoinStage
 from tidemill_monitoring.adapters.wall import now_us
 from tidemill_monitoring.records import Change
 from tidemill_monitoring.registered import Registered
@@ -49,11 +50,12 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class MonitoringServicer(services.MonitoringServiceServicer):
     """Answers from PostgreSQL; changes go through the policy's transaction and outbox."""
 
-    def __init__(self, pool: Any, registered: Registered, joiner: Joiner, policy: Policy) -> None:
+    def __init__(self, pool: Any, registered: Registered, joiner: Joiner, policy: Policy, stage: JoinStage) -> None:
         self._pool = pool
         self._registered = registered
         self._joiner = joiner
         self._policy = policy
+        self._stage = stage
 
     async def GetMetrics(  # noqa: N802 -- the wire's name
         self, request: messages.GetMetricsRequest, context: Context
@@ -106,7 +108,7 @@ class MonitoringServicer(services.MonitoringServiceServicer):
             request.reason,
             actor,
             request.idempotency_key,
-            (self._event_time(request), self._joiner.positions(request.pipeline)),
+            (await self._event_time(request), self._joiner.positions(request.pipeline)),
         )
         return messages.RequestRetrainingResponse(request=made)
 
@@ -131,9 +133,11 @@ class MonitoringServicer(services.MonitoringServiceServicer):
         clock_us = self._joiner.clocks.get(pipeline)
         return None if clock_us is None else to_timestamp(clock_us)
 
-    def _event_time(self, request: messages.RequestRetrainingRequest) -> int:
+    async def _event_time(self, request: messages.RequestRetrainingRequest) -> int:
         if request.HasField("event_time"):
             return from_timestamp(request.event_time)
+        # Who has just sent events and asks for a model means a model of these.
+        await self._stage.caught_up(self._registered.partitions(request.pipeline))
         clock_us = self._joiner.clocks.get(request.pipeline)
         if clock_us is None:
             raise Poison(

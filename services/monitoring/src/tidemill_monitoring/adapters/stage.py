@@ -1,7 +1,10 @@
 """WaitProgress stage "join": joined, evaluated, decided and written."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Collection, Sequence
 
+import structlog
+from aiokafka.errors import KafkaError
 from tidemill_runtime.faust_app import FaustApp
 from tidemill_runtime.positions import Offsets, Partition
 from tidemill_runtime.producer import Producer
@@ -13,6 +16,10 @@ from tidemill_monitoring.adapters.joiner import Joiner
 from tidemill_monitoring.adapters.policy import Policy
 from tidemill_monitoring.clock import EventTimes
 from tidemill_monitoring.stepping import Effects
+
+log = structlog.get_logger()
+# How long a caller who names no time waits for what the streams held when it asked.
+_CATCH_UP_S = 10.0
 
 
 class JoinStage:
@@ -47,3 +54,11 @@ class JoinStage:
             for partition, end in producer.written.items():
                 written[partition] = max(end, written.get(partition, 0))
         return Reached(written, clock_us)
+
+    async def caught_up(self, partitions: Collection[Partition]) -> None:
+        """Return once the clock counts everything that these partitions hold now, or after ten seconds."""
+        try:
+            async with asyncio.timeout(_CATCH_UP_S):
+                await self._runner.caught_up(partitions)
+        except (TimeoutError, KafkaError) as error:
+            log.warning("not_caught_up", error=repr(error))

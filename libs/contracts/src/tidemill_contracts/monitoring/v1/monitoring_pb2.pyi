@@ -212,7 +212,7 @@ class RequestRetrainingRequest(_message.Message):
     """Repeating a key returns the first request."""
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
-        """Absent: the pipeline clock."""
+        """Absent: the pipeline clock, once it counts what the streams held when this was asked."""
 
     def __init__(
         self,
