@@ -10,8 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import faust
 import mode
@@ -30,6 +29,7 @@ from tidemill_runtime.dead_letters import DeadLetters
 from tidemill_runtime.errors import Fatal, Poison, Retryable
 from tidemill_runtime.faust_settings import faust_settings
 from tidemill_runtime.health import Health
+from tidemill_runtime.lifecycle import Component
 from tidemill_runtime.positions import Offsets, Partition, Positions
 from tidemill_runtime.retries import delays
 from tidemill_runtime.settings import KafkaSettings
@@ -74,7 +74,7 @@ class FaustOptions:
     stall_s: float = 45.0
 
 
-class FaustApp:
+class FaustApp(Component):
     """Runs agents and timers in a Faust app that is rebuilt when Kafka broke it; a `Component` for `running`."""
 
     def __init__(
@@ -110,14 +110,6 @@ class FaustApp:
     def fault(self) -> str | None:
         """Return what is wrong, for readiness."""
         return self._fault
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def stop(self) -> None:
         """Take in nothing more; a decision in work is finished or made again by the next process."""

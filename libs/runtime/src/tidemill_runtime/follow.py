@@ -3,8 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import structlog
 from aiokafka.errors import KafkaError
@@ -14,6 +13,7 @@ from tidemill_runtime.batches import Record
 from tidemill_runtime.consumer import close, connect, sleep_unless
 from tidemill_runtime.errors import Poison, Retryable
 from tidemill_runtime.health import Health
+from tidemill_runtime.lifecycle import Component
 from tidemill_runtime.positions import Offsets, Partition, Positions
 from tidemill_runtime.retries import delays
 from tidemill_runtime.settings import KafkaSettings
@@ -28,7 +28,7 @@ _GROUP = "follower"
 log = structlog.get_logger(__name__)
 
 
-class TopicFollower:
+class TopicFollower(Component):
     """Calls `on_record` for every record of one topic from its beginning, in order; a `Component` for `running`.
 
     `on_record` may be a coroutine function; the position advances after it returned. `Poison` from it is logged,
@@ -61,14 +61,6 @@ class TopicFollower:
     def fault(self) -> str | None:
         """Return what is wrong, for readiness; an outage after catching up is not: the last state still serves."""
         return None if self.caught_up.is_set() else self._fault
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def stop(self) -> None:
         """Read nothing more."""

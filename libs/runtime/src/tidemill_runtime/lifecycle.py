@@ -41,13 +41,15 @@ log = structlog.get_logger(__name__)
 
 
 class Component(Protocol):
-    """Something that works in the background between being opened and closed."""
+    """Something that works in the background between being opened and closed; one that inherits opens nothing."""
 
-    async def __aenter__(self) -> Self: ...
+    async def __aenter__(self) -> Self:
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self.stop()
 
     async def run(self) -> None:
         """Work until `stop` was called and what was taken in is finished; raise to end the service."""

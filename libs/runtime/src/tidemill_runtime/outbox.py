@@ -11,17 +11,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-import asyncpg
 import structlog
 
 from tidemill_runtime import metrics
 from tidemill_runtime.consumer import sleep_unless
 from tidemill_runtime.errors import Retryable
 from tidemill_runtime.health import Health
+from tidemill_runtime.lifecycle import Component
 from tidemill_runtime.outgoing import Outgoing
+from tidemill_runtime.postgres import PASSING
 from tidemill_runtime.producer import Producer
 from tidemill_runtime.retries import delays
 
@@ -30,15 +30,6 @@ _ROUND = 500
 _FALLBACK_S = 1.0
 _PRUNE_EVERY_S = 60.0
 _KEEP_SENT = "1 hour"
-_LOST = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
-    # What the client says where the server closed the connection between two statements.
-    asyncpg.InternalClientError,
-    asyncpg.CannotConnectNowError,
-    OSError,
-    TimeoutError,
-)
 
 log = structlog.get_logger(__name__)
 
@@ -94,7 +85,7 @@ def _outgoing(row: Any) -> Outgoing:
     return Outgoing(row["topic"], row["value"], row["key"], headers)
 
 
-class OutboxRelay:
+class OutboxRelay(Component):
     """Sends what was enqueued, in id order, as soon as it is committed; a `Component` for `running`.
 
     Several replicas may run one; whoever holds the advisory lock works, the others wait for it.
@@ -117,14 +108,6 @@ class OutboxRelay:
         """Return what is wrong, for readiness."""
         return self._fault
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
     def stop(self) -> None:
         """Send what is committed, then end."""
         self._stopping.set()
@@ -146,7 +129,7 @@ class OutboxRelay:
             return int(
                 await self._pool.fetchval(f"SELECT count(*) FROM {self._name} WHERE sent_at IS NULL")  # noqa: S608
             )
-        except _LOST as error:
+        except PASSING as error:
             raise Retryable(f"PostgreSQL: {error!r}") from error
 
     async def run(self) -> None:
@@ -157,7 +140,7 @@ class OutboxRelay:
                 async with self._pool.acquire() as connection:
                     await self._relay_on(connection)
                     waits = delays()
-            except (*_LOST, Retryable) as error:
+            except (*PASSING, Retryable) as error:
                 self._fault = f"outbox: {error!r}"
                 log.warning("outbox_waits", schema=self._table.schema, error=repr(error))
                 await sleep_unless(self._stopping, next(waits))

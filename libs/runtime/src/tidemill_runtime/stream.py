@@ -10,8 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from random import Random
 from time import monotonic, perf_counter, time_ns
-from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 import structlog
 from aiokafka import TopicPartition
@@ -34,6 +33,7 @@ from tidemill_runtime.consumer import Committer, GroupListener, close, connect, 
 from tidemill_runtime.dead_letters import DeadLetters
 from tidemill_runtime.errors import Fatal, Retryable, StateLost
 from tidemill_runtime.health import Health
+from tidemill_runtime.lifecycle import Component
 from tidemill_runtime.positions import Offsets, Partition, Positions, start_offset
 from tidemill_runtime.retries import delays
 from tidemill_runtime.settings import KafkaSettings
@@ -56,7 +56,7 @@ class _ConsumerLost(Exception):  # noqa: N818 -- control flow: another consumer 
     """The task by which the client takes part in its group has ended; it does not begin another."""
 
 
-class StreamRunner(Generic[S, E]):
+class StreamRunner(Component, Generic[S, E]):
     """Runs one `Pipeline` on the partitions that its consumer group gives it; a `Component` for `running`.
 
     Kafka being away is waited out, visible in readiness. `Retryable` from the pipeline is retried for `retry_limit_s`
@@ -105,14 +105,6 @@ class StreamRunner(Generic[S, E]):
     def fault(self) -> str | None:
         """Return what is wrong, for readiness."""
         return self._fault
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def stop(self) -> None:
         """Take in nothing more; `run` finishes the batch in work, flushes, commits and returns."""

@@ -14,6 +14,7 @@ from tidemill_runtime.http_server import HttpServer
 from tidemill_runtime.lifecycle import running
 from tidemill_runtime.outbox import OutboxRelay, OutboxTable
 from tidemill_runtime.positions import Offsets
+from tidemill_runtime.postgres import open_pool
 from tidemill_runtime.producer import Producer
 from tidemill_runtime.progress import ProgressServicer, Reached
 from tidemill_runtime.stream import StreamRunner
@@ -24,7 +25,7 @@ from tidemill_registry.adapters.definition_book import DefinitionBook
 from tidemill_registry.adapters.http import build_app
 from tidemill_registry.adapters.ledger import Ledgers
 from tidemill_registry.adapters.model_book import ModelBook
-from tidemill_registry.adapters.postgres import SCHEMA, open_schema
+from tidemill_registry.adapters.postgres import SCHEMA, migrate
 from tidemill_registry.adapters.rpc import RegistryServicer
 from tidemill_registry.adapters.run_book import RunBook
 from tidemill_registry.adapters.topics import Topics
@@ -36,7 +37,7 @@ async def open_service(settings: Settings, health: Health) -> AsyncIterator[None
     """Open the registry; leaving closes it in reverse, so that nothing is accepted that cannot be written."""
     async with AsyncExitStack() as stack:
         outbox = OutboxTable(SCHEMA)
-        pool = await stack.enter_async_context(open_schema(settings.postgres, outbox))
+        pool = await stack.enter_async_context(open_pool(settings.postgres, SCHEMA, lambda one: migrate(one, outbox)))
         topics = await stack.enter_async_context(running(Topics(settings.kafka, settings.topic_replicas, health)))
         producer = await stack.enter_async_context(Producer(settings.kafka))
         health.require_ready("producer", producer.fault)
@@ -66,9 +67,7 @@ async def open_service(settings: Settings, health: Health) -> AsyncIterator[None
             await relay.drained()
             return Reached(producer.written)
 
-        server = GrpcServer(
-            settings.grpc, health, hop_delay_ms=settings.test_hop_delay_ms, seed=settings.test_seed
-        )
+        server = GrpcServer(settings.grpc, health, hop_delay_ms=settings.test_hop_delay_ms, seed=settings.test_seed)
         server.add(add_RegistryServiceServicer_to_server, RegistryServicer(definitions, runs, models, audit))
         server.add(add_ProgressServiceServicer_to_server, ProgressServicer({"outbox": outbox_stage}))
         await stack.enter_async_context(running(server))

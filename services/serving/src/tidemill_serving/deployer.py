@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Generic, TypeVar
 
 import structlog
 from tidemill_runtime.errors import Poison, Retryable, TidemillError
+from tidemill_runtime.lifecycle import Component
 from tidemill_runtime.retries import delays
 
 from tidemill_serving import metrics
@@ -70,7 +70,7 @@ class Steps(Generic[E]):
     remember: Callable[[Registered], Awaitable[None]]
 
 
-class Deployer(Generic[E]):
+class Deployer(Component, Generic[E]):
     """Owns the routing table.
 
     Where nothing serves a pipeline yet nothing is waited for but its bundles: an answer that names the view that is
@@ -131,14 +131,6 @@ class Deployer(Generic[E]):
         await self.attempted()
         if self._pending:
             raise Retryable(f"not everything deployed is served: {'; '.join(map(str, self._pending.values()))}")
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def stop(self) -> None:
         """Change nothing more."""

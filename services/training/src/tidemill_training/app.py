@@ -12,6 +12,7 @@ from tidemill_runtime.grpc_server import GrpcServer
 from tidemill_runtime.health import Health
 from tidemill_runtime.http_server import HttpServer
 from tidemill_runtime.lifecycle import running
+from tidemill_runtime.postgres import open_pool
 from tidemill_runtime.producer import Producer
 from tidemill_runtime.progress import ProgressServicer
 
@@ -22,7 +23,7 @@ from tidemill_training.adapters.executor import Executor, Parts
 from tidemill_training.adapters.intake import Intake
 from tidemill_training.adapters.ledger import Ledger
 from tidemill_training.adapters.peers import open_peers
-from tidemill_training.adapters.postgres import open_schema
+from tidemill_training.adapters.postgres import SCHEMA, create_tables
 from tidemill_training.adapters.processes import StartProcess, open_process
 from tidemill_training.adapters.rpc import TrainingServicer
 from tidemill_training.adapters.run_feed import RunFeed
@@ -37,7 +38,7 @@ async def open_service(
     """Open in order; on the way out intake stops first, runs in work are left to the next process."""
     async with AsyncExitStack() as stack:
         producer = await stack.enter_async_context(Producer(settings.kafka))
-        pool = await stack.enter_async_context(open_schema(settings.postgres))
+        pool = await stack.enter_async_context(open_pool(settings.postgres, SCHEMA, create_tables))
         claims = await stack.enter_async_context(open_claims(pool))
         registry, feature = await stack.enter_async_context(
             open_peers(settings.registry, settings.feature, settings.grpc)

@@ -2,14 +2,12 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
-from types import TracebackType
-from typing import Self
 
 import structlog
 from tidemill_runtime.batches import Record
 from tidemill_runtime.follow import TopicFollower
 from tidemill_runtime.health import Health
-from tidemill_runtime.lifecycle import running
+from tidemill_runtime.lifecycle import Component, running
 from tidemill_runtime.positions import Offsets
 from tidemill_runtime.settings import KafkaSettings
 
@@ -20,7 +18,7 @@ TOPIC = "registry.pipelines.v1"
 log = structlog.get_logger(__name__)
 
 
-class DefinitionFeed:
+class DefinitionFeed(Component):
     """Folds definitions; `on_change` is called after the topic was read to its end, and after every change."""
 
     def __init__(
@@ -33,14 +31,6 @@ class DefinitionFeed:
         self._stopping = asyncio.Event()
         self._known: set[str] = set()
         self._news = asyncio.Condition()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def stop(self) -> None:
         """Follow no further."""

@@ -4,13 +4,12 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import time_ns
-from types import TracebackType
-from typing import Self
 
 import structlog
 from tidemill_contracts.topics import events_topic
 from tidemill_runtime.consumer import sleep_unless
 from tidemill_runtime.errors import Retryable
+from tidemill_runtime.lifecycle import Component
 
 from tidemill_feature import metrics
 from tidemill_feature.adapters.builds import stream_points
@@ -28,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass
-class Keeper:
+class Keeper(Component):
     """A `Component`; `retires` says whether this instance may end old versions now (any number of them may)."""
 
     definitions: Definitions
@@ -39,14 +38,6 @@ class Keeper:
     grace_us: int
     retires: Callable[[], bool]
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def stop(self) -> None:
         """Look no further."""

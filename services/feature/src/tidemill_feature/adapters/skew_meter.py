@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic, time_ns
-from types import TracebackType
-from typing import Self
 
 import structlog
 from sqlalchemy.exc import OperationalError
@@ -14,6 +12,7 @@ from tidemill_contracts.feature.v1 import records_pb2 as records
 from tidemill_features.iceberg import Archive
 from tidemill_runtime.consumer import sleep_unless
 from tidemill_runtime.errors import Retryable
+from tidemill_runtime.lifecycle import Component
 from tidemill_runtime.producer import Producer
 
 from tidemill_feature import metrics
@@ -48,7 +47,7 @@ class Place:
 
 
 @dataclass
-class SkewMeter:
+class SkewMeter(Component):
     """A `Component`; `measures` says whether this instance is the one that does.
 
     Whatever is away is waited for: the period is measured later.
@@ -63,14 +62,6 @@ class SkewMeter:
     _rested_s: float = 0.0
     _log: SkewLog | None = None
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def stop(self) -> None:
         """Begin no further round."""

@@ -4,12 +4,11 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
-from types import TracebackType
-from typing import Self
 
 import structlog
 from tidemill_contracts.ingestion.v1 import records_pb2 as records
 from tidemill_runtime.errors import Retryable
+from tidemill_runtime.lifecycle import Component
 from tidemill_runtime.metrics import OTHER
 from tidemill_runtime.producer import Producer
 
@@ -25,7 +24,7 @@ _LAST_S = 3.0
 log = structlog.get_logger(__name__)
 
 
-class Reporter:
+class Reporter(Component):
     """Looks at every stream; a `Component` for `running`.
 
     A profile that Kafka does not take is counted and dropped; pauses and their ends are told once Kafka is back.
@@ -42,14 +41,6 @@ class Reporter:
         self._stopping = asyncio.Event()
         self._busy: set[str] = set()
         self._forgotten: dict[str, int] = {}
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def stop(self) -> None:
         """Report what there is and end."""

@@ -15,25 +15,12 @@ import structlog
 from tidemill_runtime.consumer import sleep_unless
 from tidemill_runtime.errors import Retryable, StateLost
 from tidemill_runtime.health import Health
+from tidemill_runtime.postgres import PASSING
 from tidemill_runtime.refusals import advice
 from tidemill_runtime.settings import PostgresSettings
 
 from tidemill_monitoring.adapters.schema import create_tables
 
-LOST = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
-    # The server's farewell came in between two statements.
-    asyncpg.InternalClientError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.SerializationError,
-    asyncpg.DeadlockDetectedError,
-    OSError,
-    TimeoutError,
-)
 _LOCK = "monitoring.join"
 _ASK_EVERY_S = 0.5
 
@@ -87,7 +74,7 @@ class Leadership:
             return
         try:
             await self._connect()
-        except LOST as error:
+        except PASSING as error:
             await self._close()
             raise Retryable(f"PostgreSQL: {error!r}{advice(error)}") from error
 
@@ -118,7 +105,7 @@ class Leadership:
             raise StateLost("PostgreSQL: the joiner's connection is closed")
         try:
             yield connection
-        except LOST as error:
+        except PASSING as error:
             self._fault = f"PostgreSQL: {error!r}"
             await self._close()
             raise StateLost(self._fault) from error

@@ -17,10 +17,10 @@ from tidemill_contracts.reasons import Reason
 from tidemill_runtime.batches import Record
 from tidemill_runtime.errors import Poison, Retryable
 from tidemill_runtime.outbox import OutboxRelay
+from tidemill_runtime.postgres import PASSING
 
 from tidemill_monitoring import decode, metrics, records
 from tidemill_monitoring.adapters import findings
-from tidemill_monitoring.adapters.leadership import LOST
 from tidemill_monitoring.adapters.schema import OUTBOX
 from tidemill_monitoring.adapters.wall import now_us
 from tidemill_monitoring.board import Board, Decided
@@ -78,7 +78,7 @@ class Policy:
                 if not await connection.fetchval(_HANDLE, *place):
                     return
                 decided = await self._decide(connection, trigger)
-        except LOST as error:
+        except PASSING as error:
             raise Retryable(f"PostgreSQL: {error!r}") from error
         if decided is not None:
             self._note(trigger.pipeline, decided)
@@ -162,7 +162,7 @@ class Policy:
                 if known is not None:
                     return from_json(known, monitoring.RetrainRequest())
                 decided = await self._write(connection, made, Decision(RETRAIN, reason))
-        except LOST as error:
+        except PASSING as error:
             raise Retryable(f"PostgreSQL: {error!r}") from error
         self._note(pipeline, decided)
         return made

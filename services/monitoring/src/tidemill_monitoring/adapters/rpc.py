@@ -14,10 +14,10 @@ from tidemill_contracts.monitoring.v1 import records_pb2 as records
 from tidemill_contracts.reasons import Reason
 from tidemill_runtime.actor import require_actor
 from tidemill_runtime.errors import Poison, Retryable
+from tidemill_runtime.postgres import PASSING
 
 from tidemill_monitoring.adapters import findings
 from tidemill_monitoring.adapters.joiner import Joiner
-from tidemill_monitoring.adapters.leadership import LOST
 from tidemill_monitoring.adapters.policy import Policy
 from tidemill_monitoring.adapters.stage import JoinStage
 from tidemill_monitoring.adapters.wall import now_us
@@ -163,7 +163,7 @@ class MonitoringServicer(services.MonitoringServiceServicer):
                 found = await findings.revise_incident(connection, incident_id, change, now_us())
                 assert found is not None
                 await self._policy.tell(connection, found)
-        except LOST as error:
+        except PASSING as error:
             raise Retryable(f"PostgreSQL: {error!r}") from error
         self._policy.enqueued()
         return found
@@ -178,7 +178,7 @@ class MonitoringServicer(services.MonitoringServiceServicer):
     async def _fetch(self, query: str, *arguments: object) -> Sequence[Any]:
         try:
             found: Sequence[Any] = await self._pool.fetch(query, *arguments)
-        except LOST as error:
+        except PASSING as error:
             raise Retryable(f"PostgreSQL: {error!r}") from error
         return found
 

@@ -7,9 +7,10 @@ from typing import Any
 from google.protobuf.message import Message
 from tidemill_contracts.canonical import to_json
 from tidemill_runtime.outbox import OutboxTable
+from tidemill_runtime.postgres import translated
 from tidemill_runtime.producer import Outgoing
 
-from tidemill_registry.adapters.postgres import Connection, translated
+from tidemill_registry.adapters.postgres import Connection
 from tidemill_registry.audit import Act, Head, link
 
 AUDIT = "registry.audit.v1"

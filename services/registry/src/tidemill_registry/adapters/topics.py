@@ -2,8 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 import structlog
 from aiokafka.errors import KafkaError
@@ -13,13 +11,14 @@ from tidemill_contracts.topics import Topic, fixed_topics, stream_topics
 from tidemill_runtime.consumer import sleep_unless
 from tidemill_runtime.errors import Retryable
 from tidemill_runtime.health import Health
+from tidemill_runtime.lifecycle import Component
 from tidemill_runtime.retries import delays
 from tidemill_runtime.settings import KafkaSettings
 
 log = structlog.get_logger(__name__)
 
 
-class Topics:
+class Topics(Component):
     """Makes sure that topics exist before anybody is told to use them; a `Component` for `running`."""
 
     def __init__(self, kafka: KafkaSettings, replicas: int, health: Health) -> None:
@@ -28,14 +27,6 @@ class Topics:
         self._stopping = asyncio.Event()
         self._fault: str | None = "the catalogue's topics are not created yet"
         health.require_ready("topics", lambda: self._fault)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     async def run(self) -> None:
         """Create what is missing of the topics that exist once; while Kafka is away, reads are answered already."""

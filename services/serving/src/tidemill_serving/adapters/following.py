@@ -1,14 +1,13 @@
 """Follows the registry's topics and tells the deployer what should be served."""
 
 import asyncio
-from types import TracebackType
 from typing import Self
 
 from tidemill_contracts.reasons import Reason
 from tidemill_runtime.batches import Record
 from tidemill_runtime.errors import Poison
 from tidemill_runtime.follow import TopicFollower
-from tidemill_runtime.lifecycle import running
+from tidemill_runtime.lifecycle import Component, running
 from tidemill_runtime.positions import Offsets
 from tidemill_runtime.progress import Reached
 from tidemill_runtime.settings import KafkaSettings
@@ -23,7 +22,7 @@ DEPLOYMENTS = "registry.deployments.v1"
 _FETCH_WAIT_MS = 500
 
 
-class Following:
+class Following(Component):
     """A `Component`: definitions and deployments from their topics, laid over the last good state.
 
     The last good state serves until both topics are read to their ends; from then on what they say counts, and what
@@ -49,11 +48,6 @@ class Following:
     async def __aenter__(self) -> Self:
         self._deployer.want(self._last_good, whole=False)
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def stop(self) -> None:
         """Follow nothing more."""

@@ -5,8 +5,7 @@ from typing import Any
 
 import asyncpg
 from tidemill_features.archive import CATALOGUE_QUERY, NAMESPACE, table_name
-
-from tidemill_training.adapters.postgres import translated
+from tidemill_runtime.postgres import translated
 
 
 class Catalogue:

@@ -7,8 +7,7 @@ from typing import Any
 
 import structlog
 from asyncpg import InterfaceError
-
-from tidemill_training.adapters.postgres import translated
+from tidemill_runtime.postgres import translated
 
 # First half of the two-part lock key: training's runs.
 _CLASS = 0x74726E

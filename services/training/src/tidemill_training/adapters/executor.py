@@ -8,8 +8,6 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
-from typing import Self
 
 import structlog
 from google.protobuf.struct_pb2 import Struct
@@ -18,6 +16,7 @@ from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
 from tidemill_contracts.registry.v1 import registry_pb2 as registry
 from tidemill_contracts.training.v1 import training_pb2 as training
 from tidemill_runtime.errors import Poison, Retryable
+from tidemill_runtime.lifecycle import Component
 from tidemill_runtime.retries import delays
 
 from tidemill_training import metrics, run_records
@@ -54,7 +53,7 @@ class Parts:
     start: StartProcess
 
 
-class Executor:
+class Executor(Component):
     """Runs open runs until `stop`; a `Component` for `running`."""
 
     def __init__(self, parts: Parts) -> None:
@@ -68,14 +67,6 @@ class Executor:
     def wake(self) -> None:
         """Say that there may be a new run, or a run to cancel."""
         self._wake.set()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def stop(self) -> None:
         """Start nothing more; runs in work are killed and taken up again by the next process."""

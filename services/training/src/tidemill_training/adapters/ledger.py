@@ -7,8 +7,7 @@ from tidemill_contracts.canonical import from_json, to_json
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
 from tidemill_contracts.training.v1 import training_pb2 as training
 from tidemill_runtime.positions import Offsets, Partition
-
-from tidemill_training.adapters.postgres import translated
+from tidemill_runtime.postgres import translated
 
 
 @dataclass(frozen=True)
