@@ -1,10 +1,13 @@
 """That the offline log holds each record once whatever happens to the worker, and what becomes of its tables."""
 
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import duckdb_extension_avro
+import duckdb_extension_iceberg
 import pytest
 from pyiceberg.catalog.sql import SqlCatalog
 from tidemill_contracts.catalogue import Catalogue
@@ -129,6 +132,11 @@ def files(warehouse: Path, topic: str, suffix: str = "*.parquet") -> list[Path]:
     return sorted((warehouse / "tidemill" / table_name(topic)).rglob(suffix))
 
 
+def catalogue_of(dsn: str, warehouse: Path) -> SqlCatalog:
+    """The catalogue as a stranger opens it."""
+    return SqlCatalog("tidemill", uri=catalogue_uri(dsn), warehouse=f"file://{warehouse}")
+
+
 def table_of(dsn: str, warehouse: Path, topic: str) -> LogTable:
     found = Archive(dsn, str(warehouse)).table(topic)
     assert found is not None
@@ -203,7 +211,7 @@ async def test_a_read_that_began_before_a_merge_reads_on(database: str, tmp_path
 
 @pytest.mark.servers
 async def test_an_added_and_a_widened_field_read_as_the_new_schema_says_in_old_rows_too(
-    database: str, tmp_path: Path, name: str
+    database: str, tmp_path: Path, name: str, lakehouse: duckdb.DuckDBPyConnection
 ) -> None:
     worker = Worker(database, tmp_path, name)
     described = worker.streams[name]
@@ -222,6 +230,9 @@ async def test_an_added_and_a_widened_field_read_as_the_new_schema_says_in_old_r
     rows = LogRows.before(table_of(database, tmp_path, worker.topic).read(), {})
     assert rows.column("items", definition.FIELD_TYPE_FLOAT64).values.tolist() == [2.0] * 3 + [2.5] * 2
     assert rows.column("note", definition.FIELD_TYPE_STRING).nulls.tolist() == [True] * 3 + [False] * 2
+    location = catalogue_of(database, tmp_path).load_table(f"tidemill.{table_name(worker.topic)}").metadata_location
+    query = "SELECT items, note FROM iceberg_scan(?) ORDER BY _offset"
+    assert lakehouse.execute(query, [location]).fetchall() == [(2.0, None)] * 3 + [(2.5, "new")] * 2
     again = Worker(database, tmp_path, name)
     assert await again.restored() == 5
 
@@ -248,13 +259,23 @@ async def test_a_field_that_is_removed_and_comes_back_as_another_type_begins_a_c
     assert rows[old].to_pylist() == [0.5] * 2 + [None] * 4
 
 
+@pytest.fixture
+def lakehouse() -> Iterator[duckdb.DuckDBPyConnection]:
+    """DuckDB with its own reader of Iceberg, which knows nothing of pyiceberg."""
+    with duckdb.connect() as connection:
+        for package in (duckdb_extension_avro, duckdb_extension_iceberg):
+            (extension,) = Path(package.__path__[0]).rglob("*.duckdb_extension")
+            connection.load_extension(str(extension))
+        yield connection
+
+
 @pytest.mark.servers
 async def test_duckdb_reads_a_table_as_it_is_before_and_after_its_files_were_merged(
-    database: str, tmp_path: Path, name: str
+    database: str, tmp_path: Path, name: str, lakehouse: duckdb.DuckDBPyConnection
 ) -> None:
     worker = Worker(database, tmp_path, name, Limits(10_000_000, 1e-9, Upkeep()))
     await worker.restored()
-    catalogue = SqlCatalog("tidemill", uri=catalogue_uri(database), warehouse=f"file://{tmp_path}")
+    catalogue = catalogue_of(database, tmp_path)
     for offset in range(FAN_IN):
         await worker.take(offset, offset + 1)
         await worker.pipeline.flush()
@@ -264,6 +285,8 @@ async def test_duckdb_reads_a_table_as_it_is_before_and_after_its_files_were_mer
         assert found is not None
         assert found[:2] == (offset + 1, offset + 1.0)
         assert found[2].tzinfo is not None
+        query = 'SELECT count(*), sum(amount), max("at") FROM iceberg_scan(?)'
+        assert lakehouse.execute(query, [table.metadata_location]).fetchone() == found
     chosen = table.scan(f"_offset >= {FAN_IN - 2}", ("user",)).to_duckdb("clicks")
     assert chosen.execute("SELECT * FROM clicks").fetchall() == [("u",), ("u",)]
     # What was merged lies there still, for those who read it: the folder's files are not the table.
