@@ -42,11 +42,17 @@ async def redis_client(settings: RedisSettings) -> AsyncIterator[Client]:
 
 @contextmanager
 def as_outage() -> Iterator[None]:
-    """Turn what only a cluster says (slots move, or nobody serves them) into the error of a Redis that is away."""
+    """Turn what only a cluster's client says (slots move, nobody serves them) into that of a Redis that is away."""
     try:
         yield
     except (RedisClusterException, ClusterError, AskError, TryAgainError) as error:
         raise RedisDownError(f"the cluster: {error!r}") from error
+    except AttributeError as error:
+        # A command that fails on a node closes the connections of others with it, one that is just being opened too: it
+        # is written to all the same, through a writer that is gone.
+        if (error.obj, error.name) != (None, "writelines"):
+            raise
+        raise RedisDownError("the cluster: the connection was closed while it was opened") from error
 
 
 async def fetch_many(redis: Any, keys: Sequence[bytes]) -> list[bytes | None]:
