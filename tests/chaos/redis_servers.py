@@ -14,7 +14,8 @@ from redis.asyncio import Redis as Client
 from redis.asyncio import RedisCluster as ClusterClient
 from tidemill.stack import wheels
 from tidemill_testkit.eventually import aeventually
-from tidemill_testkit.redis_cluster import LOOPBACK, free_port, is_whole, join, node_options
+from tidemill_testkit.ports import LOOPBACK, free_port
+from tidemill_testkit.redis_cluster import BUS, is_whole, join, node_options
 
 SAMPLE_S = 0.02
 # Of each node, and of the one Redis that is none: every write is in the file within a second, and nothing rewrites it.
@@ -119,7 +120,7 @@ class RedisCluster(Redis):
     """Three primaries, which one run after another has for itself."""
 
     def __init__(self, folder: Path) -> None:
-        self._ports = [free_port() for _ in range(3)]
+        self._ports = [free_port(beside=BUS) for _ in range(3)]
         url = f"redis://{LOOPBACK}:{self._ports[0]}/0"
         self.environment = {"REDIS__URL": url, "REDIS__CLUSTER": "true"}
         places = [(folder / str(number), port) for number, port in enumerate(self._ports)]

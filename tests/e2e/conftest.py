@@ -90,7 +90,7 @@ def undisturbed_run(live: Live) -> Lived:
 
 SHARED_DAYS = 4
 # How long the shared stack's services wait for Kafka, so that tests of an outage need not wait longer.
-IMPATIENT = {"TIDEMILL_INGESTION_PUBLISH_TIMEOUT_S": "2", "TIDEMILL_SERVING_DURABLE_TIMEOUT_S": "2"}
+IMPATIENT = {"TIDEMILL_INGESTION_PUBLISH_TIMEOUT_S": "5", "TIDEMILL_SERVING_DURABLE_TIMEOUT_S": "5"}
 
 
 def forgiving_definition() -> definition.Definition:
@@ -138,7 +138,7 @@ class Shared:
     def counts(self, service: str, metric: str, *labels: str) -> Counter[tuple[str, ...]]:
         """Return a service's counter by the values of some of its labels."""
         found: Counter[tuple[str, ...]] = Counter()
-        for family in text_string_to_metric_families(httpx.get(f"{self.http(service)}/metrics").text):
+        for family in text_string_to_metric_families(httpx.get(f"{self.http(service)}/metrics", timeout=60).text):
             for sample in family.samples:
                 if sample.name == f"tidemill_{metric}_total":
                     found[tuple(sample.labels[label] for label in labels)] += int(sample.value)
@@ -260,7 +260,7 @@ def tidemill(shared: Any) -> Run:
     def run(*arguments: object, stack: bool = True, stdin: str | None = None) -> Done:
         command = [*COMMAND, *map(str, arguments), *(["--home", home] if stack else [])]
         done = subprocess.run(
-            command, capture_output=True, text=True, input=stdin, env=environment, timeout=60, check=False
+            command, capture_output=True, text=True, input=stdin, env=environment, timeout=120, check=False
         )
         assert "Traceback" not in done.stderr, done.stderr
         return Done(done.returncode, done.stdout, done.stderr)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tidemill_testkit.eventually import eventually
 
-pytestmark = [pytest.mark.e2e, pytest.mark.servers, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.servers, pytest.mark.timeout(600)]
 
 DONE, NO, USAGE, NOT_REACHABLE = 0, 1, 2, 3
 PIPELINE = "flight-delays"
@@ -87,9 +87,7 @@ def test_features_read_shows_value_status_and_age(tidemill: Any, park: Any) -> N
         assert found.code == DONE
         return {(one["entity"], one["feature"]): one for one in found.json["values"]}
 
-    read = eventually(
-        lambda: (found := values())["south", "rides_1h"]["value"] == 1 and found, 20, claim="it is folded"
-    )
+    read = eventually(lambda: (found := values())["south", "rides_1h"]["value"] == 1 and found, claim="it is folded")
     assert isinstance(read, dict)
     longest = read["south", "longest_1h"]
     assert (longest["value"], longest["status"], longest["age_s"]) == (12.5, "PRESENT", 300)
@@ -106,7 +104,7 @@ def test_explain_shows_the_slots_of_a_value_and_says_what_it_cannot(tidemill: An
         found = tidemill("features", "read", park.view, *arguments)
         return found.json["explanations"][0]["shards"] and found.json
 
-    read = eventually(explanation, 20, claim="it is folded")
+    read = eventually(explanation, claim="it is folded")
     whole = tidemill("features", "read", park.view, "south-east", "--version", read["view_hash"], "--json")
     assert whole.json["view_hash"] == read["view_hash"]
     (entity,) = read["explanations"]
@@ -166,7 +164,7 @@ def test_ctrl_c_stops_a_push_cleanly_and_says_what_was_kept(shared: Any, park: A
             claim="three rows are in",
         )
         pushing.send_signal(signal.SIGINT)
-        out, _ = pushing.communicate(timeout=30)
+        out, _ = pushing.communicate(timeout=60)
     said = json.loads(out)
     assert (pushing.returncode, said["interrupted"], said["accepted"]) == (NO, True, 3)
 

@@ -10,7 +10,7 @@ import pytest
 from tidemill_contracts.instants import format_us
 from tidemill_testkit.eventually import eventually
 
-pytestmark = [pytest.mark.e2e, pytest.mark.servers, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.servers, pytest.mark.timeout(600)]
 
 DONE, NO, USAGE = 0, 1, 2
 
@@ -22,7 +22,7 @@ def test_dead_letters_are_listed_by_reason_with_their_bytes(shared: Any, tidemil
     def letters() -> Any:
         return tidemill("dead-letters", "list", park.stream, "--reason", "undecodable", "--json").json["dead_letters"]
 
-    (letter,) = eventually(letters, 20, claim="it is refused")
+    (letter,) = eventually(letters, claim="it is refused")
     assert (letter["value"], letter["group"]) == (line, "feature-online")
     assert letter["from_topic"] == f"events.{park.stream}"
     assert tidemill("dead-letters", "list", park.stream, "--reason", "too_late", "--json").json["dead_letters"] == []
@@ -50,7 +50,7 @@ def test_a_dead_letter_comes_back_once_its_stream_takes_it(
     def redrive(*arguments: object) -> Any:
         return tidemill("dead-letters", "redrive", name, *arguments, "--json")
 
-    letters: Any = eventually(lambda: found if len(found := listed("open")) == 2 else [], 20, claim="two are refused")
+    letters: Any = eventually(lambda: found if len(found := listed("open")) == 2 else [], claim="two are refused")
     shown = tidemill("dead-letters", "show", letters[1]["id"], "--json").json
     assert (shown["reason"], shown["from_offset"], json.loads(shown["value"])) == ("wrong_type", "1", broken)
     assert tidemill("dead-letters", "show", letters[1]["id"], "--raw").out == json.dumps(broken)
@@ -60,18 +60,18 @@ def test_a_dead_letter_comes_back_once_its_stream_takes_it(
     # The fix: minutes may be missing.
     park.file.write_text(park.file.read_text().replace("minutes: float", "minutes: float | None"))
     assert tidemill("apply", park.file).code == DONE
-    eventually(lambda: redrive("--dry-run").json["would_be_redriven"] == 1, 20, claim="ingestion knows of the fix")
+    eventually(lambda: redrive("--dry-run").json["would_be_redriven"] == 1, claim="ingestion knows of the fix")
     sent = redrive("--why", "minutes may be missing")
     assert (sent.code, sent.json["redriven"], sent.json["refused"]) == (NO, 1, {"wrong_type": 1})
     assert redrive().json["redriven"] == 0
     (again,) = listed("redriven")
     assert again["id"] == letters[0]["id"]
-    eventually(lambda: '"value": 2' in rides().out, 60, claim="the good one and the mended one count, each once")
+    eventually(lambda: '"value": 2' in rides().out, claim="the good one and the mended one count, each once")
     old = rides().json["view_hash"]
     # Another view, built from the log, where the mended one lies twice.
     park.file.write_text(park.file.read_text().replace('"minutes", "1h"', '"minutes", "30m"'))
     assert tidemill("apply", park.file).code == DONE
-    built = eventually(lambda: found if (found := rides().json)["view_hash"] != old else None, 60, claim="it is built")
+    built = eventually(lambda: found if (found := rides().json)["view_hash"] != old else None, claim="it is built")
     assert '"value": 2' in json.dumps(built)
 
     gone = tidemill("dead-letters", "discard", name, "--why", "nobody can say how long", "--json")

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from tidemill_features.dataset_file import lineage_of
 
-pytestmark = [pytest.mark.e2e, pytest.mark.servers, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.servers, pytest.mark.timeout(600)]
 
 PIPELINE = "flight-delays"
 

@@ -14,7 +14,7 @@ from tidemill.demo.report import comparable
 from tidemill.stack import Stack
 from tidemill.stack.spec import SERVICES
 
-pytestmark = [pytest.mark.e2e, pytest.mark.servers, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.servers, pytest.mark.timeout(1_200)]
 
 SERVERS = ("kafka", "redis", "postgres")
 OUTAGE_S = 4.0

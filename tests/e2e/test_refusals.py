@@ -22,7 +22,7 @@ from tidemill_contracts.progress.v1 import progress_pb2 as progress
 from tidemill_contracts.progress.v1.progress_pb2_grpc import ProgressServiceStub
 from tidemill_contracts.reasons import Reason
 
-pytestmark = [pytest.mark.e2e, pytest.mark.servers, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.servers, pytest.mark.timeout(600)]
 
 JSON_BODY = {"content-type": "application/json"}
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -107,13 +107,13 @@ def test_ingestion_gives_a_bad_event_its_one_reason_over_grpc_http_and_in_its_me
     expected: Counter[tuple[str, ...]] = Counter()
     for stream, data, reason in BAD + DOOR_ONLY:
         event = ingestion.Event(data=data)
-        single = stub.Publish(ingestion.PublishRequest(stream=stream, event=event), timeout=10).verdict
+        single = stub.Publish(ingestion.PublishRequest(stream=stream, event=event), timeout=60).verdict
         batch = ingestion.StreamEvents(stream=stream, events=[event])
-        batched = stub.PublishBatch(ingestion.PublishBatchRequest(batches=[batch]), timeout=10).verdicts[0]
+        batched = stub.PublishBatch(ingestion.PublishBatchRequest(batches=[batch]), timeout=60).verdicts[0]
         seen = [single.reason, batched.reason]
         if stream:
             url = f"{shared.http('ingestion')}/v1/streams/{stream}/events"
-            seen.append(shared.problem(httpx.post(url, content=data, headers=JSON_BODY)))
+            seen.append(shared.problem(httpx.post(url, content=data, headers=JSON_BODY, timeout=60)))
         assert seen == [reason] * len(seen), (stream, data[:80])
         assert single.outcome == ingestion.OUTCOME_REFUSED
         assert single.message
@@ -135,7 +135,7 @@ def test_what_is_no_cloud_event_is_named_and_counted_too(shared: Any) -> None:
         ("xml", b"<probe/>", Reason.UNSUPPORTED),
     )
     for kind, content, reason in cases:
-        answer = httpx.post(url, content=content, headers={"content-type": f"application/{kind}"})
+        answer = httpx.post(url, content=content, headers={"content-type": f"application/{kind}"}, timeout=60)
         assert shared.problem(answer) == reason, content
     counted = shared.counts("ingestion", "http_refused", "reason") - before
     assert counted == Counter((reason.value,) for _, _, reason in cases)
@@ -146,12 +146,12 @@ def test_a_duplicate_is_told_by_ingestion_and_counted_once_by_the_features(share
     stub = IngestionServiceStub(shared.channels["ingestion"])
     event = ingestion.Event(id=unique, source="test", data=probe(probe_id=unique))
     request = ingestion.PublishRequest(stream="probe", event=event)
-    first, second = (stub.Publish(request, timeout=10).verdict for _ in range(2))
+    first, second = (stub.Publish(request, timeout=60).verdict for _ in range(2))
     assert first.outcome == ingestion.OUTCOME_ACCEPTED
     assert (second.outcome, second.reason) == (ingestion.OUTCOME_DUPLICATE, shared.documented(Reason.DUPLICATE))
     headers = {**JSON_BODY, "ce-specversion": "1.0", "ce-id": unique, "ce-source": "test", "ce-type": "t"}
     url = f"{shared.http('ingestion')}/v1/streams/probe/events"
-    over_http = httpx.post(url, content=event.data, headers=headers).json()
+    over_http = httpx.post(url, content=event.data, headers=headers, timeout=60).json()
     assert (over_http["outcome"], over_http["reason"]) == ("duplicate", "duplicate")
     assert shared.counts("ingestion", "ingestion_events", "outcome", "reason")["duplicate", "duplicate"] >= 2
     # A producer that retries straight into Kafka gets a second record, which readers recognise.
@@ -159,7 +159,7 @@ def test_a_duplicate_is_told_by_ingestion_and_counted_once_by_the_features(share
     settled(shared, asyncio.run(write(shared, [("probe", event.data, ce)])))
     key = feature.EntityKey(values=[feature.Scalar(string_value=unique)])
     asked = feature.GetFeaturesRequest(views=[feature.ViewKeys(view="probes", keys=[key])])
-    answer = FeatureServiceStub(shared.channels["feature"]).GetFeatures(asked, timeout=10)
+    answer = FeatureServiceStub(shared.channels["feature"]).GetFeatures(asked, timeout=60)
     assert answer.views[0].rows[0].values[0].value.int64_value == 1
 
 

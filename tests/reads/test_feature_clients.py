@@ -130,7 +130,7 @@ async def test_the_examples_of_the_page_run(doors: Any) -> None:
 
 async def test_the_question_to_feast_s_door_on_the_page_is_answered(doors: Any) -> None:
     (body,) = re.findall(r"-d '(\{.*?\})'", PAGE.read_text(), re.DOTALL)
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         response = await client.post(
             f"{doors.http}/get-online-features", content=body, headers={"content-type": "application/json"}
         )

@@ -15,7 +15,7 @@ from authority import LOOPBACK, Pair
 # What a client of PostgreSQL begins with where it wants TLS: eight bytes long, code 80877103.
 SSL_REQUEST = (8).to_bytes(4, "big") + (80_877_103).to_bytes(4, "big")
 CHUNK = 65_536
-START_S = 10.0
+START_S = 60.0
 
 
 class Relay:

@@ -25,8 +25,7 @@ from tidemill_testkit.ports import free_port
 
 MECHANISM: Final = "SCRAM-SHA-512"
 USER = "tidemill"
-START_S = 30.0
-STOP_S = 20.0
+STOP_S = 60.0
 
 
 def _lines(port: int, controller: int, password: str, pair: Pair, authority: Authority) -> str:
@@ -84,7 +83,7 @@ def secured_kafka(folder: Path, authority: Authority) -> Iterator[KafkaSettings]
         ssl_cafile=str(authority.file),
     )
     try:
-        eventually(lambda: asyncio.run(_answers(settings)), START_S, tolerate=(KafkaError, OSError))
+        eventually(lambda: asyncio.run(_answers(settings)), tolerate=(KafkaError, OSError))
         yield settings
     finally:
         process.terminate()

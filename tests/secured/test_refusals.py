@@ -17,7 +17,7 @@ from tidemill_contracts.kafka_refusals import refusal
 from tidemill_testkit.eventually import eventually
 from tidemill_testkit.orphans import dying_with_us
 
-pytestmark = [pytest.mark.servers, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.servers
 
 WRONG = "not-the-password"
 
@@ -70,7 +70,7 @@ def service(name: str, secured: Secured, folder: Path, change: Mapping[str, str]
         yield log
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,6 @@ def test_a_service_that_is_not_let_in_says_what_to_change(
 ) -> None:
     told = {key: str(secured.stranger.file) if value == "stranger" else value for key, value in change.items()}
     with service(name, secured, tmp_path, told) as log:
-        eventually(lambda: said in log.read_text(), 30, claim=f"{name} says: {said}")
+        eventually(lambda: said in log.read_text(), claim=f"{name} says: {said}")
     text = log.read_text()
     assert not [secret for secret in (*secured.secrets, WRONG) if secret in text]

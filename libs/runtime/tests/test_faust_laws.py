@@ -138,7 +138,7 @@ async def test_of_two_processes_of_one_name_the_later_keeps_it(
 
         async def decided(value: bytes) -> None:
             await producer.send(Outgoing("t", value))
-            await aeventually(lambda: out.read_bytes().endswith(value), 30, claim=f"{value!r} is decided")
+            await aeventually(lambda: out.read_bytes().endswith(value), claim=f"{value!r} is decided")
 
         try:
             frozen = start()
@@ -150,7 +150,7 @@ async def test_of_two_processes_of_one_name_the_later_keeps_it(
             assert await asyncio.to_thread(frozen.wait, 60) == EXIT_FATAL
             await decided(b"c")
             later.send_signal(signal.SIGTERM)
-            assert await asyncio.to_thread(later.wait, 20) == 0
+            assert await asyncio.to_thread(later.wait, 60) == 0
         finally:
             for process in started:
                 process.kill()

@@ -49,7 +49,7 @@ async def test_a_topic_that_comes_later_is_waited_for(kafka: KafkaSettings, make
         await aeventually(lambda: "does not exist yet" in (follower.fault() or ""))
         assert not follower.caught_up.is_set()
         await make_topic("state")
-        await aeventually(follower.caught_up.is_set, 15)
+        await aeventually(follower.caught_up.is_set)
 
 
 async def test_a_record_that_takes_time_counts_only_when_it_has_taken_effect(

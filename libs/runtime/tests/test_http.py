@@ -21,7 +21,7 @@ def _fetch(port: int, path: str, body: bytes | None = None) -> tuple[int, dict[s
     headers = {} if body is None else {"content-type": "application/json"}
     request = Request(f"http://127.0.0.1:{port}{path}", body, headers)
     try:
-        with urlopen(request, timeout=5) as answer:
+        with urlopen(request, timeout=60) as answer:
             return answer.status, dict(answer.headers), answer.read().decode()
     except HTTPError as error:
         with error:

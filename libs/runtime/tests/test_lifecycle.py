@@ -123,23 +123,23 @@ def start(mode: str, ready: Path, **environment: str) -> "subprocess.Popen[str]"
 )
 def test_sigterm_ends_in_order_or_at_the_deadline(mode: str, code: int, tmp_path: Path) -> None:
     process = start(mode, tmp_path / "ready", drain_s="1")
-    eventually((tmp_path / "ready").exists, 20)
+    eventually((tmp_path / "ready").exists)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)
-    _, lines = process.communicate(timeout=20)
+    _, lines = process.communicate(timeout=60)
     assert process.returncode == code, lines
 
 
 @pytest.mark.parametrize(("mode", "code"), [("fatal", 70), ("stalled", 71)])
 def test_a_crash_has_a_code_of_its_own(mode: str, code: int, tmp_path: Path) -> None:
     process = start(mode, tmp_path / "ready")
-    _, lines = process.communicate(timeout=20)
+    _, lines = process.communicate(timeout=60)
     assert process.returncode == code, lines
 
 
 def test_wrong_settings_say_which_and_exit_at_once(tmp_path: Path) -> None:
     process = start("serve", tmp_path / "ready", drain_s="soon")
-    _, lines = process.communicate(timeout=20)
+    _, lines = process.communicate(timeout=60)
     assert process.returncode == 78
     assert "drain_s" in lines
 

@@ -16,7 +16,7 @@ from tidemill_runtime.settings import KafkaSettings
 from tidemill_runtime.stream import StreamRunner
 from tidemill_testkit.eventually import aeventually
 
-pytestmark = [pytest.mark.servers, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.servers
 
 
 class Counting(Pipeline[None, list[bytes]]):
@@ -56,7 +56,7 @@ async def test_streams_followers_and_producers_outlive_a_kafka_outage(own_stack:
     def fold(record: Record) -> None:
         followed.append(record.value or b"")
 
-    options = StreamOptions("outage", stall_s=5.0)
+    options = StreamOptions("outage", stall_s=10.0)
     async with (
         Producer(kafka, ack_timeout_s=5) as producer,
         running(StreamRunner(pipeline, kafka, options, topics=["t"])) as runner,
@@ -67,10 +67,10 @@ async def test_streams_followers_and_producers_outlive_a_kafka_outage(own_stack:
         await asyncio.to_thread(own_stack.stop_process, "kafka")
         during = asyncio.create_task(sent(producer, b"during"))
         # Longer than the stall limit: an outage is not a stall.
-        await asyncio.wait({during}, timeout=8)
+        await asyncio.wait({during}, timeout=12)
         assert not during.done()
         await asyncio.to_thread(own_stack.start_process, "kafka")
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             await during
             await sent(producer, b"after")
             await runner.reached(producer.written)
@@ -103,8 +103,8 @@ async def test_the_outbox_outlives_an_outage_of_postgresql(own_stack: Any) -> No
                 return True
 
             away = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
-            await aeventually(enqueued, 30, claim="a change can be written again", tolerate=away)
-            async with asyncio.timeout(30):
+            await aeventually(enqueued, claim="a change can be written again", tolerate=away)
+            async with asyncio.timeout(60):
                 await relay.drained()
             assert sum(producer.written.values()) == 2
 

@@ -22,6 +22,7 @@ from tidemill_runtime.progress import to_wire
 from tidemill_runtime.settings import GrpcSettings, KafkaSettings
 from tidemill_testkit.eventually import aeventually
 from tidemill_testkit.orphans import dying_with_us
+from tidemill_testkit.ports import free_port
 
 pytestmark = pytest.mark.servers
 
@@ -57,12 +58,11 @@ async def test_the_service_in_the_readme_counts_answers_and_stops(
     servers: Any,
     redis_namespace: str,
     tmp_path: Path,
-    unused_tcp_port_factory: Callable[[], int],
 ) -> None:
     await make_topic("events.clicks", partitions=2)
     await make_topic("events.clicks.dlq")
     written_out(tmp_path, redis_namespace)
-    grpc_port, http_port = unused_tcp_port_factory(), unused_tcp_port_factory()
+    grpc_port, http_port = free_port(), free_port()
     environment = {
         "KAFKA__BOOTSTRAP": kafka.bootstrap,
         "KAFKA__TOPIC_PREFIX": kafka.topic_prefix,
@@ -78,14 +78,14 @@ async def test_the_service_in_the_readme_counts_answers_and_stops(
         async with Producer(kafka) as producer:
             await producer.send_all([Outgoing("events.clicks", event) for event in events])
             address = f"127.0.0.1:{grpc_port}"
-            await aeventually(lambda: ready(http_port), 20, tolerate=(OSError,))
+            await aeventually(lambda: ready(http_port), tolerate=(OSError,))
             async with channel(address, GrpcSettings()) as opened:
                 request = WaitProgressRequest(stage="count", offsets=to_wire(producer.written))
-                answer = await progress_pb2_grpc.ProgressServiceStub(opened).WaitProgress(request, timeout=20)
+                answer = await progress_pb2_grpc.ProgressServiceStub(opened).WaitProgress(request, timeout=60)
         assert [one.topic for one in answer.written] == ["events.clicks.dlq"]
         assert await redis.hgetall(redis_namespace) == {b"a": b"2", b"b": b"1"}
         process.send_signal(signal.SIGTERM)
-        _, lines = await asyncio.to_thread(process.communicate, timeout=20)
+        _, lines = await asyncio.to_thread(process.communicate, timeout=60)
     finally:
         process.kill()
         await redis.delete(redis_namespace)

@@ -318,10 +318,10 @@ async def test_a_second_worker_takes_over_half_and_nothing_is_lost_or_committed_
         sending = asyncio.create_task(_spread(producer, values))
         await aeventually(lambda: one.applied)
         async with running(StreamRunner(two, kafka, OPTIONS, topics=["t"])) as second:
-            await aeventually(lambda: len(second.positions.next) == 2 and len(first.positions.next) == 2, 20)
+            await aeventually(lambda: len(second.positions.next) == 2 and len(first.positions.next) == 2)
             await sending
-            await aeventually(lambda: set(one.applied) | set(two.applied) == set(values), 20)
-        await aeventually(lambda: len(first.positions.next) == 4, 20)
+            await aeventually(lambda: set(one.applied) | set(two.applied) == set(values))
+        await aeventually(lambda: len(first.positions.next) == 4)
         await first.reached(producer.written)
     # Each handed-over partition was committed first, so nothing came twice either.
     assert sorted(one.applied + two.applied) == sorted(values)
@@ -354,7 +354,7 @@ async def test_topics_may_come_later_and_change(kafka: KafkaSettings, make_topic
 
 
 async def test_a_consumer_without_topics_stops(kafka: KafkaSettings) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async with running(StreamRunner(Collecting(), kafka, OPTIONS)) as runner:
             await aeventually(lambda: runner.fault() is None, claim="no topics is ready")
 
@@ -392,12 +392,12 @@ async def test_a_consumer_with_lag_that_does_not_advance_is_not_live_and_ends_th
 async def test_an_idle_or_busy_consumer_is_live(kafka: KafkaSettings, make_topic: MakeTopic) -> None:
     await make_topic("t")
     health = Health()
-    options = StreamOptions("laws", stall_s=0.3)
+    options = StreamOptions("laws", stall_s=2.0)
     async with (
         Producer(kafka) as producer,
         running(StreamRunner(Collecting(), kafka, options, topics=["t"], health=health)) as runner,
     ):
-        ends = time.monotonic() + 1.0
+        ends = time.monotonic() + 3.0
         while time.monotonic() < ends:
             await fill(producer, "t", [b"a"])
             await runner.reached(producer.written)
@@ -418,7 +418,7 @@ async def test_a_client_that_has_given_up_its_part_in_the_group_is_replaced(
 
     monkeypatch.setattr(AIOKafkaClient, "coordinator_lookup", looked_up)
     pipeline = Collecting()
-    async with Producer(kafka) as producer, asyncio.timeout(30):
+    async with Producer(kafka) as producer, asyncio.timeout(60):
         await fill(producer, "t", [b"a"])
         async with running(StreamRunner(pipeline, kafka, OPTIONS, topics=["t"])) as runner:
             await runner.reached(producer.written)

@@ -51,7 +51,7 @@ def test_the_flights_compile_to_the_golden() -> None:
 def test_the_definition_language_is_light_to_import() -> None:
     heavy = "{'numpy', 'grpc', 'sqlglot', 'google.protobuf', 'typer'}"
     code = f"import sys, tidemill; found = {heavy} & set(sys.modules); assert not found, found"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_compiling_twice_gives_the_same_hash_and_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ class World:
         async def gone() -> bool:
             return name not in await self._admin.list_topics()
 
-        await aeventually(gone, 10)
+        await aeventually(gone)
         await self.create(topic, partitions)
 
     async def drop_before(self, topic: str, offset: int) -> None:
@@ -114,7 +114,7 @@ class World:
             found = await self._admin.describe_topics([self.kafka.physical(topic)])
             return len(found[0]["partitions"]) == total
 
-        await aeventually(there, 10)
+        await aeventually(there)
         # A producer of our own learns of them at its next look otherwise.
         assert self._producer is not None
         await self._producer.__aexit__(None, None, None)
@@ -233,14 +233,14 @@ class Feature:
                 return False
             return True
 
-        await aeventually(answers, 60, claim="the feature service answers")
+        await aeventually(answers, claim="the feature service answers")
 
     async def live(self) -> bool:
         """Say whether the service calls itself live and ready."""
-        async with httpx.AsyncClient(base_url=f"http://{self.http}") as http:
+        async with httpx.AsyncClient(base_url=f"http://{self.http}", timeout=60) as http:
             return all([(await http.get(path)).status_code == 200 for path in ("/live", "/ready")])
 
-    async def reached(self, offsets: Sequence[progress.TopicPartitionOffset], timeout_s: float = 20) -> Any:
+    async def reached(self, offsets: Sequence[progress.TopicPartitionOffset], timeout_s: float = 60) -> Any:
         request = progress.WaitProgressRequest(stage="online", offsets=offsets)
         return await self.progress.WaitProgress(request, timeout=timeout_s)
 
@@ -254,13 +254,13 @@ class Feature:
         ]
         asked = messages.ViewKeys(view=view, keys=[messages.EntityKey(values=[scalar]) for scalar in scalars])
         request = messages.GetFeaturesRequest(views=[asked], as_of_us=as_of_us)
-        response = await self.features.GetFeatures(request, timeout=10)
+        response = await self.features.GetFeatures(request, timeout=60)
         return [[_pair(value) for value in row.values] for row in response.views[0].rows]
 
     async def stop(self, number: int = signal.SIGTERM) -> int:
         await self.channel.close()
         self.process.send_signal(number)
-        return await asyncio.to_thread(self.process.wait, 20)
+        return await asyncio.to_thread(self.process.wait, 60)
 
 
 def _pair(value: messages.FeatureValue) -> tuple[str, Any]:
@@ -289,7 +289,7 @@ class Door:
     async def get(self, *views: messages.ViewKeys, **options: Any) -> messages.GetFeaturesResponse:
         options = {"as_of_us": fraud_world.NOON_US, **options}
         found: messages.GetFeaturesResponse = await self.stub.GetFeatures(
-            messages.GetFeaturesRequest(views=views, **options), timeout=5
+            messages.GetFeaturesRequest(views=views, **options), timeout=60
         )
         return found
 
@@ -318,6 +318,6 @@ async def door(servers: Any, redis_namespace: str) -> AsyncIterator[Door]:
         web = HttpServer(settings.http, health, feast_app(reads, settings))
         await stack.enter_async_context(running(web))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{rpc.port}"))
-        http = await stack.enter_async_context(httpx.AsyncClient(base_url=f"http://127.0.0.1:{web.port}"))
+        http = await stack.enter_async_context(httpx.AsyncClient(base_url=f"http://127.0.0.1:{web.port}", timeout=60))
         hashes = {name: plan.hash for name, plan in known.plans.items()}
         yield Door(FeatureServiceStub(channel), http, hashes, known)

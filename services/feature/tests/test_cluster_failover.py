@@ -77,11 +77,9 @@ async def test_shards_are_read_and_written_on_where_a_replica_took_over(
         except Retryable:
             return False
 
-    await aeventually(read, 20, claim="every shard is read from where it is now")
+    await aeventually(read, claim="every shard is read from where it is now")
     moves, shards = [Move(HERE, point(5), point(6))], {key: shard(6) for key in keys}
-    await aeventually(
-        lambda: written(store, moves, shards), 20, claim="the next flush is written, and nothing was lost"
-    )
+    await aeventually(lambda: written(store, moves, shards), claim="the next flush is written, and nothing was lost")
     assert await store.shards(keys) == [shard(6)] * len(keys)
     assert await store.watch([HERE]) == {HERE: point(6)}
 
@@ -90,7 +88,7 @@ async def test_a_service_starts_where_the_first_node_of_its_url_is_gone(world: A
     cluster.nodes[0].kill()
     survivor = cluster.nodes[1].client()
     await aeventually(
-        lambda: survivor.cluster("info")["cluster_state"] == "ok", 20, claim="its replica has taken its place"
+        lambda: survivor.cluster("info")["cluster_state"] == "ok", claim="its replica has taken its place"
     )
     await world.register(world.busy)
     feature = await world.start(REDIS__URL=cluster.whole_url, REDIS__CLUSTER="true")
@@ -119,7 +117,7 @@ async def test_a_replica_that_took_over_without_the_writes_is_noticed_and_the_lo
         except Retryable:
             return False
 
-    await aeventually(noticed, 20, claim="the successor has lost writes, and it is noticed")
+    await aeventually(noticed, claim="the successor has lost writes, and it is noticed")
     assert await store.watch([HERE]) == {HERE: None}
     assert await written(store, [Move(HERE, None, point(6))], {key: shard(6) for key in keys})
     assert await store.shards(keys) == [shard(6)] * len(keys)

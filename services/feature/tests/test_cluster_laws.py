@@ -75,5 +75,5 @@ async def test_a_killed_worker_and_a_node_that_lost_its_data_leave_no_trace(worl
                 # What was lost is being built again.
                 return False
 
-        await aeventually(right, 20, claim=f"what node {number} lost is read again from the log")
+        await aeventually(right, claim=f"what node {number} lost is read again from the log")
     assert await feature.stop() == 0

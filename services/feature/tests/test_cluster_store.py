@@ -160,7 +160,7 @@ async def test_a_node_that_lost_its_data_sets_the_checkpoints_back(
         assert found == {THERE: None}
         return True
 
-    await aeventually(noticed, 20, claim="a node has lost writes, and it is noticed")
+    await aeventually(noticed, claim="a node has lost writes, and it is noticed")
     assert await store.run_id() != run_id
     assert await store.watch([HERE, THERE]) == {HERE: None, THERE: None}
     assert await store.checkpoints([HERE, THERE]) == {HERE: None, THERE: None}

@@ -132,12 +132,12 @@ async def test_every_aggregate_is_what_brute_force_says_also_after_kill_9(world:
                 assert agree(one, Answer(*pair), want), (one.name, one.function, who, pair, want)
     key, as_of_us = messages.EntityKey(values=[messages.Scalar(string_value="ann")]), moments[2]
     asked = messages.ExplainFeaturesRequest(view="exactly", key=key, as_of_us=as_of_us)
-    edges = (await feature.features.ExplainFeatures(asked, timeout=10)).features[0].slots
+    edges = (await feature.features.ExplainFeatures(asked, timeout=60)).features[0].slots
     cut = [event for slot in edges for event in slot.events]
     assert {event.counts for event in cut} == {True, False}
     assert all(event.counts == (as_of_us - 60 * SECOND < event.event_time_us <= as_of_us) for event in cut)
     asked = messages.ExplainFeaturesRequest(view="everything", key=key, as_of_us=as_of_us)
-    explained = await feature.features.ExplainFeatures(asked, timeout=10)
+    explained = await feature.features.ExplainFeatures(asked, timeout=60)
     assert [one.feature for one in explained.features] == [one.name for one in wanted]
     assert all(one.slots for one in explained.features)
     sketched = [one for one in explained.features if one.function in ("approx_distinct", "quantile", "top_k")]

@@ -12,7 +12,7 @@ COUNTER = 'tidemill_feature_read_hop_accuracy_total{view="narrow"}'
 
 async def counted(feature: Any) -> float:
     """Return what the service's metrics say; without a line, nothing was counted."""
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=60) as http:
         text = (await http.get(f"http://{feature.http}/metrics")).text
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(COUNTER))
 

@@ -164,7 +164,7 @@ async def test_a_moment_that_no_event_can_have_is_out_of_range(door: Door, as_of
 
 async def test_the_slots_of_an_explanation_make_its_values(door: Door) -> None:
     request = messages.ExplainFeaturesRequest(view="payer", key=key("ann"), as_of_us=NOON_US)
-    found = await door.stub.ExplainFeatures(request, timeout=5)
+    found = await door.stub.ExplainFeatures(request, timeout=60)
     features = {feature.feature: feature for feature in found.features}
     values = {feature.feature: feature.value for feature in found.features}
     row = (await door.get(keys("payer", "ann"))).views[0].rows[0]
@@ -186,7 +186,7 @@ async def test_the_slots_of_an_explanation_make_its_values(door: Door) -> None:
 async def test_an_entity_without_events_is_explained_by_no_slots(door: Door) -> None:
     for nobody in ("eve", None):
         request = messages.ExplainFeaturesRequest(view="payer", key=key(nobody), as_of_us=NOON_US)
-        found = await door.stub.ExplainFeatures(request, timeout=5)
+        found = await door.stub.ExplainFeatures(request, timeout=60)
         assert not found.shards
         assert not any(feature.slots for feature in found.features)
         assert {feature.value.status for feature in found.features} == {messages.STATUS_NOT_FOUND}

@@ -67,7 +67,7 @@ async def settled(look: Callable[[], Awaitable[None]], claim: str) -> None:
             return False
         return True
 
-    await aeventually(holds, 30, claim=claim)
+    await aeventually(holds, claim=claim)
 
 
 async def correct(world: Any, feature: Any, view: definition.View, as_of_us: int) -> None:
@@ -132,15 +132,15 @@ async def test_a_rebuild_repairs_shards_that_were_lost_and_says_how_far_it_is(wo
         await redis.delete(*lost)
     # Nobody can tell what somebody deleted by hand.
     assert await feature.get("payer", PAYERS, at_us) != [world.log.features(world.payer, key, at_us) for key in PAYERS]
-    assert (await feature.features.Rebuild(messages.RebuildRequest(view="payer"), timeout=5)).views == ["payer"]
+    assert (await feature.features.Rebuild(messages.RebuildRequest(view="payer"), timeout=60)).views == ["payer"]
     partitions = []
 
     async def ready() -> bool:
-        builds = await feature.features.GetBuilds(messages.GetBuildsRequest(view="payer"), timeout=5)
+        builds = await feature.features.GetBuilds(messages.GetBuildsRequest(view="payer"), timeout=60)
         partitions.extend(builds.partitions)
         return all(view.ready and view.build == 1 for view in builds.views)
 
-    await aeventually(ready, 30, claim="the second build is read")
+    await aeventually(ready, claim="the second build is read")
     await check(world, feature, world.payer, at_us)
     await check(world, feature, world.busy, at_us)
     assert all(0 <= one.next_offset <= one.end_offset for one in partitions)
@@ -155,7 +155,7 @@ async def test_what_kafka_has_dropped_is_built_from_the_archive(world: Any, data
     await world.pay(payments(81, 400, world.noon_us))
     await feature.reached(await world.ends())
     await feature.progress.WaitProgress(
-        progress.WaitProgressRequest(stage="offline", offsets=await world.ends()), timeout=20
+        progress.WaitProgressRequest(stage="offline", offsets=await world.ends()), timeout=60
     )
     await world.drop_before("events.paid", 120)
     await world.pay(payments(82, 40, world.noon_us + 400 * SECOND))
@@ -179,7 +179,7 @@ async def test_what_is_not_registered_is_not_rebuilt(world: Any) -> None:
     await feature.reached(await world.ends())
     for request in ({}, {"view": "nothing"}, {"stream": "nothing"}, {"view": "payer", "stream": "paid"}):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await feature.features.Rebuild(messages.RebuildRequest(**request), timeout=5)
+            await feature.features.Rebuild(messages.RebuildRequest(**request), timeout=60)
         assert refused.value.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
 
 
@@ -216,7 +216,7 @@ async def test_a_redefined_view_answers_as_before_until_the_new_one_is_built(wor
         seen.append(got == after)
         return bool(seen[-1])
 
-    await aeventually(switched, 30, claim="the new version answers")
+    await aeventually(switched, claim="the new version answers")
     assert sorted(seen) == seen, "and never the old one again"
     await world.pay(payments(22, 50, world.noon_us + 400 * SECOND))
     await feature.reached(await world.ends())
@@ -246,7 +246,7 @@ async def test_a_retired_view_is_read_no_more_and_is_right_again_when_it_comes_b
             return refused.code() is grpc.StatusCode.NOT_FOUND
         return False
 
-    await aeventually(unknown, 30, claim="nobody reads it")
+    await aeventually(unknown, claim="nobody reads it")
     await world.pay(payments(24, 60, world.noon_us + 60 * SECOND))
     await feature.reached(await world.ends())
     at_us = world.noon_us + 110 * SECOND
@@ -262,7 +262,7 @@ async def test_a_retired_view_is_read_no_more_and_is_right_again_when_it_comes_b
     await settled(expires, "its shards expire")
     await world.register(world.busy)
     await correct(world, feature, world.busy, at_us)
-    builds = await feature.features.GetBuilds(messages.GetBuildsRequest(view="busy"), timeout=5)
+    builds = await feature.features.GetBuilds(messages.GetBuildsRequest(view="busy"), timeout=60)
     assert [view.build for view in builds.views] == [1], "beside the shards that expire"
     await check(world, feature, world.payer, at_us)
 
@@ -277,10 +277,10 @@ async def test_a_retired_stream_is_read_no_more_and_goes_on_where_it_was_when_it
 
     async def ended() -> bool:
         # The group has no stream left to read, and the service lives.
-        stats = await feature.features.GetStats(messages.GetStatsRequest(), timeout=1)
+        stats = await feature.features.GetStats(messages.GetStatsRequest(), timeout=60)
         return not stats.views and await feature.live()
 
-    await aeventually(ended, 30, claim="nothing of the stream is folded")
+    await aeventually(ended, claim="nothing of the stream is folded")
     await world.pay(payments(24, 60, world.noon_us + 60 * SECOND))
     await world.register(world.busy)
     at_us = world.noon_us + 110 * SECOND
@@ -303,7 +303,7 @@ async def test_partitions_added_by_definition_leave_the_rings_as_they_are(world:
         assert await feature.get("payer", PAYERS, at_us) == before, "nothing is built anew"
     await world.pay(payments(54, 60, world.noon_us + 60 * SECOND, partitions=4))
     await correct(world, feature, world.payer, world.noon_us + 110 * SECOND)
-    builds = await feature.features.GetBuilds(messages.GetBuildsRequest(), timeout=5)
+    builds = await feature.features.GetBuilds(messages.GetBuildsRequest(), timeout=60)
     assert [(view.build, view.old) for view in builds.views] == [(0, False)]
 
 

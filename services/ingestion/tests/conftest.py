@@ -79,7 +79,7 @@ class Door:
     async def publish(self, *events: messages.Event, **request: Any) -> messages.PublishBatchResponse:
         batch = messages.StreamEvents(stream="rides", source="meter", events=events)
         response: messages.PublishBatchResponse = await self.rpc.PublishBatch(
-            messages.PublishBatchRequest(batches=[batch], **request), timeout=30
+            messages.PublishBatchRequest(batches=[batch], **request), timeout=60
         )
         return response
 
@@ -102,7 +102,7 @@ class Door:
             stage="publish",
             offsets=[progress_pb2.TopicPartitionOffset(topic="registry.pipelines.v1", partition=0, next_offset=1)],
         )
-        await self.progress.WaitProgress(request, timeout=30, wait_for_ready=True)
+        await self.progress.WaitProgress(request, timeout=60, wait_for_ready=True)
 
 
 async def announce(kafka: KafkaSettings) -> None:
@@ -129,7 +129,7 @@ async def opened(kafka: KafkaSettings, **options: Any) -> AsyncIterator[Door]:
     async with (
         open_service(settings, Health()),
         grpc.aio.insecure_channel(settings.grpc.listen) as channel,
-        httpx.AsyncClient(base_url=f"http://{settings.http.listen}") as http,
+        httpx.AsyncClient(base_url=f"http://{settings.http.listen}", timeout=60) as http,
     ):
         door = Door(settings, channel, http)
         await door.ready()

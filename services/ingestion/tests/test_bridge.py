@@ -74,7 +74,7 @@ def plain(*values: bytes) -> list[Record]:
 async def bridged(door: Any, raw: Raw) -> None:
     """Return once the bridge has dealt with everything written so far."""
     request = progress_pb2.WaitProgressRequest(stage="bridge", offsets=raw.offsets())
-    await door.progress.WaitProgress(request, timeout=30)
+    await door.progress.WaitProgress(request, timeout=60)
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ async def test_a_bridge_killed_at_any_moment_copies_every_record_as_one_event(
                     end: int = await door.end("events.rides")
                     return end >= wanted
 
-                await aeventually(copied, 30, claim=f"{enough} records are copied")
+                await aeventually(copied, claim=f"{enough} records are copied")
             finally:
                 process.kill()
                 await process.wait()
@@ -230,7 +230,7 @@ async def test_a_bridge_pauses_before_a_broken_topic_is_drained_into_the_dead_le
             found: bool = (await door.http.get("/v1/streams/rides")).json().get("paused", False)
             return found
 
-        await aeventually(paused, 20, claim="the stream pauses")
+        await aeventually(paused, claim="the stream pauses")
         letters = len(await door.log("events.rides.dlq"))
         assert 20 <= letters <= 30
         assert "bridge:" + raw.name not in (await door.http.get("/ready")).json()["faults"]
@@ -240,7 +240,7 @@ async def test_a_bridge_pauses_before_a_broken_topic_is_drained_into_the_dead_le
             await door.http.post("/v1/streams/rides/resume", headers={"x-tidemill-actor": "anna"})
             return rides_of(await door.log()) == [1]
 
-        await aeventually(through, 60, claim="the good record behind them arrives")
+        await aeventually(through, claim="the good record behind them arrives")
         assert len(await door.log("events.rides.dlq")) == 80
 
 

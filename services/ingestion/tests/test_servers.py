@@ -84,7 +84,7 @@ async def test_every_class_of_bad_input_has_one_reason_at_every_door(door: Any, 
     reasons = [reason for reason, _, _ in bad_input]
     assert [verdict.reason for verdict in response.verdicts] == reasons
     portion = messages.PublishStreamRequest(stream="rides", events=[event("", data) for _, data, _ in bad_input])
-    streamed = [one async for one in door.rpc.PublishStream(iter([portion]), timeout=10)]
+    streamed = [one async for one in door.rpc.PublishStream(iter([portion]), timeout=60)]
     assert [verdict.reason for one in streamed for verdict in one.verdicts] == reasons
     body = b"\n".join(data for _, data, _ in bad_input)
     lined = await door.http.post(
@@ -191,7 +191,7 @@ async def test_while_kafka_is_away_events_are_to_be_sent_again_and_afterwards_ta
     try:
         kafka = KafkaSettings(bootstrap=endpoints.kafka, topic_prefix="t.")
         await announce_stream(kafka)
-        async with open_door(kafka, publish_timeout_s=2.0) as door:
+        async with open_door(kafka, publish_timeout_s=5.0) as door:
             assert (await door.publish(event("1", door.ride(1)))).accepted == 1
             await asyncio.to_thread(stack.stop_process, "kafka")
             response = await door.publish(event("2", door.ride(2)), event("2", door.ride(2)))
@@ -207,7 +207,7 @@ async def test_while_kafka_is_away_events_are_to_be_sent_again_and_afterwards_ta
                 # Nobody sends to who is not ready: readiness must come back without a send.
                 return "producer" not in (await door.http.get("/ready")).json()["faults"]
 
-            await aeventually(ready, 60, claim="the producer is ready again")
+            await aeventually(ready, claim="the producer is ready again")
             assert (await door.publish(event("2", door.ride(2)))).verdicts[0].outcome in {ACCEPTED, DUPLICATE}
             identities = {from_headers(record.headers).id for record in await door.log()}
             assert {"1", "2"} <= identities

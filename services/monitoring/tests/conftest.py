@@ -191,7 +191,7 @@ class World:
             found = await self.producer.partitions_for(self.kafka.physical(events_topic(stream)))
             return len(found) == partitions
 
-        await aeventually(known, 20, claim="the producer knows the new partitions")
+        await aeventually(known, claim="the producer knows the new partitions")
 
     async def land(self, flight: str, at_us: int, delay: float | None, event_id: str = "", **more: Any) -> None:
         """Write a landing."""

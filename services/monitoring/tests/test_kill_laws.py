@@ -23,7 +23,7 @@ KILLS = 5
 # conftest's World; test modules cannot import it under importlib mode.
 World = Any
 
-pytestmark = [pytest.mark.servers, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.servers, pytest.mark.timeout(600)]
 
 
 @asynccontextmanager

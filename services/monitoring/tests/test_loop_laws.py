@@ -204,7 +204,7 @@ async def test_predictions_that_were_answered_and_never_logged_are_told_once_eac
             found: list[monitoring.AlertRecord] = await world.told("monitoring.alerts.v1", monitoring.AlertRecord)
             return found
 
-        alert, *_ = await aeventually(told, 30, claim="operators are told")
+        alert, *_ = await aeventually(told, claim="operators are told")
     assert (alert.severity, alert.incident_id) == ("medium", "")
     said = re.fullmatch(r"Serving process serving-1 answered ([0-9]+) predictions? whose log record .*", alert.summary)
     assert said is not None

@@ -71,7 +71,7 @@ class Registry:
 
     async def wait(self, offsets: list[progress_pb2.TopicPartitionOffset] | None = None) -> dict[str, int]:
         request = progress_pb2.WaitProgressRequest(stage="outbox", offsets=offsets)
-        response = await self.progress.WaitProgress(request, timeout=20)
+        response = await self.progress.WaitProgress(request, timeout=60)
         return {written.topic: written.next_offset for written in response.written}
 
     @staticmethod

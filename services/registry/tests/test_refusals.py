@@ -59,7 +59,7 @@ async def test_a_mutating_call_without_an_actor_is_refused(registry: Any, rides:
 async def test_http_answers_what_people_look_up_and_problems_carry_the_reason(registry: Any, rides: Any) -> None:
     await registry.apply(rides())
     await registry.register("cause-1")
-    async with httpx.AsyncClient(base_url=registry.http) as http:
+    async with httpx.AsyncClient(base_url=registry.http, timeout=60) as http:
         listed = (await http.get("/v1/pipelines")).json()["items"]
         assert [(item["name"], item["revision"]) for item in listed] == [("tips", 1)]
         assert (await http.get("/v1/pipelines/tips/deployment")).json()["champion"]["version"] == 1

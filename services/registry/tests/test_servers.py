@@ -180,7 +180,7 @@ async def test_killed_between_any_two_steps_it_loses_no_event_and_keeps_their_or
     async def start() -> asyncio.subprocess.Process:
         command = (sys.executable, "-m", "tidemill_registry")
         process = await asyncio.create_subprocess_exec(*dying_with_us(command), env=environment)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await client.rpc.ListDefinitions(messages.ListDefinitionsRequest(), wait_for_ready=True)
         return process
 

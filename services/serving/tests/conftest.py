@@ -48,7 +48,7 @@ class Serving:
     async def settled(self, *places: progress.TopicPartitionOffset) -> None:
         """Return once these positions are followed and served."""
         await self.progress.WaitProgress(
-            progress.WaitProgressRequest(stage="deployments", offsets=places), timeout=20, wait_for_ready=True
+            progress.WaitProgressRequest(stage="deployments", offsets=places), timeout=60, wait_for_ready=True
         )
 
 
@@ -93,7 +93,7 @@ class Stage:
             "verify_key_file": self.folder / "verify.pem",
             "cache": self.folder / "cache",
             "project": self.project,
-            "durable_timeout_s": 3.0,
+            "durable_timeout_s": 6.0,
             "drain_s": 4.0,
             **changes,
         }
@@ -116,7 +116,7 @@ class Stage:
     @asynccontextmanager
     async def _ready(self, changes: dict[str, Any]) -> AsyncIterator[Serving]:
         async with self.running(**changes) as service:
-            await aeventually(lambda: not service.health.ready(), 20, claim="the service is ready")
+            await aeventually(lambda: not service.health.ready(), claim="the service is ready")
             yield service
 
     def forget_artifacts(self) -> None:
@@ -167,7 +167,7 @@ async def logged(kafka: KafkaSettings, count: int, sequences: int = 0) -> list[r
             numbers = {record.sequence for record in found if record.sequence}
             return len(found) >= count and len(numbers) >= sequences
 
-        await aeventually(enough, 20, claim=f"{count} predictions are logged")
+        await aeventually(enough, claim=f"{count} predictions are logged")
     finally:
         await consumer.stop()
     return found

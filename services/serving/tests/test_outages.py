@@ -28,12 +28,12 @@ async def test_kafka_may_go_and_come_back_and_no_answer_and_no_async_record_is_l
     await stage.define()
     await stage.deploy(deployment(1, stage.versions.make(1)))
     async with stage.serving() as service:
-        await service.predictions.Predict(one(0), timeout=10)
+        await service.predictions.Predict(one(0), timeout=60)
         await asyncio.to_thread(own_stack.stop_process, "kafka")
         try:
-            answers = [await service.predictions.Predict(one(number), timeout=5) for number in range(1, 60)]
+            answers = [await service.predictions.Predict(one(number), timeout=60) for number in range(1, 60)]
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await service.predictions.Predict(one(60, log=messages.LOG_MODE_DURABLE), timeout=10)
+                await service.predictions.Predict(one(60, log=messages.LOG_MODE_DURABLE), timeout=60)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             assert not service.health.ready()
         finally:
@@ -53,16 +53,16 @@ async def test_what_the_queue_cannot_hold_is_dropped_and_shows_as_a_gap(
     await stage.define()
     await stage.deploy(deployment(1, stage.versions.make(1)))
     async with stage.serving(log_queue=10) as service:
-        await service.predictions.Predict(one(0), timeout=10)
+        await service.predictions.Predict(one(0), timeout=60)
         await read_log(stage.kafka, 1)
         await asyncio.to_thread(own_stack.stop_process, "kafka")
         try:
             for number in range(1, 31):
-                await service.predictions.Predict(one(number), timeout=5)
+                await service.predictions.Predict(one(number), timeout=60)
         finally:
             await asyncio.to_thread(own_stack.start_process, "kafka")
         await read_log(stage.kafka, 11, sequences=11)
-        await service.predictions.Predict(one(31), timeout=5)
+        await service.predictions.Predict(one(31), timeout=60)
         records = await read_log(stage.kafka, 12, sequences=12)
     numbers = {record.sequence for record in records}
     assert numbers == {*range(1, 12), 32}
@@ -71,13 +71,13 @@ async def test_what_the_queue_cannot_hold_is_dropped_and_shows_as_a_gap(
 async def test_redis_may_go_and_come_back_without_a_restart(stage: Any, own_stack: Any) -> None:
     await stage.define()
     await stage.deploy(deployment(1, stage.versions.make(1)))
-    async with stage.serving(feature_timeout_s=0.5) as service:
-        before = await service.predictions.Predict(one(3), timeout=5)
+    async with stage.serving(feature_timeout_s=2.0) as service:
+        before = await service.predictions.Predict(one(3), timeout=60)
         await asyncio.to_thread(own_stack.stop_process, "redis")
         try:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await service.predictions.Predict(one(3), timeout=5)
+                await service.predictions.Predict(one(3), timeout=60)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         finally:
             await asyncio.to_thread(own_stack.start_process, "redis")
-        assert await service.predictions.Predict(one(3), timeout=5) == before
+        assert await service.predictions.Predict(one(3), timeout=60) == before

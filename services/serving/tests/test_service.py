@@ -46,7 +46,7 @@ async def test_a_prediction_names_its_version_its_features_and_what_they_rest_on
     await stage.define()
     await stage.deploy(deployment(1, stage.versions.make(1)))
     async with stage.serving() as service:
-        answer = (await service.predictions.Predict(one(3), timeout=10)).prediction
+        answer = (await service.predictions.Predict(one(3), timeout=60)).prediction
         assert answer.model_version == 1
         assert 0 < answer.probability < 1
         assert answer.prediction_id == prediction_id(PIPELINE, "2013-06-04-AA-3", NOON_US)
@@ -72,10 +72,10 @@ async def test_a_durable_batch_is_in_the_log_before_its_answer_and_says_where(st
     first, second = stage.versions.make(1), stage.versions.make(2)
     await stage.deploy(deployment(1, first, challenger=second, step_kind="canary", share=0.5, baselines=[first]))
     async with stage.serving() as service:
-        answer = await service.predictions.PredictBatch(batch(38, log=messages.LOG_MODE_DURABLE), timeout=10)
+        answer = await service.predictions.PredictBatch(batch(38, log=messages.LOG_MODE_DURABLE), timeout=60)
         assert sum(place.next_offset for place in answer.written) == 38
         found = {record.prediction_id: record for record in await read_log(stage.kafka, 38)}
-        again = await service.predictions.PredictBatch(batch(38), timeout=10)
+        again = await service.predictions.PredictBatch(batch(38), timeout=60)
     assert {result.prediction.model_version for result in answer.results} == {1, 2}
     assert not answer.results[0].prediction.features
     for result in answer.results:
@@ -99,7 +99,7 @@ async def test_every_fault_of_a_row_has_its_reason_and_spares_the_other_rows(sta
         request = batch(3)
         del request.rows[1].fields["origin"]
         request.rows[2].fields["flight_id"].ClearField("value")
-        results = (await service.predictions.PredictBatch(request, timeout=10)).results
+        results = (await service.predictions.PredictBatch(request, timeout=60)).results
         assert results[0].prediction.model_version == 1
         assert [(r.error.reason, r.error.field) for r in results[1:]] == [
             ("missing_field", "origin"),
@@ -139,7 +139,7 @@ async def test_an_unknown_entity_is_answered_from_what_is_known(stage: Any) -> N
         request = one()
         request.fields["tailnum"].ClearField("value")
         request.fields["origin"].string_value = "XXX"
-        answer = (await service.predictions.Predict(request, timeout=10)).prediction
+        answer = (await service.predictions.Predict(request, timeout=60)).prediction
         statuses = {used.name: used.value.status for used in answer.features}
         assert statuses["plane.last_delay"] == statuses["origin.departures_2h"] == feature.STATUS_NOT_FOUND
         assert statuses["hour"] == feature.STATUS_PRESENT
@@ -151,7 +151,7 @@ async def test_a_request_waits_for_positions_that_the_rings_do_not_include_yet(s
     async with stage.serving() as service:
         place = progress.TopicPartitionOffset(topic="events.flight-departed", partition=0, next_offset=200)
         other = progress.TopicPartitionOffset(topic="events.elsewhere", partition=0, next_offset=7)
-        assert (await service.predictions.Predict(one(include=[place, other]), timeout=10)).prediction
+        assert (await service.predictions.Predict(one(include=[place, other]), timeout=60)).prediction
         place.next_offset = 201
         code, _ = await refused(service.predictions.Predict(one(include=[place]), timeout=0.3))
         assert code is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -169,7 +169,7 @@ async def test_concurrent_requests_get_the_answers_that_they_would_get_alone(sta
 async def test_the_same_prediction_over_rest(stage: Any) -> None:
     await stage.define()
     await stage.deploy(deployment(1, stage.versions.make(1)))
-    async with stage.serving() as service, httpx.AsyncClient(base_url=service.http) as http:
+    async with stage.serving() as service, httpx.AsyncClient(base_url=service.http, timeout=60) as http:
         fields = {
             "flight_id": "2013-06-04-AA-0",
             "origin": "EWR",
@@ -230,7 +230,7 @@ async def test_each_value_used_at_hop_accuracy_is_marked_and_counted(stage: Any)
     async with Redis.from_url(stage.redis_url) as redis:
         await redis.mset(stored)
     await stage.deploy(deployment(1, stage.versions.make(1, views=views)))
-    async with stage.serving() as service, httpx.AsyncClient(base_url=service.http) as http:
+    async with stage.serving() as service, httpx.AsyncClient(base_url=service.http, timeout=60) as http:
 
         async def counted() -> float:
             lines = (await http.get("/metrics")).text.splitlines()
@@ -242,7 +242,7 @@ async def test_each_value_used_at_hop_accuracy_is_marked_and_counted(stage: Any)
         for late_us in (0, 30_000_000):
             request = one(3)
             request.as_of_us += late_us
-            prediction = (await service.predictions.Predict(request, timeout=10)).prediction
+            prediction = (await service.predictions.Predict(request, timeout=60)).prediction
             marked += sum(feature_.value.hop_accuracy for feature_ in prediction.features)
             assert await counted() == before + marked
         assert marked

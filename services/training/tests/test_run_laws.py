@@ -91,7 +91,7 @@ async def test_a_service_that_stops_midway_leaves_the_run_to_the_next_one(world:
     hangs = f"open({str(place)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)"
     async with world.service(world.stand_in(hangs)):
         offset = await world.ask("one")
-        await aeventually(lambda: place.exists() and place.read_text(), 30, claim="the run has begun")
+        await aeventually(lambda: place.exists() and place.read_text(), claim="the run has begun")
     assert gone(place)
     async with world.service(world.stand_in(world.done)):
         await world.ended(offset)
@@ -127,7 +127,7 @@ async def test_two_replicas_share_the_runs_and_double_none(world: World) -> None
             offset = 0
             for cause in range(6):
                 offset = await world.ask(str(cause))
-            await aeventually(lambda: len(world.registry.versions) == 6, 40, claim="every run has registered")
+            await aeventually(lambda: len(world.registry.versions) == 6, claim="every run has registered")
     ran = counter.read_text().split()
     assert len(ran) == len(set(ran)) == 6
     assert offset == 6
@@ -177,9 +177,9 @@ async def test_an_operator_submits_watches_and_cancels(world: World) -> None:
         one = await client.SubmitRun(submit, metadata=ACTOR)
         other = await client.SubmitRun(submit, metadata=ACTOR)
         assert one.request_id == other.request_id
-        await aeventually(lambda: bool(world.registry.runs), 30, claim="the run has begun")
+        await aeventually(lambda: bool(world.registry.runs), claim="the run has begun")
         (run_id,) = world.registry.runs
-        await aeventually(lambda: _has(client, run_id), 30, claim="the run is known")
+        await aeventually(lambda: _has(client, run_id), claim="the run is known")
         seen: list[str] = []
         async for answer in client.WatchRun(training.WatchRunRequest(run_id=run_id)):
             seen.append(answer.run.status)
@@ -250,7 +250,7 @@ async def test_a_service_killed_9_takes_its_run_with_it_and_the_next_finishes_it
     command = (sys.executable, "-c", program)
     service = await asyncio.create_subprocess_exec(*dying_with_us(command), env=environment)
     offset = await world.ask("one")
-    await aeventually(lambda: place.exists() and place.read_text(), 40, claim="the run has begun")
+    await aeventually(lambda: place.exists() and place.read_text(), claim="the run has begun")
     service.send_signal(signal.SIGKILL)
     await service.wait()
     await aeventually(lambda: gone(place), claim="the run died with its service")

@@ -2,22 +2,19 @@
 
 import importlib
 import signal
-import socket
 import subprocess
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tidemill_testkit.eventually import eventually
 from tidemill_testkit.orphans import dying_with_us
+from tidemill_testkit.ports import LOOPBACK, free_port
 
-LOOPBACK = "127.0.0.1"
 SLOTS = 16_384
 # A node's bus listens this far above its port.
 BUS = 10_000
-START_S = 20.0
 
 
 class ClusterNode:
@@ -43,7 +40,7 @@ class ClusterNode:
                 stdout=log,
                 stderr=log,
             )
-        eventually(lambda: self.client().ping(), START_S, claim=f"redis answers on {self.port}")
+        _eventually(self.client().ping, claim=f"redis answers on {self.port}")
 
     def kill(self) -> None:
         """End the process at once."""
@@ -70,7 +67,7 @@ class RedisNodes:
         """Wait until every node serves the whole cluster."""
 
         ports = [node.port for node in (*self.nodes, *self.replicas)]
-        eventually(lambda: is_whole(ports), START_S, claim="the cluster is whole")
+        _eventually(lambda: is_whole(ports), claim="the cluster is whole")
 
     def replicated(self, number: int) -> None:
         """Wait until a primary's replica has all that the primary has."""
@@ -81,7 +78,7 @@ class RedisNodes:
             up = found.get("master_link_status") == "up"
             return bool(up and found["slave_repl_offset"] == wanted["master_repl_offset"])
 
-        eventually(level, START_S, claim="the replica has everything")
+        _eventually(level, claim="the replica has everything")
 
     def owner(self, slot: int) -> ClusterNode:
         """Return the node that a slot belongs to."""
@@ -99,7 +96,7 @@ class RedisNodes:
                 node.client().cluster("setslot", slot, "node", identity)
             return _agreed([node.port for node in nodes])
 
-        eventually(given, START_S, claim=f"all nodes know the owner of slot {slot}")
+        _eventually(given, claim=f"all nodes know the owner of slot {slot}")
 
     def flush(self) -> None:
         """Empty all nodes."""
@@ -114,8 +111,10 @@ def running_cluster(folder: Path, count: int = 3, *, replicated: bool = False) -
     Everything ends with the context.
     """
     server = importlib.import_module("tidemill.stack.wheels").redis_server()
-    nodes = [ClusterNode(server, folder / str(number), free_port()) for number in range(count)]
-    replicas = [ClusterNode(server, folder / f"replica-{number}", free_port()) for number in range(count * replicated)]
+    nodes = [ClusterNode(server, folder / str(number), free_port(beside=BUS)) for number in range(count)]
+    replicas = [
+        ClusterNode(server, folder / f"replica-{number}", free_port(beside=BUS)) for number in range(count * replicated)
+    ]
     try:
         for node in (*nodes, *replicas):
             node.start()
@@ -184,22 +183,10 @@ def _owners(port: int) -> list[tuple[int, int, int]]:
     return [(first, last, primary[1]) for first, last, primary, *_ in _client(port).cluster("slots")]
 
 
-def free_port() -> int:
-    """Return a free port whose bus is free too."""
-    deadline_s = time.monotonic() + START_S
-    while time.monotonic() < deadline_s:
-        with socket.socket() as listening, socket.socket() as bus:
-            listening.bind((LOOPBACK, 0))
-            port = int(listening.getsockname()[1])
-            if port + BUS > 65_535:
-                continue
-            try:
-                bus.bind((LOOPBACK, port + BUS))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError("no free pair of ports")
-
-
 def _client(port: int) -> Any:
-    return importlib.import_module("redis").Redis(host=LOOPBACK, port=port, socket_timeout=5)
+    return importlib.import_module("redis").Redis(host=LOOPBACK, port=port, socket_timeout=30)
+
+
+def _eventually(predicate: Callable[[], Any], claim: str) -> None:
+    """Wait for nodes that may not answer yet."""
+    eventually(predicate, claim=claim, tolerate=(AssertionError, importlib.import_module("redis").RedisError))
