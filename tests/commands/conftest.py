@@ -22,6 +22,7 @@ from tidemill_registry.app import open_service
 from tidemill_registry.settings import Settings
 from tidemill_runtime.health import Health
 from tidemill_runtime.settings import GrpcSettings, KafkaSettings, PostgresSettings
+from tidemill_testkit.orphans import dying_with_us
 from tidemill_testkit.ports import free_address
 from tidemill_testkit.topic_records import topic_records
 
@@ -63,7 +64,7 @@ class Ingestion:
         }
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tidemill_ingestion"],
+                dying_with_us([sys.executable, "-m", "tidemill_ingestion"]),
                 env={**os.environ, **{f"TIDEMILL_INGESTION_{name}": str(value) for name, value in settings.items()}},
                 stdout=output,
                 stderr=output,
@@ -71,9 +72,7 @@ class Ingestion:
 
     async def knows(self, definitions: int) -> None:
         """Return once this many records of the registry's topic are known to it."""
-        place = progress_pb2.TopicPartitionOffset(
-            topic="registry.pipelines.v1", partition=0, next_offset=definitions
-        )
+        place = progress_pb2.TopicPartitionOffset(topic="registry.pipelines.v1", partition=0, next_offset=definitions)
         request = progress_pb2.WaitProgressRequest(stage="publish", offsets=[place] if definitions else [])
         async with grpc.aio.insecure_channel(self.address) as channel:
             await ProgressServiceStub(channel).WaitProgress(request, timeout=60, wait_for_ready=True)
@@ -81,7 +80,7 @@ class Ingestion:
     async def stop(self, number: int = signal.SIGTERM) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)
-            await asyncio.to_thread(self._process.wait, 30)
+            await asyncio.to_thread(self._process.wait, 60)
 
 
 @dataclass
@@ -112,7 +111,7 @@ class Desk:
 
     async def done(self, process: asyncio.subprocess.Process) -> Done:
         """Return how a command that was started ended."""
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(180):
             out, err = await process.communicate()
         assert b"Traceback" not in err, err.decode()
         assert process.returncode is not None
@@ -127,12 +126,20 @@ class Desk:
         """Apply a definition, and let ingestion learn of it."""
         done = await self.run("apply", self.write("definition.py", text), "--json", *options)
         if done.code == 0:
-            await self.ingestion.knows(sum(await self.ends("registry.pipelines.v1")))
+            await self.settled()
         return done
+
+    async def settled(self) -> None:
+        """Let ingestion learn of everything that the registry has taken, which its outbox may still hold."""
+        async with grpc.aio.insecure_channel(self.registry) as channel:
+            await ProgressServiceStub(channel).WaitProgress(
+                progress_pb2.WaitProgressRequest(stage="outbox"), timeout=60
+            )
+        await self.ingestion.knows(sum(await self.ends("registry.pipelines.v1")))
 
     async def publish(self, request: Any) -> Any:
         async with grpc.aio.insecure_channel(self.ingestion.address) as channel:
-            return await IngestionServiceStub(channel).PublishBatch(request, timeout=30)
+            return await IngestionServiceStub(channel).PublishBatch(request, timeout=60)
 
     async def ends(self, topic: str) -> list[int]:
         """Return the end offset of each partition of a topic."""

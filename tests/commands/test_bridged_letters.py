@@ -9,7 +9,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from tidemill_contracts.cloudevents import from_headers
 from tidemill_testkit.eventually import aeventually
 
-pytestmark = [pytest.mark.servers, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.servers
 
 METERS = '''
 """Meters."""
@@ -48,7 +48,7 @@ async def bridged(desk: Any, raw: str) -> None:
     async def refused() -> bool:
         return len(await desk.log("events.readings.dlq")) == 2
 
-    await aeventually(refused, 30, claim="the bridge refuses a field that is not declared")
+    await aeventually(refused, claim="the bridge refuses a field that is not declared")
     redrive = ("dead-letters", "redrive", "readings", "--json")
     assert (await desk.run(*redrive, "--bridged")).json["refused"] == {"unknown_field": 2}
     assert (await desk.apply(WITH_VOLTS)).code == 0
@@ -66,4 +66,4 @@ async def bridged(desk: Any, raw: str) -> None:
         assert len(log) <= 2
         return identities == {(f"kafka/{raw}", f"{raw}/2/0"), ("meters", "s-1")}
 
-    await aeventually(through, 30, claim="the bridge copies both under the identity of the first time")
+    await aeventually(through, claim="the bridge copies both under the identity of the first time")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tidemill_testkit.eventually import eventually
 
-pytestmark = [pytest.mark.e2e, pytest.mark.servers, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.servers, pytest.mark.timeout(600)]
 
 DONE, NO, USAGE = 0, 1, 2
 PIPELINE = "flight-delays"
@@ -102,20 +102,24 @@ def test_a_promoted_version_answers_until_it_is_rolled_back(
     promoted = tidemill("models", "promote", PIPELINE, retrained.fresh, "--why", "a test wants it", "--json")
     assert (promoted.code, promoted.json["champion"]["version"]) == (DONE, retrained.fresh), promoted
     try:
-        eventually(lambda: answering(retrained.fresh), 30, claim="the promoted version answers")
+        eventually(lambda: answering(retrained.fresh), claim="the promoted version answers")
     finally:
         back = tidemill("models", "rollback", PIPELINE, "--why", "a test is over", "--json")
     assert (back.code, back.json["champion"]["version"]) == (DONE, retrained.champion), back
-    eventually(lambda: answering(retrained.champion), 30, claim="the champion before answers again")
+    eventually(lambda: answering(retrained.champion), claim="the champion before answers again")
     (stage,) = [
         one["stage"]
         for one in tidemill("models", "list", PIPELINE, "--json").json["versions"]
         if one["version"] == retrained.fresh
     ]
     assert stage == "rolled_back"
-    acts = [one["value"] for one in tidemill("tail", "registry.audit.v1", "--last", 20, "--json").lines]
-    mine = [one["actor"] for one in acts if one.get("reason") in ("a test wants it", "a test is over")]
-    assert mine[-2:] == ["ada", "ada"]
+
+    def audited() -> bool:
+        acts = [one["value"] for one in tidemill("tail", "registry.audit.v1", "--last", 20, "--json").lines]
+        mine = [one["actor"] for one in acts if one.get("reason") in ("a test wants it", "a test is over")]
+        return mine[-2:] == ["ada", "ada"]
+
+    eventually(audited, claim="both acts are in the audit trail")
     assert tidemill("models", "rollback", "nothing", "--why", "x", "--json").json["reason"] == "unknown_pipeline"
 
 

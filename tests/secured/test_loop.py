@@ -15,7 +15,7 @@ from tidemill.stack import Stack
 from tidemill.stack.spec import External
 from tidemill_testkit.eventually import eventually
 
-pytestmark = [pytest.mark.servers, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.servers
 
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/orders"
 COMMAND = [sys.executable, "-m", "tidemill.cli.main"]
@@ -63,7 +63,7 @@ class Terminal:
         merged = {**os.environ, **self.environment, **changed}
         environment = {name: value for name, value in merged.items() if value is not None}
         done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, cwd=self.folder, timeout=60, check=False
+            command, capture_output=True, text=True, env=environment, cwd=self.folder, timeout=120, check=False
         )
         assert "Traceback" not in done.stderr, done.stderr
         assert not [secret for secret in self.secrets if secret in done.stdout + done.stderr]
@@ -82,20 +82,25 @@ def test_an_event_goes_in_and_a_feature_and_a_prediction_come_out(terminal: Term
     for stream in ("placed", "delivered"):
         pushed = terminal.run("push", f"order-{stream}", f"{stream}.ndjson")
         assert pushed.code == DONE, pushed
-    read = terminal.run("features", "read", "deliveries", "pizza")
-    assert "PRESENT" in read.out, read
+    eventually(lambda: "PRESENT" in terminal.run("features", "read", "deliveries", "pizza").out, claim="it is folded")
     assert terminal.run("retrain", "late-orders", "--why", "first model").code == DONE
 
     def champion() -> Any:
         return terminal.run("models", "list", "late-orders").json["deployments"]
 
-    eventually(champion, 60, claim="the first model answers")
+    eventually(champion, claim="the first model answers")
     last = json.loads((terminal.folder / "placed.ndjson").read_text().splitlines()[-1])
     (terminal.folder / "now.ndjson").write_text(json.dumps({**last, "order_id": "new"}) + "\n")
-    predicted = eventually(lambda: terminal.run("predict", "late-orders", "now.ndjson"), 30)
-    assert 0 < predicted.json["probability"] < 1, predicted
+
+    def answered() -> Any:
+        predicted = terminal.run("predict", "late-orders", "now.ndjson")
+        assert predicted.code == DONE, predicted
+        return predicted.json
+
+    predicted = eventually(answered, claim="serving has loaded it")
+    assert 0 < predicted["probability"] < 1, predicted
     logged = terminal.run("tail", "serving.predictions.v1", "--last", 1)
-    assert logged.json["value"]["prediction_id"] == predicted.json["prediction_id"]
+    assert logged.json["value"]["prediction_id"] == predicted["prediction_id"]
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,11 @@ from typing import Any
 
 import grpc
 import pytest
+from redis import Redis as PlainRedis
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 from tidemill_runtime.outgoing import Outgoing
-from tidemill_testkit.eventually import aeventually
+from tidemill_testkit.eventually import aeventually, eventually
 from tidemill_testkit.orphans import dying_with_us
 
 
@@ -97,7 +99,7 @@ async def folded(world: Any) -> None:
             held = [0 if raw is None else int.from_bytes(raw[24:32], "little") for raw in raws]
             return held == list(ends.values())
 
-        await aeventually(covered, 40, claim="both partitions are folded to their end")
+        await aeventually(covered, claim="both partitions are folded to their end")
 
 
 async def test_a_view_registered_later_is_built_from_the_log(world: Any) -> None:
@@ -114,7 +116,7 @@ async def test_a_view_registered_later_is_built_from_the_log(world: Any) -> None
             return False
         return True
 
-    await aeventually(built, 20, claim="the new view is built and the old one is as it was")
+    await aeventually(built, claim="the new view is built and the old one is as it was")
     await world.pay(payments(7, 120, world.noon_us + 120 * SECOND))
     await feature.reached(await world.ends())
     await check(world, feature, world.noon_us + 230 * SECOND)
@@ -173,12 +175,15 @@ class OwnRedis:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        """Start it; returns when it answers."""
         options = ["--port", "0", "--unixsocket", f"{self._folder}/s", "--dir", str(self._folder), "--save", ""]
         options += ["--appendonly", "yes" if self._logged else "no"]
         self._process = subprocess.Popen(
             dying_with_us([redis_binary(), *options]),
             stdout=subprocess.DEVNULL,
         )
+        with PlainRedis(unix_socket_path=f"{self._folder}/s") as client:
+            eventually(client.ping, claim="Redis answers", tolerate=(RedisError,))
 
     @property
     def log(self) -> Path:

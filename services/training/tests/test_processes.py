@@ -97,8 +97,8 @@ async def test_a_process_past_its_time_is_killed_with_what_it_started(script: Sc
     module = script(
         f"child = subprocess.Popen(['sleep', '60'])\nopen({str(child)!r}, 'w').write(str(child.pid))\ntime.sleep(60)"
     )
-    with pytest.raises(RunCrashedError, match="longer than 1 s"):
-        await ask(module, Bounds(BOUNDS.memory_bytes, BOUNDS.cpu_s, 1.0))
+    with pytest.raises(RunCrashedError, match="longer than 5 s"):
+        await ask(module, Bounds(BOUNDS.memory_bytes, BOUNDS.cpu_s, 5.0))
     await aeventually(lambda: not alive(int(child.read_text())), claim="the grandchild is gone")
 
 
@@ -131,7 +131,7 @@ def test_memory_and_cpu_are_bounded_before_anything_is_loaded() -> None:
 
 def test_a_process_whose_parent_is_gone_ends_by_itself() -> None:
     orphan = subprocess.run(
-        [sys.executable, "-m", RUN, "1", str(4 * 1024**3), "30"], stdin=subprocess.DEVNULL, timeout=30, check=False
+        [sys.executable, "-m", RUN, "1", str(4 * 1024**3), "30"], stdin=subprocess.DEVNULL, timeout=60, check=False
     )
     assert orphan.returncode == 1
 
