@@ -14,7 +14,8 @@ from tidemill_feature.adapters.view_book import ViewBook
 from tidemill_features.layout import Checkpoint
 from tidemill_runtime.errors import Retryable, StateLost
 from tidemill_runtime.positions import Partition
-from tidemill_runtime.redis_client import fetch_many, redis_client
+from tidemill_runtime.redis_client import redis_client
+from tidemill_runtime.redis_reads import fetch_many
 from tidemill_runtime.settings import RedisSettings
 from tidemill_testkit.eventually import aeventually
 

@@ -1,28 +1,18 @@
-"""Redis, alone or as a cluster: a client from the settings, and many keys in one trip per node."""
+"""Redis, alone or as a cluster: a client from the settings, and commands sent without detours."""
 
-import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from itertools import chain
 from typing import Any, TypeAlias
-from weakref import WeakKeyDictionary
 
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
-from redis.crc import key_slot
 from redis.exceptions import AskError, ClusterError, RedisClusterException, TryAgainError
 from redis.exceptions import ConnectionError as RedisDownError
-from redis.exceptions import TimeoutError as RedisSlowError
 
 from tidemill_runtime.settings import RedisSettings
 
 Client: TypeAlias = Redis | RedisCluster
-_KEYS_PER_TRIP = 2_000
 _SENT_BYTES = 512 * 1024
-_ATTEMPTS = 2
-# Of a pool's connections: those that watch, and a few for commands besides reads.
-_HELD_BY_OTHERS = 4
-_gates: WeakKeyDictionary[Any, asyncio.Semaphore] = WeakKeyDictionary()
 
 
 @asynccontextmanager
@@ -53,51 +43,6 @@ def as_outage() -> Iterator[None]:
         if (error.obj, error.name) != (None, "writelines"):
             raise
         raise RedisDownError("the cluster: the connection was closed while it was opened") from error
-
-
-async def fetch_many(redis: Any, keys: Sequence[bytes]) -> list[bytes | None]:
-    """Return the values of keys, None where there is none. Raises redis-py's errors.
-
-    On a cluster every node is asked once, for all slots at the same time; keys whose slot is just moving are asked for
-    one by one.
-    """
-    if not isinstance(redis, RedisCluster):
-        async with _gate(redis, redis.connection_pool.max_connections):
-            return await _from_one(redis, keys)
-    with as_outage():
-        await redis.initialize()
-        async with _gate(redis, redis.get_primaries()[0].max_connections):
-            return await _from_cluster(redis, keys)
-
-
-def _gate(redis: Any, connections: int) -> asyncio.Semaphore:
-    """Return what lets in as many trips as a pool has connections, less those that others hold: it refuses more."""
-    gate = _gates.get(redis)
-    if gate is None:
-        gate = _gates[redis] = asyncio.Semaphore(max(1, connections - _HELD_BY_OTHERS))
-    return gate
-
-
-async def _from_one(redis: Any, keys: Sequence[bytes]) -> list[bytes | None]:
-    pool = redis.connection_pool
-    for attempt in range(_ATTEMPTS):
-        connection = await pool.get_connection()
-        try:
-            found: list[bytes | None] = []
-            for first in range(0, len(keys), _KEYS_PER_TRIP):
-                await send(connection, [("MGET", *keys[first : first + _KEYS_PER_TRIP])])
-                found += await connection.read_response()
-        except BaseException as error:
-            # Answers that nobody read would be taken for those of the next trip.
-            await connection.disconnect(nowait=True)
-            # A server that was started again has closed what lay in the pool.
-            if not isinstance(error, RedisDownError) or attempt + 1 == _ATTEMPTS:
-                raise
-        else:
-            return found
-        finally:
-            await pool.release(connection)
-    raise AssertionError("unreachable")
 
 
 async def send(connection: Any, commands: Iterable[Sequence[Any]]) -> int:
@@ -136,58 +81,3 @@ def packed(command: Sequence[Any]) -> bytes:
     parts[1:-1:2] = map(heads.__getitem__, sizes)
     parts[2:-1:2] = arguments
     return b"".join(parts)
-
-
-async def _from_cluster(redis: Any, keys: Sequence[bytes]) -> list[bytes | None]:
-    for attempt in range(_ATTEMPTS):
-        try:
-            return await _from_nodes(redis, keys)
-        except (RedisDownError, RedisSlowError):
-            # The node may have a successor.
-            await redis.nodes_manager.initialize()
-            if attempt + 1 == _ATTEMPTS:
-                raise
-    raise AssertionError("unreachable")
-
-
-async def _from_nodes(redis: Any, keys: Sequence[bytes]) -> list[bytes | None]:
-    found: list[bytes | None] = [None] * len(keys)
-    by_slot: dict[int, list[int]] = {}
-    for place, key in enumerate(keys):
-        by_slot.setdefault(key_slot(key), []).append(place)
-    nodes: dict[str, Any] = {}
-    by_node: dict[str, list[list[int]]] = {}
-    for slot, places in by_slot.items():
-        node = redis.nodes_manager.get_node_from_slot(slot)
-        nodes[node.name] = node
-        by_node.setdefault(node.name, []).append(places)
-    moving = await asyncio.gather(*(_trip(nodes[name], keys, groups, found) for name, groups in by_node.items()))
-    for place in chain.from_iterable(moving):
-        found[place] = await redis.get(keys[place])
-    return found
-
-
-async def _trip(
-    node: Any, keys: Sequence[bytes], groups: Sequence[Sequence[int]], found: list[bytes | None]
-) -> list[int]:
-    """Ask one node, an MGET per slot in one go; return the places of keys that it does not have for now."""
-    connection = node.acquire_connection()
-    moving: list[int] = []
-    try:
-        commands = [("MGET", *(keys[place] for place in places)) for places in groups]
-        await send(connection, commands)
-        for places in groups:
-            try:
-                values = await connection.read_response()
-            except (AskError, TryAgainError):
-                moving += places
-                continue
-            for place, value in zip(places, values, strict=True):
-                found[place] = value
-    except BaseException:
-        # Answers that nobody read would be taken for those of the next trip.
-        await connection.disconnect(nowait=True)
-        raise
-    finally:
-        node.release(connection)
-    return moving

@@ -33,7 +33,8 @@ from redis.exceptions import (
 from tidemill_features.layout import Checkpoint, LayoutError, checkpoint_key
 from tidemill_runtime.errors import Fatal, Retryable
 from tidemill_runtime.positions import Partition
-from tidemill_runtime.redis_client import as_outage, fetch_many, send
+from tidemill_runtime.redis_client import as_outage, send
+from tidemill_runtime.redis_reads import fetch_many
 from tidemill_runtime.refusals import advice
 
 # Shards that one command writes.

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from redis.exceptions import RedisError
 from tidemill_runtime.errors import Retryable
-from tidemill_runtime.redis_client import Client, fetch_many
+from tidemill_runtime.redis_client import Client
+from tidemill_runtime.redis_reads import fetch_many
 
 from tidemill_serving.deployer import ViewsBuildingError
 from tidemill_serving.served import Served
