@@ -11,8 +11,6 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from tidemill_contracts.kafka_refusals import refusal
 
-from tidemill_runtime import metrics
-from tidemill_runtime.positions import Partition
 from tidemill_runtime.retries import delays
 from tidemill_runtime.settings import KafkaSettings
 
@@ -61,26 +59,6 @@ async def close(consumer: Any, timeout_s: float = 5.0) -> None:
         log.warning("consumer_abandoned")
     elif (error := stopping.exception()) is not None:
         log.warning("consumer_stop_failed", error=repr(error))
-
-
-def note_lost(group: str, partition: Partition, count: int) -> None:
-    """Say loudly that retention removed records before the group read them."""
-    log.error("records_lost_to_retention", group=group, partition=partition, count=count)
-    metrics.stream_lost.labels(group, partition.topic).inc(count)
-
-
-async def lags_of(consumer: Any, positions: Mapping[TopicPartition, int]) -> dict[TopicPartition, int] | None:
-    """Return how far each position lies behind its log's end; None where the broker does not say.
-
-    Asked of the broker, since a consumer that receives nothing knows of no lag.
-    """
-    if not positions:
-        return {}
-    try:
-        ends = await consumer.end_offsets(list(positions))
-    except (KafkaError, IllegalStateError):
-        return None
-    return {place: max(0, end - positions[place]) for place, end in ends.items()}
 
 
 class Committer:

@@ -18,7 +18,6 @@ from aiokafka.errors import IllegalStateError, KafkaError
 
 from tidemill_runtime import metrics
 from tidemill_runtime.batches import (
-    Assignment,
     Batch,
     Fetch,
     Pipeline,
@@ -29,12 +28,13 @@ from tidemill_runtime.batches import (
     portions,
 )
 from tidemill_runtime.claims import Claim
-from tidemill_runtime.consumer import Committer, GroupListener, close, connect, lags_of, note_lost, sleep_unless
+from tidemill_runtime.consumer import Committer, GroupListener, close, connect, sleep_unless
 from tidemill_runtime.dead_letters import DeadLetters
 from tidemill_runtime.errors import Fatal, Retryable, StateLost
 from tidemill_runtime.health import Health
+from tidemill_runtime.held_logs import HeldLogs
 from tidemill_runtime.lifecycle import Component
-from tidemill_runtime.positions import Offsets, Partition, Positions, start_offset
+from tidemill_runtime.positions import Offsets, Partition, Positions
 from tidemill_runtime.retries import delays
 from tidemill_runtime.settings import KafkaSettings
 from tidemill_runtime.sieve import Sieve
@@ -43,7 +43,6 @@ from tidemill_runtime.watchdog import Sighting, watch
 S = TypeVar("S")
 E = TypeVar("E")
 R = TypeVar("R")
-Ends = Mapping[Any, int]
 
 log = structlog.get_logger(__name__)
 
@@ -88,6 +87,8 @@ class StreamRunner(Component, Generic[S, E]):
         self._stopping = asyncio.Event()
         self._consumer: Any = None
         self._fetch: Fetch | None = None
+        # There from the first consumer on.
+        self._logs: HeldLogs
         self._committer: Committer | None = None
         self._claim = Claim(kafka, options.group)
         self._held: Restored[S] | None = None
@@ -127,6 +128,7 @@ class StreamRunner(Component, Generic[S, E]):
         if self._consumer is None:
             return
         self._fetch = self._pipeline.fetch_from(self._consumer)
+        self._logs = HeldLogs(self._consumer, self._kafka, self._options.group)
         self._committer = Committer(self._consumer, self._options.commit_every_ms)
         self._topics_changed.set()
         loop = asyncio.create_task(self._loop(), name="stream")
@@ -170,8 +172,7 @@ class StreamRunner(Component, Generic[S, E]):
         A partition held by another worker is never caught up here: bound the wait. Raises `KafkaError`.
         """
         await self.positions.reached(dict.fromkeys(partitions, 0))
-        ends = await self._consumer.end_offsets([self._physical(partition) for partition in partitions])
-        await self.reached({self._partition(place): end for place, end in ends.items()})
+        await self.reached(await self._logs.ends(partitions))
 
     async def flush(self) -> None:
         """Make what was applied durable now, without waiting for the interval."""
@@ -220,7 +221,7 @@ class StreamRunner(Component, Generic[S, E]):
         epoch, limit = self._epoch, self._options.max_records
         assert self._fetch is not None
         fetched = await self._fetch(self._options.poll_ms, limit)
-        more = any(self._more(place, records[-1].offset) for place, records in fetched.items())
+        more = any(self._logs.more(place, records[-1].offset) for place, records in fetched.items())
         left = sum(map(len, fetched.values()))
         for part in list(portions(fetched, limit)) or [{}]:
             left -= sum(map(len, part.values()))
@@ -248,7 +249,7 @@ class StreamRunner(Component, Generic[S, E]):
     async def _process(self, fetched: Mapping[TopicPartition, Sequence[Record]], state: S) -> None:
         began, epoch = perf_counter(), self._epoch
         group = self._options.group
-        batch = Batch({self._partition(place): records for place, records in fetched.items()})
+        batch = Batch({self._logs.partition(place): records for place, records in fetched.items()})
         if self._options.hop_delay_ms:
             await asyncio.sleep(self._random.random() * self._options.hop_delay_ms / 1000)
         await self._count_gaps(batch)
@@ -285,11 +286,7 @@ class StreamRunner(Component, Generic[S, E]):
         if moved:
             assert self._committer is not None
             self.positions.advance(moved)
-            self._committer.durable({self._physical(p): offset for p, offset in moved.items()})
-
-    def _more(self, place: TopicPartition, offset: int) -> bool:
-        end = self._consumer.highwater(place)
-        return end is not None and end > offset + 1
+            self._committer.durable(self._logs.places(moved))
 
     def _flush_due(self) -> bool:
         options = self._options
@@ -335,68 +332,52 @@ class StreamRunner(Component, Generic[S, E]):
 
     async def _restore(self) -> None:
         epoch, self._excused = self._epoch, True
-        places = sorted(self._consumer.assignment())
+        places, clamped = sorted(self._consumer.assignment()), self._pipeline.keeps_offsets
         await self._claim.check(places)
-        # Asked for first: whoever held a partition until now may still commit records that were not there a moment ago.
-        committed = {place: await self._consumer.committed(place) for place in places}
-        begin = await self._consumer.beginning_offsets(places)
-        end = await self._consumer.end_offsets(places)
-        start = {self._partition(p): self._start(p, wanted, begin, end) for p, wanted in committed.items()}
-        begins, ends = ({self._partition(p): offset for p, offset in found.items()} for found in (begin, end))
-        assignment = Assignment(dict(start), begins, ends)
+        assignment = await self._logs.assignment(places, clamped=clamped)
+        start = dict(assignment.start)
         assert self._committer is not None
         if self._claim.named:
             # What nobody has committed is taken for a partition that the group overlooks.
-            self._committer.durable({self._physical(p): offset for p, offset in start.items()})
+            self._committer.durable(self._logs.places(start))
             await self._committer.commit()
         restored = await self._retried(lambda: self._pipeline.restore(assignment))
-        start |= {p: self._start(self._physical(p), o, begin, end) for p, o in restored.offsets.items() if p in start}
+        held = {partition: offset for partition, offset in restored.offsets.items() if partition in start}
+        start |= self._logs.starts(held, assignment, clamped=clamped)
         self._excused = True
         await self._retried(lambda: self._sieve.recall(start, assignment.end))
         if epoch != self._epoch:
             raise _Abandoned
         try:
-            for partition, offset in start.items():
-                self._consumer.seek(self._physical(partition), offset)
+            for place, offset in self._logs.places(start).items():
+                self._consumer.seek(place, offset)
         except IllegalStateError as error:
             raise _Abandoned from error
         self._resume()
         self._taken.reset(start)
         self.positions.reset(start)
         # What a killed worker flushed is perhaps not committed, and nothing new may come.
-        news = {self._physical(p): offset for p, offset in start.items() if offset != assignment.start[p]}
-        self._committer.durable(news)
+        news = {partition: offset for partition, offset in start.items() if offset != assignment.start[partition]}
+        self._committer.durable(self._logs.places(news))
         self._held, self._fault, self._excused = restored, None, False
         log.info("restored", group=self._options.group, partitions=len(start))
-
-    def _start(self, place: TopicPartition, wanted: int | None, begin: Ends, end: Ends) -> int:
-        if wanted is not None and self._pipeline.keeps_offsets:
-            wanted = min(max(wanted, begin[place]), end[place])
-        offset, lost = start_offset(self._partition(place), wanted, begin[place], end[place])
-        if lost:
-            note_lost(self._options.group, self._partition(place), lost)
-        return offset
 
     async def _count_gaps(self, batch: Batch) -> None:
         for partition, records in batch.partitions.items():
             expected, first = self._taken.next[partition], records[0].offset
             if first == expected:
                 continue
-            # Compaction leaves gaps too; only what lies before the log's beginning was lost.
-            place = self._physical(partition)
             try:
-                begin = (await self._consumer.beginning_offsets([place]))[place]
+                await self._logs.note_gap(partition, expected, first)
             except (KafkaError, OSError) as error:
                 raise _Abandoned from error
-            if begin > expected:
-                note_lost(self._options.group, partition, min(begin, first) - expected)
 
     def _read_again(self, fetched: Iterable[TopicPartition]) -> None:
         if self._held is None:
             # The coming restore seeks every partition.
             return
         for place in fetched:
-            if (offset := self._taken.next.get(self._partition(place))) is not None:
+            if (offset := self._taken.next.get(self._logs.partition(place))) is not None:
                 self._consumer.seek(place, offset)
 
     async def _on_revoked(self) -> None:
@@ -435,10 +416,7 @@ class StreamRunner(Component, Generic[S, E]):
         if (self._held is not None or not places) and await self._claim.overlooked(self._consumer, self._topics):
             self._topics_changed.set()
         held = self.positions.next
-        lags = await lags_of(self._consumer, {p: held.get(self._partition(p), 0) for p in places})
-        for place, behind in (lags or {}).items():
-            metrics.stream_lag.labels(self._options.group, self._kafka.logical(place.topic)).set(behind)
-        lag = None if lags is None else sum(lags.values())
+        lag = await self._logs.lag({one: held.get(one, 0) for one in map(self._logs.partition, places)})
         return Sighting(bool(places), lag, sum(held.values()), excused=self._excused)
 
     def _set_stall(self, fault: str) -> None:
@@ -446,9 +424,3 @@ class StreamRunner(Component, Generic[S, E]):
 
     def _set_fault(self, fault: str) -> None:
         self._fault = fault
-
-    def _partition(self, place: TopicPartition) -> Partition:
-        return Partition(self._kafka.logical(place.topic), place.partition)
-
-    def _physical(self, partition: Partition) -> TopicPartition:
-        return TopicPartition(self._kafka.physical(partition.topic), partition.number)

@@ -1,0 +1,103 @@
+"""The logs of the partitions that a consumer holds: where they begin and end, and what of them was lost."""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import structlog
+from aiokafka import TopicPartition
+from aiokafka.errors import IllegalStateError, KafkaError
+
+from tidemill_runtime import metrics
+from tidemill_runtime.batches import Assignment
+from tidemill_runtime.positions import Offsets, Partition, start_offset
+from tidemill_runtime.settings import KafkaSettings
+
+log = structlog.get_logger(__name__)
+
+
+class HeldLogs:
+    """Asks the broker on behalf of one consumer; every method raises `KafkaError` unless it says otherwise."""
+
+    def __init__(self, consumer: Any, kafka: KafkaSettings, group: str) -> None:
+        self._consumer = consumer
+        self._kafka = kafka
+        self._group = group
+
+    def partition(self, place: TopicPartition) -> Partition:
+        """Return a partition under its logical name."""
+        return Partition(self._kafka.logical(place.topic), place.partition)
+
+    def place(self, partition: Partition) -> TopicPartition:
+        """Return a partition under its name on the broker."""
+        return TopicPartition(self._kafka.physical(partition.topic), partition.number)
+
+    def places(self, offsets: Offsets) -> dict[TopicPartition, int]:
+        """Return offsets under the partitions' names on the broker."""
+        return {self.place(partition): offset for partition, offset in offsets.items()}
+
+    async def assignment(self, places: Iterable[TopicPartition], *, clamped: bool) -> Assignment:
+        """Return where these logs begin and end, and where reading begins by what the group committed; see `starts`."""
+        # Asked for first: whoever held a partition until now may still commit records that were not there a moment ago.
+        committed = {self.partition(place): await self._consumer.committed(place) for place in places}
+        begin = self._offsets(await self._consumer.beginning_offsets(places))
+        end = self._offsets(await self._consumer.end_offsets(places))
+        found = Assignment({}, begin, end)
+        return Assignment(self.starts(committed, found, clamped=clamped), begin, end)
+
+    def starts(
+        self, wanted: Mapping[Partition, int | None], assignment: Assignment, *, clamped: bool
+    ) -> dict[Partition, int]:
+        """Return where to read from: the log's beginning where nothing is wanted; counts what retention removed.
+
+        `clamped`: what lies outside the log is no fault. Else raises `Fatal` for what lies behind the log's end.
+        """
+        found = {}
+        for partition, offset in wanted.items():
+            begin, end = assignment.begin[partition], assignment.end[partition]
+            inside = min(max(offset, begin), end) if clamped and offset is not None else offset
+            found[partition], lost = start_offset(partition, inside, begin, end)
+            if lost:
+                self._note_lost(partition, lost)
+        return found
+
+    async def ends(self, partitions: Collection[Partition]) -> Offsets:
+        """Return where the logs end now."""
+        return self._offsets(await self._consumer.end_offsets([self.place(one) for one in partitions]))
+
+    async def note_gap(self, partition: Partition, expected: int, first: int) -> None:
+        """Count the records between what was expected and what came, as far as retention removed them.
+
+        Compaction leaves gaps too; only what lies before the log's beginning was lost.
+        """
+        place = self.place(partition)
+        begin = (await self._consumer.beginning_offsets([place]))[place]
+        if begin > expected:
+            self._note_lost(partition, min(begin, first) - expected)
+
+    def more(self, place: TopicPartition, offset: int) -> bool:
+        """Say whether the log is known to go on behind an offset."""
+        end = self._consumer.highwater(place)
+        return end is not None and end > offset + 1
+
+    async def lag(self, positions: Offsets) -> int | None:
+        """Return how many records lie behind these positions; None where the broker does not say.
+
+        Asked of the broker, since a consumer that receives nothing knows of no lag.
+        """
+        if not positions:
+            return 0
+        try:
+            ends = await self.ends(positions)
+        except (KafkaError, IllegalStateError):
+            return None
+        lags = {partition: max(0, end - positions[partition]) for partition, end in ends.items()}
+        for partition, behind in lags.items():
+            metrics.stream_lag.labels(self._group, partition.topic).set(behind)
+        return sum(lags.values())
+
+    def _offsets(self, found: Mapping[TopicPartition, int]) -> dict[Partition, int]:
+        return {self.partition(place): offset for place, offset in found.items()}
+
+    def _note_lost(self, partition: Partition, count: int) -> None:
+        log.error("records_lost_to_retention", group=self._group, partition=partition, count=count)
+        metrics.stream_lost.labels(self._group, partition.topic).inc(count)
