@@ -282,7 +282,9 @@ def check_view(world: World, reader: Reader, view: definition.View, log: StreamL
 
 GO = st.builds(Act, st.just("go"), st.integers(0, 1), st.integers(1, 60))
 SEEDS, COUNTS, BATCHES = st.integers(0, 10**6), st.integers(1, 60), st.sampled_from([1, 2, 5, 100])
-IN_MEMORY = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+IN_MEMORY = settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 @pytest.fixture(autouse=True)

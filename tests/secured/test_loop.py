@@ -27,15 +27,16 @@ def stack(secured: Secured, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """The six services against them."""
     external = External(kafka=secured.kafka.bootstrap, redis=secured.redis, postgres=secured.postgres)
     home = tmp_path_factory.mktemp("services") / "stack"
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in secured.commands().items():
-            patch.setenv(name, value)
-        services = Stack("secured", home, external=external, service_environment=secured.services())
-        try:
+    services = Stack("secured", home, external=external, service_environment=secured.services())
+    try:
+        # No longer than it starts: other tests of the session know other servers.
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in secured.commands().items():
+                patch.setenv(name, value)
             services.start()
-            yield services
-        finally:
-            services.remove()
+        yield services
+    finally:
+        services.remove()
 
 
 @dataclass(frozen=True)

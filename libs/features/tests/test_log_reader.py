@@ -198,7 +198,11 @@ def columns_equal(one: TrainingSet, other: TrainingSet) -> None:
     ("policy", "edge_events"),
     [(definition.LATE_POLICY_DROP, 0), (definition.LATE_POLICY_CORRECT, 0), (definition.LATE_POLICY_DROP, 2)],
 )
-@settings(max_examples=examples(15), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(15),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(asked=logs(), paid=logs(), logged=predictions(), from_s=st.integers(0, 200), limit=st.sampled_from([10, 2**40]))
 def test_what_is_left_unread_changes_no_value_and_no_status(
     tmp_path: Path,

@@ -6,7 +6,13 @@ from importlib.util import find_spec
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from hypothesis import HealthCheck, settings
 from tidemill_testkit.plugin import Servers
+
+
+def test_no_law_fails_because_an_example_took_long() -> None:
+    assert settings().deadline is None
+    assert HealthCheck.too_slow in settings().suppress_health_check
 
 
 @pytest.mark.servers

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 import pytest_asyncio
+from hypothesis import HealthCheck, settings
 
 from tidemill_testkit.redis_cluster import RedisNodes, running_cluster
 
@@ -29,6 +30,12 @@ class Servers:
     kafka: str
     redis: str
     postgres_dsn: str
+
+
+def pytest_configure() -> None:
+    """Let no law fail because the machine was busy: how long an example takes is not what it claims."""
+    settings.register_profile("patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("patient")
 
 
 def _stack(home: Path, name: str) -> Any:
