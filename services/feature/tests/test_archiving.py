@@ -9,14 +9,16 @@ import duckdb
 import duckdb_extension_avro
 import duckdb_extension_iceberg
 import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from pyiceberg.catalog.sql import SqlCatalog
 from tidemill_contracts.catalogue import Catalogue
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.kafka_admin import create_topics
 from tidemill_contracts.reasons import Reason
 from tidemill_contracts.serving.v1 import records_pb2 as serving
-from tidemill_contracts.topics import events_topic, stream_topics
+from tidemill_contracts.topics import events_topic, fixed_topics, stream_topics
 from tidemill_feature.adapters.archive import ArchivePipeline, Limits
+from tidemill_feature.adapters.online_role import OnlineRole
 from tidemill_features.archive import PREDICTIONS_TOPIC, table_name
 from tidemill_features.iceberg import Archive, catalogue_uri
 from tidemill_features.log_columns import LogRows
@@ -24,11 +26,10 @@ from tidemill_features.log_table import LogTable
 from tidemill_features.upkeep import FAN_IN, Upkeep
 from tidemill_runtime.batches import Assignment, Batch, Refused
 from tidemill_runtime.dead_letters import DeadLetters
-from tidemill_runtime.errors import Poison, StateLost
-from tidemill_runtime.positions import Partition
+from tidemill_runtime.errors import Poison, Retryable, StateLost
+from tidemill_runtime.positions import Offsets, Partition
 from tidemill_runtime.producer import Producer
 from tidemill_runtime.settings import KafkaSettings
-from tidemill_runtime.sieve import Sieve
 from tidemill_testkit.click_world import Row, event, stream
 from tidemill_testkit.plugin import Servers
 
@@ -41,14 +42,14 @@ class Worker:
     """One offline worker over a stream of its own; `Worker` again is the same one after a crash."""
 
     def __init__(
-        self, dsn: str, warehouse: Path, name: str, limits: Limits = LIMITS, sieve: Sieve | None = None
+        self, dsn: str, warehouse: Path, name: str, limits: Limits = LIMITS, online: OnlineRole | None = None
     ) -> None:
         self.topic = events_topic(name)
         self.place = Partition(self.topic, 0)
         self.name = name
         catalogue = Catalogue(streams={name: stream(name)})
         self.streams = catalogue.streams
-        self.pipeline = ArchivePipeline(dsn, str(warehouse), catalogue, limits, sieve)
+        self.pipeline = ArchivePipeline(dsn, str(warehouse), catalogue, limits, online)
 
     async def restored(self) -> int:
         """Restore, and return from where the log is read."""
@@ -91,9 +92,10 @@ async def test_what_was_refused_by_the_definition_before_is_no_row_by_the_next(
     servers: Servers, topic_prefix: str, database: str, tmp_path: Path, name: str
 ) -> None:
     kafka = KafkaSettings(bootstrap=servers.kafka, topic_prefix=topic_prefix)
-    await create_topics(kafka.client_kwargs(), stream_topics([(name, 1)]), topic_prefix)
-    worker = Worker(database, tmp_path, name, sieve=Sieve(kafka, "feature-online"))
+    await create_topics(kafka.client_kwargs(), [*fixed_topics(), *stream_topics([(name, 1)])], topic_prefix)
+    worker = Worker(database, tmp_path, name, online=OnlineRole(kafka, "feature-online", _known))
     await worker.restored()
+    await online_is_at(kafka, worker.place, 5)
     await worker.take(0, 10)
     async with Producer(kafka) as producer:
         # By the online role, after the records were read here; one of them is read here only later.
@@ -102,10 +104,26 @@ async def test_what_was_refused_by_the_definition_before_is_no_row_by_the_next(
     mended = stream(name)
     mended.max_event_bytes *= 4
     worker.streams[name] = mended
+    with pytest.raises(Retryable, match="not decided"):
+        await worker.pipeline.flush()
+    assert held(database, tmp_path, worker.topic) == []
+    await online_is_at(kafka, worker.place, 10)
     await worker.pipeline.flush()
     await worker.take(10, 13)
     await worker.pipeline.flush()
     assert held(database, tmp_path, worker.topic) == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 12]
+
+
+async def _known(_offsets: Offsets) -> None:
+    """Whoever changes the catalogue by hand need not be waited for."""
+
+
+async def online_is_at(kafka: KafkaSettings, place: Partition, offset: int) -> None:
+    """Say to Kafka what the online role says once it has decided of what lies before an offset."""
+    there = TopicPartition(kafka.physical(place.topic), place.number)
+    async with AIOKafkaConsumer(**kafka.client_kwargs(), **kafka.group("feature-online")) as consumer:
+        consumer.assign([there])
+        await consumer.commit({there: offset})
 
 
 @pytest.mark.servers

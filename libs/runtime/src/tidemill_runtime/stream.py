@@ -142,7 +142,10 @@ class StreamRunner(Component, Generic[S, E]):
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
-            await self._finish()
+            try:
+                await self._finish()
+            except Retryable as error:
+                log.warning("stopped_before_flushed", group=self._options.group, error=repr(error))
         finally:
             for task in tasks:
                 task.cancel()

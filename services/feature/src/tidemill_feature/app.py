@@ -31,16 +31,16 @@ async def open_service(settings: Settings, health: Health) -> AsyncIterator[None
         for role in roles:
             role.subscribe()
 
+    feed = DefinitionFeed(definitions, settings.kafka, follow, health)
     async with AsyncExitStack() as stack:
         online = await stack.enter_async_context(open_online(settings, health, definitions))
         if "online" in settings.roles:
             roles.append(online.role)
             await stack.enter_async_context(running(online.role.runner))
         if "offline" in settings.roles:
-            offline = await stack.enter_async_context(open_offline(settings, health, definitions))
+            offline = await stack.enter_async_context(open_offline(settings, health, definitions, feed))
             roles.append(offline)
             await stack.enter_async_context(running(offline.runner))
-        feed = DefinitionFeed(definitions, settings.kafka, follow, health)
         await stack.enter_async_context(running(feed))
         server = GrpcServer(settings.grpc, health, hop_delay_ms=settings.test_hop_delay_ms, seed=settings.test_seed)
         reads = Reads(definitions, online.store, settings)

@@ -47,11 +47,12 @@ class Buffer:
             self.read[partition] = (first, end)
             if records:
                 self.records.setdefault(partition, []).extend(records)
-            self.bytes += sum(len(record.value or b"") + RECORD_OVERHEAD_BYTES for record in records)
+            self.bytes += sum(map(_weight, records))
 
     def sift(self, kept: Callable[[Batch], Batch]) -> None:
         """Forget the records that are not kept; how far was read stays."""
         self.records = {place: list(records) for place, records in kept(Batch(self.records)).partitions.items()}
+        self.bytes = sum(_weight(record) for records in self.records.values() for record in records)
 
     @property
     def full(self) -> bool:
@@ -65,11 +66,21 @@ class Buffer:
         """Return the topics with something read, sorted."""
         return sorted({partition.topic for partition in self.read})
 
+    def forget(self, topic: str) -> None:
+        """Forget a topic: a commit now holds it."""
+        for place in [place for place in self.read if place.topic == topic]:
+            del self.read[place]
+            self.bytes -= sum(map(_weight, self.records.pop(place, ())))
+
     def clear(self) -> None:
-        """Forget what a commit now holds."""
+        """Forget everything: it is read again."""
         self.records.clear()
         self.read.clear()
         self.bytes = 0
+
+
+def _weight(record: Record) -> int:
+    return len(record.value or b"") + RECORD_OVERHEAD_BYTES
 
 
 @dataclass(frozen=True)

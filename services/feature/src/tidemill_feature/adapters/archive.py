@@ -7,6 +7,7 @@ a worker that was killed before its offsets were committed, is then seen for wha
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from time import monotonic, time_ns
 
 import pyarrow as pa
@@ -18,11 +19,15 @@ from tidemill_features.iceberg import Archive, ArchiveMovedError, arrow_schema
 from tidemill_features.upkeep import Upkeep
 from tidemill_runtime.batches import Assignment, Batch, Pipeline, Record, Restored, Step
 from tidemill_runtime.errors import Retryable, StateLost
-from tidemill_runtime.positions import Partition
-from tidemill_runtime.sieve import Sieve
+from tidemill_runtime.positions import Offsets, Partition
+from tidemill_runtime.retries import delays
 
 from tidemill_feature import metrics
+from tidemill_feature.adapters.online_role import OnlineRole
 from tidemill_feature.archiving import Buffer, Rows, event_rows, outcome_rows, prediction_rows
+
+# How often it is looked, in about a second, whether the online role has come as far.
+_LOOKS = 6
 
 
 def archived_topics(catalogue: Catalogue) -> list[str]:
@@ -42,19 +47,21 @@ class Limits:
 class ArchivePipeline(Pipeline[None, Batch]):
     """Buffers what the runner reads; one commit per table at each flush, and upkeep after one when it is time.
 
-    `sieve` knows what the online role has refused; None where it refuses nothing.
+    Whether a record is an event is for the online role to say (ADR 0034); `online` is None where there is none.
     """
 
     def __init__(
-        self, dsn: str, warehouse: str, catalogue: Catalogue, limits: Limits, sieve: Sieve | None = None
+        self, dsn: str, warehouse: str, catalogue: Catalogue, limits: Limits, online: OnlineRole | None = None
     ) -> None:
         self._dsn = dsn
         self._warehouse = warehouse
         self._catalogue = catalogue
         self._limits = limits
-        self._sieve = sieve
+        self._online = online
         # By which rows are made: as of the last look.
         self._streams = dict(catalogue.streams)
+        # Topics whose definition has changed since the online role's dead letters were looked up.
+        self._changed: set[str] = set()
         self._start: Mapping[Partition, int] = {}
         self._buffer = Buffer(limits.buffer_bytes)
         self._archive: Archive | None = None
@@ -73,43 +80,52 @@ class ArchivePipeline(Pipeline[None, Batch]):
         return Step(None, batch)
 
     async def apply(self, effects: Batch) -> None:
-        await self._follow()
-        self._buffer.add(effects if self._sieve is None else self._sieve.sift(effects))
-        metrics.archive_buffered.set(self._buffer.rows)
         if self._buffer.full:
             await self._append_all()
+        # Last, since it is done once: what raises is tried again.
+        self._buffer.add(effects if self._online is None else self._online.sieve.sift(effects))
+        metrics.archive_buffered.set(self._buffer.rows)
 
     async def flush(self) -> None:
         if self._buffer.read:
-            await self._follow()
             await self._append_all()
 
-    async def _follow(self) -> None:
-        """Take in what is registered now; where a stream has changed, look up what was refused by its old definition.
-
-        The runner did so at the assignment. What the new definition would accept is refused for good where it lies
-        (ADR 0016), and would be a row twice once it is sent again.
-        """
-        before, self._streams = self._streams, dict(self._catalogue.streams)
-        changed = [name for name, stream in before.items() if self._streams.get(name) != stream]
-        if not changed or self._sieve is None:
-            return
-        topics = set(map(events_topic, self._streams))
-        start = {place: offset for place, offset in self._start.items() if place.topic in topics}
-        try:
-            await self._sieve.recall(start, {place: offset + 1 for place, offset in start.items()})
-        except Retryable:
-            self._streams = before
-            raise
-        self._buffer.sift(self._sieve.sift)
-
     async def _append_all(self) -> None:
-        await asyncio.to_thread(self._commit)
-        self._buffer.clear()
-        metrics.archive_buffered.set(0)
+        """Append what is decided; wait a little, then let the runner wait, for the online role to decide the rest."""
+        for delay_s in islice(delays(), _LOOKS):
+            passed = await self._follow()
+            await asyncio.to_thread(self._commit, passed)
+            metrics.archive_buffered.set(self._buffer.rows)
+            if not self._buffer.read:
+                break
+            await asyncio.sleep(delay_s)
+        else:
+            raise Retryable(f"{', '.join(self._buffer.topics())}: not decided by the online role yet")
         if monotonic() - self._looked_after_s >= self._limits.upkeep_every_s:
             await asyncio.to_thread(self._keep_up)
             self._looked_after_s = monotonic()
+
+    async def _follow(self) -> Offsets:
+        """Take in how far the online role is and by which definitions, and what it refused by those before.
+
+        What a new definition would accept was refused for good where it lies (ADR 0016), and would be a row twice once
+        it is sent again. So where a stream has changed, letters are looked up once the last by the old one is written.
+        """
+        topics = {events_topic(name): name for name in self._catalogue.streams}
+        read = {place: end for place, (_, end) in self._buffer.read.items() if place.topic in topics}
+        passed = await self._online.passed(read) if self._online is not None else {}
+        # Of a stream that was retired there may still be records here.
+        before, self._streams = self._streams, self._streams | self._catalogue.streams
+        self._changed |= {events_topic(name) for name, old in before.items() if self._streams[name] != old}
+        if not self._changed or self._online is None:
+            return passed
+        if any(passed.get(place, end) < end for place, end in read.items() if place.topic in self._changed):
+            return passed
+        start = {place: offset for place, offset in self._start.items() if place.topic in topics}
+        await self._online.sieve.recall(start, {place: offset + 1 for place, offset in start.items()})
+        self._changed.clear()
+        self._buffer.sift(self._online.sieve.sift)
+        return passed
 
     def _open(self) -> Archive:
         if self._archive is None:
@@ -127,18 +143,26 @@ class ArchivePipeline(Pipeline[None, Batch]):
         except OperationalError as error:
             raise Retryable(f"PostgreSQL (Iceberg catalogue): {error.orig!r}") from error
 
-    def _commit(self) -> None:
+    def _commit(self, passed: Offsets) -> None:
+        """Append every topic of which all is decided, and forget what was appended."""
         for topic in self._buffer.topics():
+            if topic in self._changed:
+                continue
             read = {place.number: span for place, span in self._buffer.read.items() if place.topic == topic}
             records = {place.number: taken for place, taken in self._buffer.records.items() if place.topic == topic}
+            rows = self._rows(topic, records)
+            refused = {Partition(topic, one.record.partition): one.record.offset for one in rows.refused}
+            if any(passed.get(place, offset + 1) <= offset for place, offset in refused.items()):
+                continue
             try:
-                self._append(topic, records, read)
+                self._append(topic, rows, read)
             except ArchiveMovedError as error:
                 metrics.archive_conflicts.inc()
                 raise StateLost(str(error)) from error
             except OperationalError as error:
                 # Whether the commit happened is not known; the tables will tell.
                 raise StateLost(f"PostgreSQL (Iceberg catalogue): {error.orig!r}") from error
+            self._buffer.forget(topic)
 
     def _keep_up(self) -> None:
         for topic in self._topics:
@@ -155,8 +179,7 @@ class ArchivePipeline(Pipeline[None, Batch]):
             metrics.archive_expired.labels(topic).inc(done.expired_snapshots)
             metrics.archive_deleted.labels(topic).inc(done.deleted_files)
 
-    def _append(self, topic: str, records: Mapping[int, list[Record]], read: Mapping[int, tuple[int, int]]) -> None:
-        rows = self._rows(topic, records)
+    def _append(self, topic: str, rows: Rows, read: Mapping[int, tuple[int, int]]) -> None:
         if rows.refused:
             metrics.archive_refused.labels(topic).inc(len(rows.refused))
         columns = columns_of(topic, self._streams)

@@ -56,6 +56,10 @@ class DefinitionFeed(Component):
         async with self._news:
             await self._news.wait_for(lambda: wanted <= self._known)
 
+    async def reached(self, offsets: Offsets) -> None:
+        """Return once the definitions before these offsets of their topic are folded."""
+        await self._follower.reached(offsets)
+
     def _fold(self, record: Record) -> None:
         if not self._definitions.fold(record.value):
             return

@@ -191,7 +191,11 @@ class OnlinePipeline(Pipeline[OnlineState, Work]):
         self._builder.start(jobs, lambda: {name: self._shards(plan, capacity) for name, plan in plans.items()})
 
     def step(self, state: OnlineState, batch: Batch, now_us: int) -> Step[OnlineState, Work]:
-        return step(state, batch)
+        done = step(state, batch)
+        if done.refused and state.revision != self._definitions.revision:
+            # Others may go by the new ones already, and would take for an event what is refused here.
+            raise StateLost("streams, views or their builds have changed")
+        return done
 
     async def apply(self, effects: Work) -> None:
         state = effects.state

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from math import inf
 from typing import Any
 
 from tidemill_features.archive import PREDICTIONS_TOPIC
@@ -18,13 +19,13 @@ from tidemill_runtime.producer import Producer
 from tidemill_runtime.progress import Reached
 from tidemill_runtime.redis_client import Client, redis_client
 from tidemill_runtime.settings import KafkaSettings
-from tidemill_runtime.sieve import Sieve
 from tidemill_runtime.stream import StreamRunner
 
 from tidemill_feature.adapters.builder import Builder, History, LaterHistory
 from tidemill_feature.adapters.cluster_store import ring_store
 from tidemill_feature.adapters.definition_feed import DefinitionFeed
 from tidemill_feature.adapters.keeper import Keeper
+from tidemill_feature.adapters.online_role import OnlineRole
 from tidemill_feature.adapters.online_stream import OnlinePipeline, Stores
 from tidemill_feature.adapters.redis_store import RedisStore
 from tidemill_feature.adapters.view_book import ViewBook
@@ -150,7 +151,9 @@ def _history(settings: Settings) -> History:
 
 
 @asynccontextmanager
-async def open_offline(settings: Settings, health: Health, definitions: Definitions) -> AsyncIterator[Role]:
+async def open_offline(
+    settings: Settings, health: Health, definitions: Definitions, feed: DefinitionFeed
+) -> AsyncIterator[Role]:
     """Open the offline consumer."""
     # pyiceberg and pyarrow cost 80 MB: they are loaded only where the role is on.
     archive = import_module("tidemill_feature.adapters.archive")
@@ -163,8 +166,7 @@ async def open_offline(settings: Settings, health: Health, definitions: Definiti
             settings.upkeep_every_s,
             Upkeep(merge_bytes=settings.upkeep_merge_bytes, keep_s=settings.snapshot_keep_s),
         ),
-        # It decides as the online role does: what was refused there is archived when it is sent again.
-        Sieve(settings.kafka, settings.group),
+        OnlineRole(settings.kafka, settings.group, feed.reached),
     )
     runner: StreamRunner[Any, Any] = StreamRunner(
         pipeline,
@@ -175,6 +177,8 @@ async def open_offline(settings: Settings, health: Health, definitions: Definiti
             fetch_wait_ms=_OFFLINE_WAIT_MS,
             fetch_min_bytes=_OFFLINE_FETCH_BYTES,
             flush_every_ms=int(settings.archive_every_s * 1000),
+            # It waits for the online role, which may be away or busy for longer than any limit that were right here.
+            retry_limit_s=inf,
             stall_s=settings.stall_s,
             hop_delay_ms=settings.test_hop_delay_ms,
             seed=settings.test_seed,
