@@ -4,10 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
-from tidemill.cli.answers import USAGE, RefusedError, answering
-from tidemill.cli.retired import Why, say_retired
+from tidemill.cli.answers import answering
+from tidemill.cli.retired import Why, retire_objects
 from tidemill.cli.targets import DEFAULT_STACK, Home, Json, Registry, StackName, Target
-from tidemill.clients.calls import actor
 from tidemill.clients.registry import RegistryClient
 
 pipelines_app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -56,10 +55,5 @@ def retire(
     as_json: Json = False,
 ) -> None:
     """End pipelines: no version answers, nothing is trained or watched any more; exit 1 where one is in use."""
-    with answering(as_json) as answer:
-        if allow_breaking and not why.strip():
-            raise RefusedError("--allow-breaking needs --why: say why it may break", USAGE)
-        with Target(stack, home).connect("registry", registry) as connection:
-            client = RegistryClient(connection)
-            done = client.retire("pipeline", pipeline, actor(), allow_breaking=allow_breaking, reason=why)
-        say_retired(answer, done)
+    target, ended = Target(stack, home), ("pipeline", pipeline)
+    retire_objects(target, registry, ended, why=why, as_json=as_json, allow_breaking=allow_breaking)

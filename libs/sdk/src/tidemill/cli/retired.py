@@ -1,20 +1,38 @@
-"""What commands that end streams, views and pipelines share: the reason that they take, and their answer."""
+"""What commands that end streams, views and pipelines share: the reason that they take, and how they end one."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 from tidemill_contracts.canonical import to_dict
-from tidemill_contracts.registry.v1.registry_pb2 import ApplyDefinitionResponse
 
-from tidemill.cli.answers import Answer
+from tidemill.cli.answers import USAGE, RefusedError, answering
+from tidemill.cli.targets import Target
+from tidemill.clients.calls import actor
+from tidemill.clients.registry import RegistryClient
 
 Why = Annotated[str, typer.Option("--why", "--reason", help="The reason, kept in the audit trail.")]
 
 
-def say_retired(answer: Answer, done: ApplyDefinitionResponse) -> None:
-    """Say of each object whether it ended now or before."""
-    if answer.as_json:
-        answer.json({"changes": [to_dict(change) for change in done.changes]})
-    for change in done.changes:
-        said = "is retired" if change.change == "retired" else "was retired before"
-        answer.say(f"{change.kind} {change.name} {said} (revision {change.revision})")
+def retire_objects(
+    target: Target,
+    registry: str | None,
+    ended: tuple[str, Sequence[str]],
+    *,
+    why: str,
+    as_json: bool,
+    allow_breaking: bool = False,
+) -> None:
+    """End objects, `ended` by their kind and names, and say of each whether it ended now or before."""
+    kind, names = ended
+    with answering(as_json) as answer:
+        if allow_breaking and not why.strip():
+            raise RefusedError("--allow-breaking needs --why: say why it may break", USAGE)
+        with target.connect("registry", registry) as connection:
+            client = RegistryClient(connection)
+            done = client.retire(kind, names, actor(), allow_breaking=allow_breaking, reason=why)
+        if as_json:
+            answer.json({"changes": [to_dict(change) for change in done.changes]})
+        for change in done.changes:
+            said = "is retired" if change.change == "retired" else "was retired before"
+            answer.say(f"{change.kind} {change.name} {said} (revision {change.revision})")

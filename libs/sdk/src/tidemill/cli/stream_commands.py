@@ -7,7 +7,7 @@ from tidemill_contracts.ingestion.v1 import ingestion_pb2
 from tidemill_contracts.instants import format_us
 
 from tidemill.cli.answers import answering
-from tidemill.cli.retired import Why, say_retired
+from tidemill.cli.retired import Why, retire_objects
 from tidemill.cli.targets import DEFAULT_STACK, Home, Ingestion, Json, Registry, StackName, Target
 from tidemill.clients.calls import actor
 from tidemill.clients.ingestion import IngestionClient
@@ -78,10 +78,7 @@ def retire(
     as_json: Json = False,
 ) -> None:
     """End streams: events are refused, nothing reads them, topic and table stay; exit 1 where one is in use."""
-    with answering(as_json) as answer:
-        with Target(stack, home).connect("registry", registry) as connection:
-            done = RegistryClient(connection).retire("stream", stream, actor(), reason=why)
-        say_retired(answer, done)
+    retire_objects(Target(stack, home), registry, ("stream", stream), why=why, as_json=as_json)
 
 
 def _entry(state: ingestion_pb2.StreamState, partitions: int | None = None) -> dict[str, Any]:

@@ -5,9 +5,8 @@ from typing import Annotated
 import typer
 
 from tidemill.cli.answers import answering
-from tidemill.cli.retired import Why, say_retired
+from tidemill.cli.retired import Why, retire_objects
 from tidemill.cli.targets import DEFAULT_STACK, Home, Json, Registry, StackName, Target
-from tidemill.clients.calls import actor
 from tidemill.clients.registry import RegistryClient
 
 views_app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -64,5 +63,4 @@ def retire(
     as_json: Json = False,
 ) -> None:
     """End views: nobody computes or reads them any more, and their values expire; exit 1 where one is in use."""
-    with answering(as_json) as answer, Target(stack, home).connect("registry", registry) as connection:
-        say_retired(answer, RegistryClient(connection).retire("view", view, actor(), reason=why))
+    retire_objects(Target(stack, home), registry, ("view", view), why=why, as_json=as_json)
