@@ -151,14 +151,9 @@ def entity_key(values: Sequence[EntityValue]) -> bytes | None:
     >>> entity_key(["JFK"]), entity_key(["JFK", "LA:X"]), entity_key([None])
     (b'JFK', b'3:JFK4:LA:X', None)
     """
-    parts = []
-    for value in values:
-        if value is None:
-            return None
-        parts.append(_part(value))
-    if len(parts) == 1:
-        return parts[0]
-    return _joined(parts)
+    if len(values) == 1:
+        return None if values[0] is None else _part(values[0])
+    return None if None in values else _joined(map(_part, values))
 
 
 def entity_keys(keys: Sequence[EntityValue | tuple[EntityValue, ...]]) -> list[bytes]:

@@ -10,6 +10,7 @@ order of (bucket, partition), floats strictly so.
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,15 +79,31 @@ class Request:
     places: list[Place]
 
 
-@dataclass(frozen=True, slots=True)
 class ViewValues:
-    """A view's features for the rows of one lookup, in the view's order."""
+    """A view's features for the rows of one lookup.
 
-    view: str
-    view_hash: str
-    features: list[FeatureValues]
-    # The bucket of `as_of` was left out of at least one partition, since newer events were folded already.
-    head_excluded: Bools
+    `names`: of the features, in the view's order; `whole`: the features of the rows of all look-ups that were merged
+    together, under the first view's names: this one's rows begin at `first`. `head_excluded`: the bucket of `as_of` was
+    left out of at least one partition, since newer events were folded already.
+    """
+
+    __slots__ = ("_features", "first", "head_excluded", "names", "view", "view_hash", "whole")
+
+    def __init__(
+        self, reader: "ViewReader", whole: Sequence[FeatureValues], head_excluded: Bools, first: int = 0
+    ) -> None:
+        self.view, self.view_hash, self.names = reader.plan.name, reader.plan.hash, reader.names
+        self.whole, self.first, self.head_excluded = whole, first, head_excluded
+        self._features: list[FeatureValues] | None = None
+
+    @property
+    def features(self) -> list[FeatureValues]:
+        """Return the view's features in its order, for its rows and under its names."""
+        if self._features is None:
+            part = slice(self.first, self.first + len(self.head_excluded))
+            named = zip(self.whole, self.names, strict=True)
+            self._features = [_cut(feature, name, part) for feature, name in named]
+        return self._features
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +126,7 @@ class Merger:
 
     def __init__(self, plan: ViewPlan) -> None:
         self._max_age_us = plan.max_age_us
-        self.names = [feature.name for feature in plan.features]
+        self._features = len(plan.features)
         self._rings: list[tuple[RingReader, list[int]]] = []
         for index, ring in enumerate(plan.rings):
             places = [place for place, feature in enumerate(plan.features) if feature.ring == index]
@@ -142,7 +159,7 @@ class Merger:
                 found[place] = finalise(feature, ring.plan, merged, entity, as_of_us)
                 if merged.left_out is not None:
                     excluded |= merged.left_out
-        return [found[place] for place in range(len(self.names))], excluded
+        return [found[place] for place in range(self._features)], excluded
 
 
 class ViewReader:
@@ -153,49 +170,37 @@ class ViewReader:
         self.merger = merger
         self.build = build_id(plan.hash, plan.build)
         self.topic = events_topic(plan.stream)
-        # Whether the merger's features carry this view's names.
-        self._is_first = merger.names == [feature.name for feature in plan.features]
+        self.names = [feature.name for feature in plan.features]
         self._prefix = shard_prefix(project, plan.hash, plan.build)
         self._suffixes = [[shard_suffix(ring, p) for p in range(plan.partitions)] for ring in plan.rings]
 
     def request(self, keys: Iterable[Sequence[EntityValue]], into: list[bytes]) -> ViewRequest:
         """Append to `into` the keys of every shard wanted, ring by ring, within it entity by entity."""
-        numbers: dict[Sequence[EntityValue], int] = {}
-        heads: list[bytes] = []
-        rows = []
-        for key in keys:
-            values = tuple(key)
-            number = numbers.get(values)
-            if number is None:
-                entity = entity_key(values)
-                number = numbers[values] = -1 if entity is None else len(heads)
-                if entity is not None:
-                    heads.append(self._prefix + entity)
-            rows.append(number)
+        wanted = list(map(tuple, keys))
+        distinct = dict.fromkeys(wanted)
+        entities = list(map(entity_key, distinct))
+        heads = [self._prefix + entity for entity in entities if entity is not None]
         first = len(into)
         for suffixes in self._suffixes:
             into.extend([head + suffix for head in heads for suffix in suffixes])
-        row_of = np.array(rows, np.int64)
-        return ViewRequest(self, len(heads), row_of, first)
+        if len(heads) == len(wanted):
+            return ViewRequest(self, len(heads), np.arange(len(heads)), first)
+        number = count()
+        of = {key: -1 if entity is None else next(number) for key, entity in zip(distinct, entities, strict=True)}
+        return ViewRequest(self, len(heads), np.array([of[key] for key in wanted], np.int64), first)
 
     def values(
         self, request: ViewRequest, features: Sequence[FeatureValues], excluded: Bools, first: int
     ) -> ViewValues:
         """Return the features of a look-up's rows; its entities begin at `first` of those that were merged."""
-        plan, rows = self.plan, request.row_of
+        rows = request.row_of
         if len(rows) == request.entities:
-            if len(rows) == len(excluded) and self._is_first:
-                return ViewValues(plan.name, plan.hash, list(features), excluded)
-            part = slice(first, first + request.entities)
-            cut = [_cut(feature, known.name, part) for feature, known in zip(features, plan.features, strict=True)]
-            return ViewValues(plan.name, plan.hash, cut, excluded[part])
+            return ViewValues(self, features, excluded[first : first + request.entities], first)
         without = rows < 0
         null_key = without if np.count_nonzero(without) else None
         rows = rows + first if null_key is None else np.where(without, 0, rows + first)
-        spread = [
-            _spread(feature, known.name, rows, null_key) for feature, known in zip(features, plan.features, strict=True)
-        ]
-        return ViewValues(plan.name, plan.hash, spread, _take(excluded, rows, null_key, False))
+        spread = [_spread(feature, rows, null_key) for feature in features]
+        return ViewValues(self, spread, _take(excluded, rows, null_key, False))
 
 
 def _cut(feature: FeatureValues, name: str, part: slice) -> FeatureValues:
@@ -210,10 +215,10 @@ def _cut(feature: FeatureValues, name: str, part: slice) -> FeatureValues:
     )
 
 
-def _spread(feature: FeatureValues, name: str, rows: Ints, null_key: Bools | None) -> FeatureValues:
+def _spread(feature: FeatureValues, rows: Ints, null_key: Bools | None) -> FeatureValues:
     """Give each row its entity's value; NOT_FOUND where the key is null (None: nowhere)."""
     return FeatureValues(
-        name,
+        feature.name,
         feature.type,
         feature.counts,
         _take(feature.values, rows, null_key, nothing_of(feature.values)),

@@ -5,7 +5,8 @@ from functools import lru_cache
 from itertools import repeat
 from typing import Any
 
-from google.protobuf.descriptor import FieldDescriptor
+import numpy as np
+from google.protobuf.message import Message
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.feature.v1 import feature_pb2 as messages
 from tidemill_contracts.progress.v1 import progress_pb2 as progress
@@ -21,16 +22,23 @@ SCALARS: Mapping[int, tuple[str, type]] = {
 }
 
 
-def _tag(field: FieldDescriptor) -> bytes:
+def _tag(message: type[Message], name: str) -> bytes:
     """Return what a field begins with on the wire, its type being the one that says its length."""
-    return bytes([field.number << 3 | 2])
+    return bytes([message.DESCRIPTOR.fields_by_name[name].number << 3 | 2])
 
 
-_FEATURES = _tag(messages.ViewColumns.DESCRIPTOR.fields_by_name["features"])
-_FLOATS, _INTEGERS, _BOOLS, _STATUSES, _EVENT_TIMES, _NULLS, _HOP_ACCURACY = (
-    _tag(messages.FeatureColumn.DESCRIPTOR.fields_by_name[name])
-    for name in ("float64_values", "int64_values", "bool_values", "statuses", "event_times_us", "nulls", "hop_accuracy")
+_COLUMNS = _tag(messages.GetFeaturesResponse, "columns")
+_FEATURES = _tag(messages.ViewColumns, "features")
+_STATUSES, _EVENT_TIMES, _NULLS, _HOP_ACCURACY = (
+    _tag(messages.FeatureColumn, name) for name in ("statuses", "event_times_us", "nulls", "hop_accuracy")
 )
+# Of types whose values lie on the wire as they do in memory: the field, the array's type, and the bytes of a value.
+_PACKED: Mapping[int, tuple[bytes, str, int]] = {
+    definition.FIELD_TYPE_BOOL: (_tag(messages.FeatureColumn, "bool_values"), "?", 1),
+    definition.FIELD_TYPE_FLOAT64: (_tag(messages.FeatureColumn, "float64_values"), "<f8", 8),
+    definition.FIELD_TYPE_INT64: (_tag(messages.FeatureColumn, "int64_values"), "<i8", 8),
+    definition.FIELD_TYPE_TIMESTAMP: (_tag(messages.FeatureColumn, "int64_values"), "<i8", 8),
+}
 # From statuses to where there is no value; counts of an entity that is known have one.
 _NULL = bytes(status != messages.STATUS_PRESENT for status in range(256))
 _COUNTS_NULL = bytes(status in (messages.STATUS_NOT_FOUND, messages.STATUS_BEYOND_KEPT) for status in range(256))
@@ -38,71 +46,93 @@ _COUNTS_NULL = bytes(status in (messages.STATUS_NOT_FOUND, messages.STATUS_BEYON
 
 def answer(result: Result, as_of_us: int, *, columnar: bool) -> messages.GetFeaturesResponse:
     """Return values as they are answered."""
-    return messages.GetFeaturesResponse(
+    response = messages.GetFeaturesResponse(
         views=() if columnar else [_rows(view) for view in result.views],
-        columns=[_columns(view) for view in result.views] if columnar else (),
         as_of_us=as_of_us,
         positions=[
             progress.TopicPartitionOffset(topic=place.topic, partition=place.partition, next_offset=offset)
             for place, offset in result.positions.items()
         ],
     )
+    if columnar:
+        response.MergeFromString(_columns(result.views))
+    return response
 
 
-def _columns(view: ViewValues) -> messages.ViewColumns:
-    """Return a view by column.
+def _columns(views: Sequence[ViewValues]) -> bytes:
+    """Return views by column.
 
     The columns are written as they lie on the wire, where a packed field of eight-byte numbers is what the array is in
     memory: parsing that is one copy, while a message per column and `extend` make an object of every number.
     """
-    excluded = view.head_excluded
-    columns = messages.ViewColumns(
-        view=view.view,
-        view_hash=view.view_hash,
-        rows=len(excluded),
-        head_excluded=excluded.tobytes() if excluded.any() else b"",
-    )
-    columns.MergeFromString(b"".join([_delimited(_FEATURES, _column(feature)) for feature in view.features]))
-    return columns
+    # Views that were merged together share their arrays: their bytes are taken once.
+    taken: dict[int, list[_Column]] = {}
+    found: list[bytes] = []
+    for view in views:
+        columns = taken.get(id(view.whole))
+        if columns is None:
+            columns = taken[id(view.whole)] = [_Column(feature) for feature in view.whole]
+        first, end, excluded = view.first, view.first + len(view.head_excluded), view.head_excluded
+        head = messages.ViewColumns(
+            view=view.view,
+            view_hash=view.view_hash,
+            rows=len(excluded),
+            head_excluded=excluded.tobytes() if np.count_nonzero(excluded) else b"",
+        )
+        parts = [head.SerializeToString()]
+        for name, column in zip(view.names, columns, strict=True):
+            message = column.of_rows(name, first, end)
+            parts += _length(_FEATURES, len(message)), message
+        message = b"".join(parts)
+        found += _length(_COLUMNS, len(message)), message
+    return b"".join(found)
 
 
-def _column(feature: FeatureValues) -> bytes:
-    statuses, values = feature.status.tobytes(), feature.values
-    nulls = statuses.translate(_COUNTS_NULL if feature.counts else _NULL)
-    parts = [_head(feature.name, feature.type), _delimited(_STATUSES, statuses)]
-    if 1 in nulls:
-        parts.append(_delimited(_NULLS, nulls))
-    if feature.coarse is not None:
-        parts.append(_delimited(_HOP_ACCURACY, feature.coarse.tobytes()))
-    if feature.type == definition.FIELD_TYPE_STRING:
-        texts = ["" if null else text for text, null in zip(values, nulls, strict=True)]
-        parts.append(messages.FeatureColumn(string_values=texts).SerializeToString())
-    elif feature.type == definition.FIELD_TYPE_BOOL:
-        parts.append(_delimited(_BOOLS, values.tobytes()))
-    elif feature.type == definition.FIELD_TYPE_FLOAT64:
-        parts.append(_delimited(_FLOATS, values.astype("<f8", copy=False).tobytes()))
-    else:
-        parts.append(_delimited(_INTEGERS, values.astype("<i8", copy=False).tobytes()))
-    parts.append(_delimited(_EVENT_TIMES, feature.event_us.astype("<i8", copy=False).tobytes()))
-    return b"".join(parts)
+class _Column:
+    """A feature's arrays as they lie on the wire."""
+
+    def __init__(self, feature: FeatureValues) -> None:
+        self._type, self._feature = feature.type, feature
+        self._statuses = feature.status.tobytes()
+        self._nulls = self._statuses.translate(_COUNTS_NULL if feature.counts else _NULL)
+        self._event_times = feature.event_us.astype("<i8", copy=False).tobytes()
+        self._packed = _PACKED.get(feature.type)
+        self._values = b"" if self._packed is None else feature.values.astype(self._packed[1], copy=False).tobytes()
+
+    def of_rows(self, name: str, first: int, end: int) -> bytes:
+        """Return the message of some rows."""
+        rows, nulls = end - first, self._nulls[first:end]
+        times = self._event_times[first * 8 : end * 8]
+        parts = [_head(name, self._type, rows), self._statuses[first:end], _length(_EVENT_TIMES, rows * 8), times]
+        if self._packed is None:
+            values = self._feature.values[first:end]
+            texts = ["" if null else text for text, null in zip(values, nulls, strict=True)]
+            parts.append(messages.FeatureColumn(string_values=texts).SerializeToString())
+        else:
+            tag, _, size = self._packed
+            parts += _length(tag, rows * size), self._values[first * size : end * size]
+        if 1 in nulls:
+            parts += _length(_NULLS, rows), nulls
+        if self._feature.coarse is not None:
+            parts += _length(_HOP_ACCURACY, rows), self._feature.coarse[first:end].tobytes()
+        return b"".join(parts)
 
 
 @lru_cache(10_000)
-def _head(name: str, kind: "definition.FieldType.ValueType") -> bytes:
-    return messages.FeatureColumn(feature=name, type=kind).SerializeToString()
+def _head(name: str, kind: "definition.FieldType.ValueType", rows: int) -> bytes:
+    """Return what a column begins with, up to its statuses."""
+    return messages.FeatureColumn(feature=name, type=kind).SerializeToString() + _length(_STATUSES, rows)
 
 
-def _delimited(tag: bytes, raw: bytes) -> bytes:
-    """Return a field of the wire type that says its length."""
-    size = len(raw)
-    if size < 0x80:
-        return b"%c%c%b" % (tag, size, raw)
+@lru_cache(10_000)
+def _length(tag: bytes, size: int) -> bytes:
+    """Return what stands before a field of the wire type that says its length."""
     parts = bytearray(tag)
     while size > 0x7F:
         parts.append(size & 0x7F | 0x80)
         size >>= 7
     parts.append(size)
-    return bytes(parts) + raw
+    return bytes(parts)
 
 
 def _rows(view: ViewValues) -> messages.ViewValues:

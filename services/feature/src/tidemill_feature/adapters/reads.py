@@ -88,6 +88,8 @@ class Reads:
 
 def _count_coarse(result: Result) -> None:
     for view in result.views:
+        if all(one.coarse is None for one in view.whole):
+            continue
         coarse = sum([int(one.coarse.sum()) for one in view.features if one.coarse is not None])
         if coarse:
             metrics.read_hop_accuracy.labels(view.view).inc(coarse)
