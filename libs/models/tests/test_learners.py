@@ -69,6 +69,12 @@ def test_the_same_rows_and_seed_give_the_same_bytes(library: str, rows: Rows) ->
     assert first.export(rows.x).files == second.export(rows.x).files
 
 
+def test_threads_that_share_and_sample_the_rows_give_the_same_bytes_every_time(rows: Rows) -> None:
+    constructor = Constructor("xgboost", "", {"n_estimators": 40, "subsample": 0.6, "colsample_bytree": 0.7})
+    fitted = [build(constructor, rows.encoding, seed=5).fit(rows.x, rows.y) for _ in range(6)]
+    assert len({one.export(rows.x).files["model.onnx"] for one in fitted}) == 1
+
+
 def test_a_served_form_that_differs_is_not_exported() -> None:
     with pytest.raises(NotExportableError, match="not shipped"):
         checked_parity(np.array([0.5]), np.array([0.5 + 2 * PARITY_LIMIT]))

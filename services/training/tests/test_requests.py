@@ -145,7 +145,7 @@ def test_a_runs_process_gets_no_settings_of_the_service() -> None:
     found = environment(given)
     assert "secret" not in found.values()
     assert found["AWS_REGION"] == "x"
-    assert found["OMP_NUM_THREADS"] == "1"
+    assert found["OPENBLAS_NUM_THREADS"] == "1"
 
 
 def test_records_of_a_run_say_what_happened_in_a_sentence() -> None:

@@ -33,10 +33,12 @@ _PARAMETERS: dict[str, type] = {
 }
 # The newest that the converter supports.
 _OPSET = 15
+# Not what the machine has: each thread sums its share of the rows, so that another number could round otherwise.
+_THREADS = 2
 
 
 class Boosted:
-    """XGBoost's histogram trees for a binary label; one thread, so that the same rows give the same bytes."""
+    """XGBoost's histogram trees for a binary label; the same rows give the same bytes on every machine."""
 
     def __init__(self, constructor: Constructor, encoding: Encoding, seed: int) -> None:
         if constructor.algorithm not in {"", "XGBClassifier"}:
@@ -49,7 +51,7 @@ class Boosted:
             **parameters,
             "objective": "binary:logistic",
             "tree_method": "hist",
-            "nthread": 1,
+            "nthread": _THREADS,
             # XGBoost takes 31 bits.
             "seed": seed % (2**31),
             "verbosity": 0,
@@ -60,7 +62,7 @@ class Boosted:
     def fit(self, x: Matrix, y: Floats) -> Self:
         """Fit on x: float32[n, width], y: float64[n] of 0 and 1. Raises `ModelError` for a value out of its range."""
         try:
-            rows = xgboost.QuantileDMatrix(x, y, nthread=1, max_bin=self._parameters.get("max_bin", 256))
+            rows = xgboost.QuantileDMatrix(x, y, nthread=_THREADS, max_bin=self._parameters.get("max_bin", 256))
             self._booster = xgboost.train(self._parameters, rows, num_boost_round=self._rounds)
         except xgboost.core.XGBoostError as error:
             raise ModelError(f"XGBoost refuses: {_first_line(str(error))}") from error
