@@ -36,7 +36,7 @@ def as_outage() -> Iterator[None]:
     try:
         yield
     except (RedisClusterException, ClusterError, AskError, TryAgainError) as error:
-        raise RedisDownError(f"the cluster: {error!r}") from error
+        raise RedisDownError(f"the cluster: {error}") from error
     except AttributeError as error:
         # A command that fails on a node closes the connections of others with it, one that is just being opened too: it
         # is written to all the same, through a writer that is gone.
