@@ -83,6 +83,7 @@ FAULTS = [
     ("seats: int", "seats: Seats", "flights.py:7: NameError: name 'Seats' is not defined"),
     ("seats: int", "seats: int = 3", "flights.py:7: event Scheduled: field 'seats': a field has no default value"),
     # Views.
+    ('tm.count("2h")', 'tm.counts("2h")', "flights.py:17: tidemill: unknown 'counts'; did you mean 'count'?"),
     ('tm.count("2h")', 'tm.mean("dep_dealy_minutes", "2h")', "flights.py:17: view 'origin': no field 'dep_dealy_minutes' in Departed; did you mean 'dep_delay_minutes'?"),
     ('tm.count("2h")', 'tm.mean("dep_delay_minutes >", "2h")', "flights.py:17: view 'origin': not an SQL expression: something is missing after '>'"),
     ('tm.count("2h")', 'tm.mean("carrier", "2h")', "flights.py:17: view 'origin': feature 'departures_2h': mean takes bool, int64, float64, not string"),
@@ -90,7 +91,7 @@ FAULTS = [
     ('tm.count("2h")', 'tm.count("2h", where="dep_delay_minutes")', "flights.py:17: view 'origin': where: a condition is wanted, not float64"),
     ('tm.count("2h")', 'tm.count("2 h")', "flights.py:17: view 'origin': feature 'departures_2h': '2 h' is not a duration"),
     ('tm.count("2h")', 'tm.count("0h")', "flights.py:17: view 'origin': feature 'departures_2h': a duration above zero is needed"),
-    ('tm.count("2h")', 'tm.count("3650d")', "flights.py:16: view 'origin': feature 'departures_2h' its window needs 3652 slots, at most 400 fit"),
+    ('tm.count("2h")', 'tm.count("3650d")', "flights.py:16: view 'origin': feature 'departures_2h' needs 3652 slots for its window, and at most 400 fit: that is 398 days"),
     ('tm.count("2h")', 'tm.last("dep_delay_minutes")', "flights.py:17: view 'origin': feature 'departures_2h' is a last without a window; give it a window, or the view a max_age"),
     ('tm.count("2h")', 'tm.variance("carrier", "2h")', "flights.py:17: view 'origin': feature 'departures_2h': variance takes bool, int64, float64, not string"),
     ('tm.count("2h")', 'tm.last_k("carrier", 33, "2h")', "flights.py:17: view 'origin': feature 'departures_2h': k: a whole number from 1 to 32 is needed, not 33"),

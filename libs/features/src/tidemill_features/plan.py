@@ -195,7 +195,9 @@ class _Compiler:
             window_us = self._view.max_age_ms * 1000
         hop_us = hop_ms(window_us // 1000) * 1000
         if slots_of(window_us, hop_us) > MAX_SLOTS:
-            self._refuse(aggregation, f"its window needs {slots_of(window_us, hop_us)} slots, at most {MAX_SLOTS} fit")
+            needed, days = slots_of(window_us, hop_us), MAX_SLOTS - slots_of(0, hop_us)
+            why = f"needs {needed} slots for its window, and at most {MAX_SLOTS} fit: that is {days} days"
+            self._refuse(aggregation, why)
         self._longest_us[hop_us] = max(self._longest_us.get(hop_us, 0), window_us)
         return window_us, hop_us
 

@@ -204,5 +204,7 @@ def _report(answer: Answer, sender: Sender, began: float) -> None:
             answer.table(("reason", "rows"), tally.refused.most_common(), "")
             rows = [list(example.values()) for example in tally.examples]
             answer.table(("row", "reason", "field", "what to do"), rows, "")
+            if more := tally.refused.total() - len(rows):
+                answer.say(f"and {more:,} more")
     if tally.refused or sender.interrupted:
         raise typer.Exit(NO)

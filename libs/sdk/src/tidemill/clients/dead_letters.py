@@ -6,14 +6,14 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.errors import KafkaError
 from tidemill_contracts.canonical import from_json, to_json
 from tidemill_contracts.cloudevents import Attributes, to_headers
 from tidemill_contracts.ingestion.v1 import dead_letters_pb2 as messages
 from tidemill_contracts.instants import from_timestamp, to_timestamp
 
 from tidemill.clients.letters import ACTIONS_TOPIC, Fates, Letter, Place, letter_of
-from tidemill.clients.topics import KafkaTarget, TopicError, list_topics, read_topic, unreachable
+from tidemill.clients.topics import KafkaTarget, TopicError, kafka_fault, list_topics, read_topic
 
 OTHERS_TOPIC = "ingestion.dead-letters.v1"
 # How much one run holds in memory; what is beyond waits for the next.
@@ -132,9 +132,7 @@ async def producing(target: KafkaTarget) -> AsyncIterator[AIOKafkaProducer]:
     try:
         await producer.start()
         yield producer
-    except KafkaConnectionError as error:
-        raise await unreachable(target) from error
     except KafkaError as error:
-        raise TopicError(f"Kafka says: {error!r}", reached=True) from error
+        raise await kafka_fault(target, error) from error
     finally:
         await producer.stop()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 from aiokafka.structs import ConsumerRecord, TopicPartition
 from tidemill_contracts.kafka_refusals import refusal
 
@@ -42,10 +42,15 @@ class KafkaTarget:
         return {"bootstrap_servers": self.bootstrap, "security_protocol": "PLAINTEXT", **self.security}
 
 
-async def unreachable(target: KafkaTarget) -> TopicError:
-    """Return the error of a Kafka that lets nobody in, with the reason where a broker gives one."""
-    why = await refusal(target.client_kwargs())
-    return TopicError(why or f"Kafka is not reachable at {target.bootstrap}", reached=False)
+async def kafka_fault(target: KafkaTarget, error: KafkaError) -> TopicError:
+    """Return what to say of a client's error: why nobody is let in, or that it may go better in a moment."""
+    if isinstance(error, KafkaConnectionError):
+        why = await refusal(target.client_kwargs())
+        return TopicError(why or f"Kafka is not reachable at {target.bootstrap}", reached=False)
+    # Of a node that has just begun the client says no more than that the answer was unexpected.
+    if error.retriable or type(error) in (KafkaError, KafkaTimeoutError):
+        return TopicError(f"Kafka is not ready: {error!r}; try again", reached=False)
+    return TopicError(f"Kafka says: {error!r}", reached=True)
 
 
 @asynccontextmanager
@@ -60,10 +65,8 @@ async def _consumer(target: KafkaTarget, *physical: str) -> AsyncIterator[AIOKaf
     try:
         await consumer.start()
         yield consumer
-    except KafkaConnectionError as error:
-        raise await unreachable(target) from error
     except KafkaError as error:
-        raise TopicError(f"Kafka says: {error!r}", reached=True) from error
+        raise await kafka_fault(target, error) from error
     finally:
         await consumer.stop()
 

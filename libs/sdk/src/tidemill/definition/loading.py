@@ -8,7 +8,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import tidemill
 from tidemill.definition.problems import DefinitionError, Problem
+from tidemill.definition.report import unknown
 from tidemill.definition.source import forget_sources
 
 MAX_FILE_BYTES = 1_000_000
@@ -46,6 +48,8 @@ def _problem(file: str, error: BaseException) -> Problem:
     frames = traceback.extract_tb(error.__traceback__)
     line = next((frame.lineno or 0 for frame in reversed(frames) if frame.filename == file), 0)
     text = str(error).replace(".__init__()", "()").replace("__init_subclass__()", "class")
+    if isinstance(error, AttributeError) and error.obj is tidemill:
+        return Problem(file, line, "", f"tidemill: {unknown(error.name, tidemill.__all__)}")
     named = isinstance(error, TypeError) and text
     return Problem(file, line, "", text if named else f"{type(error).__name__}: {text}")
 
