@@ -20,6 +20,7 @@ from tidemill_features.plan import WORD_BYTES, ViewPlan
 from tidemill_features.ring import RingStore
 
 Ints = NDArray[np.int64]
+Objects = NDArray[np.object_]
 # An entity's value; of a key of several fields, all of them.
 Entity: TypeAlias = EntityValue | tuple[EntityValue, ...]
 
@@ -79,11 +80,11 @@ class Rows:
 class _Index:
     # A view has one shard per entity and source partition in each of its rings.
     rows: dict[int, dict[Any, int]] = field(default_factory=dict)
-    # By row; None where it is free.
-    entities: list[Entity] = field(default_factory=list)
-    # By ring, then by row.
-    keys: list[list[bytes]] = field(default_factory=list)
-    free: list[int] = field(default_factory=list)
+    # By row: an entity, and by ring what its shard is stored under; of a row that is free, those that it last had.
+    entities: Objects = field(default_factory=lambda: np.empty(0, np.object_))
+    keys: list[Objects] = field(default_factory=list)
+    # Those taken first lie last.
+    free: Ints = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 class ViewShards:
@@ -98,7 +99,7 @@ class ViewShards:
         self._capacity = capacity
         self._rows = min(FIRST_ROWS, capacity)
         self._rings = [RingStore(ring, capacity) for ring in plan.rings]
-        self._index = _Index(keys=[[] for _ in plan.rings])
+        self._index = _Index(keys=[np.empty(0, np.object_) for _ in plan.rings])
         self._add_rows(0)
         # Whether shards have given way, so that one that is not in memory may have been.
         self.forgot = False
@@ -243,7 +244,7 @@ class ViewShards:
             step = max(1, _LOT_BYTES // (ring.plan.words * WORD_BYTES))
             for first in range(0, len(rows), step):
                 lot = rows[first : first + step]
-                yield zip(map(keys.__getitem__, lot.tolist()), ring.dump(lot), strict=True)
+                yield zip(keys[lot].tolist(), ring.dump(lot), strict=True)
 
     def written(self) -> int:
         """Take note that what `dirty` returned is stored; return how much that was."""
@@ -256,19 +257,17 @@ class ViewShards:
         index, needed = self._index, len(found)
         if len(index.free) < needed:
             self._make_room(needed)
-        taken = index.free[: -needed - 1 : -1]
-        del index.free[-needed:]
-        rows, first = np.array(taken, np.int64), 0
+        index.free, rows = index.free[:-needed], index.free[-needed:][::-1]
+        first = 0
         for partition, entities in found.missing.items():
-            end = first + len(entities)
-            index.rows[partition].update(zip(entities, taken[first:end], strict=True))
-            self._partition[rows[first:end]] = partition
-            first = end
-        for row, entity in zip(taken, chain.from_iterable(found.missing.values()), strict=True):
-            index.entities[row] = entity
+            mine = rows[first : first + len(entities)]
+            index.rows[partition].update(zip(entities, mine.tolist(), strict=True))
+            # Not as an array of the entities: those of several fields are tuples, which would be its columns.
+            index.entities[mine] = np.fromiter(entities, np.object_, len(entities))
+            self._partition[mine] = partition
+            first += len(entities)
         for number, held in enumerate(index.keys):
-            for row, key in zip(taken, found.keys[number :: len(index.keys)], strict=True):
-                held[row] = key
+            held[rows] = found.keys[number :: len(index.keys)]
         self._used[rows] = self._tick + 1
         return rows
 
@@ -283,11 +282,11 @@ class ViewShards:
     def _add_rows(self, first: int) -> None:
         """Take note of rows from `first` to the end as free."""
         index, more = self._index, self._rows - first
-        index.entities.extend([None] * more)
-        for held in index.keys:
-            held.extend([b""] * more)
+        blank = np.empty(more, np.object_)
+        index.entities = np.concatenate((index.entities, blank))
+        index.keys = [np.concatenate((held, blank)) for held in index.keys]
         # Those taken first lie first.
-        index.free[:0] = range(self._rows - 1, first - 1, -1)
+        index.free = np.concatenate((np.arange(self._rows - 1, first - 1, -1), index.free))
 
     def _make_room(self, needed: int) -> None:
         """Double the rows up to the capacity; beyond it, forget a quarter: the clean shards used longest ago."""
@@ -299,15 +298,13 @@ class ViewShards:
         if len(index.free) >= needed:
             return
         self.forgot = True
+        is_held = ~self._is_dirty & (self._used <= self._tick)
+        is_held[index.free] = False
         by_age = np.argsort(self._used, kind="stable")
-        clean = by_age[~self._is_dirty[by_age] & (self._used[by_age] <= self._tick)]
-        # Among them may be those that are free.
-        for row in clean[: max(needed, self._rows // 4)].tolist():
-            gone = index.entities[row]
-            if gone is not None:
-                del index.rows[int(self._partition[row])][gone]
-                index.entities[row] = None
-                index.free.append(row)
+        going = by_age[is_held[by_age]][: max(needed, self._rows // 4)]
+        for partition, gone in zip(self._partition[going].tolist(), index.entities[going].tolist(), strict=True):
+            del index.rows[partition][gone]
+        index.free = np.concatenate((index.free, going))
         if len(index.free) < needed:
             raise MemoryError(f"view {self.plan.name!r}: one batch needs more than {self._capacity} shards in memory")
 
