@@ -29,6 +29,7 @@ pytestmark = [
 
 MakeTopic = Callable[..., Awaitable[None]]
 ReadTopic = Callable[[str], Awaitable[list[Any]]]
+Committed = Callable[..., Awaitable[int]]
 
 
 class Deciding:
@@ -118,7 +119,7 @@ sys.exit(asyncio.run(run(open_service, ServiceSettings(drain_s=10))))
 
 
 async def test_of_two_processes_of_one_name_the_later_keeps_it(
-    kafka: KafkaSettings, make_topic: MakeTopic, tmp_path: Path
+    kafka: KafkaSettings, make_topic: MakeTopic, committed: Committed, tmp_path: Path
 ) -> None:
     await make_topic("t", partitions=1)
     out = tmp_path / "decided"
@@ -140,9 +141,14 @@ async def test_of_two_processes_of_one_name_the_later_keeps_it(
             await producer.send(Outgoing("t", value))
             await aeventually(lambda: out.read_bytes().endswith(value), claim=f"{value!r} is decided")
 
+        async def claimed() -> bool:
+            return await committed("t", "agents.one") == 0
+
         try:
             frozen = start()
             await decided(b"a")
+            # One that freezes before it has laid its claim wakes up as the later of the two.
+            await aeventually(claimed, claim="the first has the name")
             frozen.send_signal(signal.SIGSTOP)
             later = start()
             await decided(b"b")
