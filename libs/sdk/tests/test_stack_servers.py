@@ -109,8 +109,12 @@ def test_two_stacks_run_side_by_side(stack: Stack, tmp_path: Path) -> None:
     try:
         endpoints = other.start(only="servers")
         assert not {endpoints.kafka, endpoints.redis} & {stack.endpoints.kafka, stack.endpoints.redis}
+        assert other.state is not None
+        door = Path(other.state.control)
+        assert door.exists()
         other.stop()
         assert not other.running
+        assert not door.exists()
         assert stack.running
     finally:
         other.remove()
@@ -141,7 +145,14 @@ def test_nothing_is_left_when_the_supervisor_is_killed(tmp_path: Path) -> None:
         eventually(lambda: gone(processes))
         again = Stack("doomed", tmp_path / "doomed")
         assert again.start(only="servers") == again.endpoints
-        again.stop()
+        assert again.state is not None
+        processes = everything_under(again.state.supervisor_pid)
+        os.kill(again.state.supervisor_pid, signal.SIGKILL)
+        eventually(lambda: gone(processes))
+        door = Path(again.state.control)
+        assert door.exists()
+        again.remove()
+        assert not door.exists()
     finally:
         stack.remove()
 

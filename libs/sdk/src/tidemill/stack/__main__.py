@@ -58,12 +58,17 @@ def main() -> int:
             sys.stderr.write(f"a stack already runs in {layout.home}\n")
             return 1
         try:
-            control.remove_stale(control.socket_path(layout.home))
+            door = control.socket_path(layout.home)
+            control.remove_stale(door)
             prepared = prepare(layout)
         except StackError as error:
             sys.stderr.write(f"{error}\n")
             return 1
-        return asyncio.run(supervise(prepared, foreground=arguments.foreground, lifeline=arguments.lifeline))
+        try:
+            return asyncio.run(supervise(prepared, foreground=arguments.foreground, lifeline=arguments.lifeline))
+        finally:
+            # Closing a server leaves its socket's file.
+            control.remove_stale(door)
 
 
 if __name__ == "__main__":

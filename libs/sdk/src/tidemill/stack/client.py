@@ -190,6 +190,8 @@ class Stack:
     def remove(self) -> None:
         """Stop the stack and delete its folder with all its data."""
         self.stop()
+        if (state := self.state) is not None:
+            control.remove_stale(Path(state.control))
         for folder in (unprivileged.outside(self.layout.home), self.layout.home):
             if folder.exists():
                 shutil.rmtree(folder)

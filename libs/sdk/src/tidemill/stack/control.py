@@ -18,7 +18,7 @@ Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
 def remove_stale(path: Path) -> None:
-    """Remove what a killed supervisor left; the caller holds the home's lock, so none runs."""
+    """Remove the socket that a supervisor left; the caller knows that none runs."""
     path.unlink(missing_ok=True)
 
 
