@@ -88,3 +88,11 @@ async def test_what_feast_s_door_refuses_has_one_named_reason(door: Door) -> Non
             "/get-online-features", content=raw, headers={"content-type": "application/json"}
         )
         assert (response.status_code, response.json().get("reason")) == (status, reason), (raw[:80], response.text)
+
+
+@pytest.mark.parametrize("headers", [{}, {"content-type": "application/x-www-form-urlencoded"}])
+async def test_a_body_that_curl_sends_without_a_word_is_json(door: Door, headers: dict[str, str]) -> None:
+    asked = b'{"features": ["payer:payments"], "entities": {"payer": ["ann"]}}'
+    response = await door.http.post("/get-online-features", content=asked, headers=headers)
+    assert response.status_code == 200, response.text
+    assert response.json()["metadata"]["feature_names"] == ["payer", "payments"]
