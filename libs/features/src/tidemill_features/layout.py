@@ -29,6 +29,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import repeat
 from typing import cast
 
 import numpy as np
@@ -164,11 +165,8 @@ def entity_keys(keys: Sequence[EntityValue | tuple[EntityValue, ...]]) -> list[b
     ([b'JFK', b'LAX'], [b'3:JFK4:LA:X', b'3:LAX1:7'])
     """
     if keys and isinstance(keys[0], str):
-        try:
-            # As `_part` does, in a third of the time; all are of one type.
-            return [*map(str.encode, cast(Sequence[str], keys))]
-        except UnicodeEncodeError:
-            pass
+        # As `_part` does, in half the time; all are of one type.
+        return [*map(str.encode, cast(Sequence[str], keys), repeat("utf-8"), repeat("surrogatepass"))]
     return [_joined(map(_part, key)) if isinstance(key, tuple) else _part(key) for key in keys]
 
 
