@@ -100,9 +100,12 @@ class ViewValues:
     def features(self) -> list[FeatureValues]:
         """Return the view's features in its order, for its rows and under its names."""
         if self._features is None:
-            part = slice(self.first, self.first + len(self.head_excluded))
-            named = zip(self.whole, self.names, strict=True)
-            self._features = [_cut(feature, name, part) for feature, name in named]
+            rows, named = len(self.head_excluded), list(zip(self.whole, self.names, strict=True))
+            if all(len(feature.status) == rows and feature.name == name for feature, name in named):
+                self._features = list(self.whole)
+            else:
+                part = slice(self.first, self.first + rows)
+                self._features = [_cut(feature, name, part) for feature, name in named]
         return self._features
 
 
