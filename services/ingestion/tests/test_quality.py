@@ -146,7 +146,7 @@ def test_pauses_and_their_ends_are_told_in_words() -> None:
     assert paused.kind == "paused"
     assert paused.summary == (
         "rides is paused until 2026-11-21T10:01:00Z: 61% of 1,200 events were refused, mostly wrong_type (limit 20%); "
-        "mend the producer, or resume it with ResumeStream."
+        "mend the producer, or resume it: tidemill streams resume rides --why …"
     )
     by = change_record("rides", Change(pause, at + 5, "anna", "mended"), "door-1", at + 5)
     assert (by.kind, by.pause.actor, by.pause.reason) == ("resumed", "anna", "mended")

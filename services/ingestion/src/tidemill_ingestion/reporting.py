@@ -104,7 +104,7 @@ def _change_summary(stream: str, change: Change) -> str:
     if change.resumed_us is None:
         return (
             f"{stream} is paused until {format_us(pause.until_us)}: {evidence} (limit {pause.limit:.0%}); "
-            "mend the producer, or resume it with ResumeStream."
+            f"mend the producer, or resume it: tidemill streams resume {stream} --why …"
         )
     by = f"by {change.actor}: {change.reason}" if change.actor else "by itself"
     return f"{stream} was resumed {by}; it was paused because {evidence}."

@@ -272,7 +272,8 @@ def paused_message(stream: str, pause: Paused) -> str:
     """Return what a stream's pause means to who sends to it."""
     return (
         f"stream {stream!r} is paused until {format_us(pause.until_us)}: {pause.share:.0%} of {pause.events:,} events "
-        f"were refused, mostly {pause.mostly}; send the event again with the same id then"
+        f"were refused, mostly {pause.mostly}; send the event again with the same id then, "
+        f"or once somebody ends the pause (tidemill streams resume {stream})"
     )
 
 
