@@ -22,7 +22,8 @@ from pyiceberg.expressions import (
     Reference,
 )
 from pyiceberg.expressions.literals import literal
-from pyiceberg.table import StaticTable, Table
+from pyiceberg.io.pyarrow import ArrowScan
+from pyiceberg.table import DataScan, StaticTable, Table
 from pyiceberg.types import LongType
 
 from tidemill_features.archive import ARRIVAL, ARRIVAL_PROPERTY, Filter, table_name
@@ -41,10 +42,17 @@ class LogTable:
 
     def read(self, names: Sequence[str] | None = None, wanted: Filter | None = None) -> pa.Table:
         """Return rows with the named columns, or all; a column that the table does not have is left out."""
+        return self._scan(names, wanted).to_arrow()
+
+    def _scan(self, names: Sequence[str] | None, wanted: Filter | None) -> DataScan:
         known = {field.name for field in self._schema.fields}
         fields = ("*",) if names is None else tuple(name for name in names if name in known)
         chosen = AlwaysTrue() if wanted is None else expression_of(wanted)
-        return self._table.scan(chosen, fields, snapshot_id=self.snapshot_id).to_arrow()
+        return self._table.scan(chosen, fields, snapshot_id=self.snapshot_id)
+
+    def partition(self, names: Sequence[str], number: int, span: tuple[int, int]) -> "LogPartition":
+        """Return what reads the named columns, `_offset` among them, of a span of offsets piece by piece."""
+        return LogPartition(self._scan(names, Filter(spans={number: span})), number)
 
     def rows_at_most(self, wanted: Filter) -> int:
         """Return how many rows the files have of which some may be wanted."""
@@ -67,7 +75,32 @@ class LogTable:
         number = self._schema.find_field(name).field_id
         tasks = self._table.scan(snapshot_id=self.snapshot_id).plan_files()
         raw = [getattr(task.file, which)[number] for task in tasks if task.file.record_count]
-        return [int(from_bytes(LongType(), bound)) for bound in raw]
+        return [_whole(bound) for bound in raw]
+
+
+class LogPartition:
+    """Reads one partition piece by piece; which files hold what is looked up once, not for every piece."""
+
+    def __init__(self, scan: DataScan, number: int) -> None:
+        self._scan = scan
+        self._number = number
+        field = scan.projection().find_field("_offset").field_id
+        # The lowest and the highest offset of each file, of any partition.
+        self._tasks = [
+            (_whole(task.file.lower_bounds[field]), _whole(task.file.upper_bounds[field]), task)
+            for task in scan.plan_files()
+            if task.file.record_count
+        ]
+
+    def read(self, first: int, end: int) -> pa.Table:
+        """Return the rows of some of the offsets; from several threads at once, if wanted."""
+        scan, wanted = self._scan, expression_of(Filter(spans={self._number: (first, end)}))
+        tasks = [task for lowest, highest, task in self._tasks if lowest < end and first <= highest]
+        return ArrowScan(scan.table_metadata, scan.io, scan.projection(), wanted).to_table(tasks)
+
+
+def _whole(bound: bytes) -> int:
+    return int(from_bytes(LongType(), bound))
 
 
 class LogTables(Protocol):
