@@ -106,6 +106,9 @@ async def test_what_online_has_not_judged_yet_is_archived_as_online_will_judge_i
     await aeventually(waits, 20, claim="the offline role waits, and says so")
     with pytest.raises(grpc.aio.AioRpcError):
         await archived(offline, await world.ends(), 1)
+    assert await offline.stop() == 0, "what waits is read again, by whoever comes next"
+    offline = await world.start(**archiving)
+    await aeventually(waits, 20, claim="so does the next")
     assert (0, refused.offset) not in held(world, database)
 
     await world.register(world.payer, stream=mended())
