@@ -114,6 +114,24 @@ async def test_what_was_refused_by_the_definition_before_is_no_row_by_the_next(
     assert held(database, tmp_path, worker.topic) == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 12]
 
 
+@pytest.mark.servers
+async def test_what_it_would_refuse_waits_for_an_online_role_that_has_said_nothing_yet(
+    servers: Servers, topic_prefix: str, database: str, tmp_path: Path, name: str
+) -> None:
+    kafka = KafkaSettings(bootstrap=servers.kafka, topic_prefix=topic_prefix)
+    await create_topics(kafka.client_kwargs(), [*fixed_topics(), *stream_topics([(name, 1)])], topic_prefix)
+    worker = Worker(database, tmp_path, name, online=OnlineRole(kafka, "feature-online", _known))
+    await worker.restored()
+    await worker.take(0, 3)
+    await worker.take(3, 4, user="u" * 2_000)
+    with pytest.raises(Retryable, match="not decided"):
+        await worker.pipeline.flush()
+    assert held(database, tmp_path, worker.topic) == []
+    await online_is_at(kafka, worker.place, 4)
+    await worker.pipeline.flush()
+    assert held(database, tmp_path, worker.topic) == [0, 1, 2]
+
+
 async def _known(_offsets: Offsets) -> None:
     """Whoever changes the catalogue by hand need not be waited for."""
 

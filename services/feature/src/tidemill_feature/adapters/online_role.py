@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from time import monotonic
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -15,6 +16,8 @@ from tidemill_runtime.sieve import Sieve
 from tidemill_feature.adapters.definition_feed import TOPIC
 
 _ASK_S = 10.0
+# How long it is taken to be on its way where it has said nothing yet.
+_COMING_S = 60.0
 _DEFINITIONS = Partition(TOPIC, 0)
 
 
@@ -28,12 +31,15 @@ class OnlineRole:
         self._kafka = kafka
         self._group = group
         self._follow = follow
+        # When each partition was first asked about.
+        self._asked_s: dict[Partition, float] = {}
         self.sieve = Sieve(kafka, group)
 
     async def passed(self, partitions: Iterable[Partition]) -> Offsets:
         """Return before which offsets it has decided, once every definition by which it did is known here.
 
-        Without a partition of which it has never said so: there nobody decides but the caller. Raises `Retryable`.
+        Without a partition of which it has not said so for a while: nobody decides there but the caller. Raises
+        `Retryable`.
         """
         places = {self._physical(partition): partition for partition in partitions}
         if not places:
@@ -51,7 +57,13 @@ class OnlineRole:
             raise Retryable(f"Kafka does not say how far the online role is: {error!r}") from error
         finally:
             await close(consumer)
-        return {place: offset for place, offset in zip(places.values(), committed, strict=True) if offset is not None}
+        said = {place: self._said(place, offset) for place, offset in zip(places.values(), committed, strict=True)}
+        return {place: offset for place, offset in said.items() if offset is not None}
+
+    def _said(self, partition: Partition, committed: int | None) -> int | None:
+        now_s = monotonic()
+        coming = now_s - self._asked_s.setdefault(partition, now_s) < _COMING_S
+        return 0 if committed is None and coming else committed
 
     def _physical(self, partition: Partition) -> TopicPartition:
         return TopicPartition(self._kafka.physical(partition.topic), partition.number)
