@@ -108,6 +108,13 @@ def test_what_was_built_is_read_together_from_where_it_is() -> None:
     assert begun.point is None, "nobody may read the new one before it has caught up"
 
 
+def test_what_was_built_of_what_kafka_has_dropped_is_not_read_together_from_behind_it() -> None:
+    begun = start(with_old(), found(point(60, OLD_ID, low=55), point(52, NEW_ID), begin=54))
+    assert (set(begun.live), set(begun.missing)) == ({OLD_ID}, {NEW_ID})
+    begun = start(with_old(), found(point(60, OLD_ID, low=55), point(54, NEW_ID), begin=54))
+    assert (set(begun.live), begun.offset) == ({OLD_ID, NEW_ID}, 54)
+
+
 def test_what_was_built_to_the_same_record_is_said_at_once() -> None:
     begun = start(with_old(), found(point(500, OLD_ID), point(500, NEW_ID)))
     assert begun.point.views == {OLD_ID, NEW_ID}

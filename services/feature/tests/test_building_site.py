@@ -17,6 +17,7 @@ from tidemill_features.fold import ViewShards
 from tidemill_features.layout import EMPTY, Checkpoint, build_id
 from tidemill_features.plan import compile_view
 from tidemill_features.reader import Lookup, Reader
+from tidemill_runtime.errors import Retryable
 from tidemill_runtime.positions import Partition
 
 pytestmark = pytest.mark.servers
@@ -50,13 +51,14 @@ VIEW = definition.View(
 PLAN = compile_view(VIEW, STREAM)
 
 
-def site(store: RedisStore, project: str, capacity: int) -> Site:
-    """Return a site of one partition that begins with the first event."""
+async def site(store: RedisStore, project: str, capacity: int) -> Site:
+    """Return a site of one partition that begins with the first event, as a worker does."""
+    held = (await store.watch([HERE]))[HERE]
     builds = frozenset([build_id(PLAN.hash)])
     views = [ViewShards(PLAN, project, capacity)]
     replay = Replay(HERE, StreamDecoder(STREAM), views, Checkpoint(TOPIC_ID, 0, 0, EMPTY, builds, 1), builds)
     job = Job(HERE, STREAM, Found(None, None, TOPIC_ID, 1, 0, 30), builds, lambda: 30)
-    return Site(store, {HERE: Lot(job, replay, None, 0)}, asyncio.Lock())
+    return await Site.claimed(store, {HERE: Lot(job, replay, held, 0)}, asyncio.Lock())
 
 
 async def build(one: Site, events: int) -> None:
@@ -81,21 +83,38 @@ async def counts(redis: Any, project: str) -> list[Any]:
 async def test_a_build_writes_over_what_an_attempt_left_that_got_nowhere(servers: Any, redis_namespace: str) -> None:
     async with Redis.from_url(servers.redis) as redis:
         store = RedisStore(redis, redis_namespace, redis_namespace)
-        await store.watch([HERE])
-        await build(site(store, redis_namespace, 100), 30)
+        await build(await site(store, redis_namespace, 100), 30)
         assert await counts(redis, redis_namespace) == [3] * 10
         await store.forget([HERE])
-        await store.watch([HERE])
-        await build(site(store, redis_namespace, 100), 20)
+        await build(await site(store, redis_namespace, 100), 20)
         assert await counts(redis, redis_namespace) == [2] * 10
         await store.close()
+
+
+async def test_a_builder_whose_place_was_taken_writes_no_ring_though_nobody_has_come_anywhere(
+    servers: Any, redis_namespace: str
+) -> None:
+    async with Redis.from_url(servers.redis) as redis:
+        old, new = (RedisStore(redis, redis_namespace, redis_namespace) for _ in range(2))
+        zombie = await site(old, redis_namespace, 100)
+        heir = await site(new, redis_namespace, 100)
+        with pytest.raises(Retryable, match="another worker"):
+            await build(zombie, 20)
+        assert await counts(redis, redis_namespace) == [0] * 10
+        # Nor may it go on from the checkpoint that it holds, once its connection is another.
+        await old.close()
+        with pytest.raises(Retryable, match="another worker"):
+            await zombie.flush()
+        await build(heir, 30)
+        assert await counts(redis, redis_namespace) == [3] * 10
+        await new.close()
+        await old.close()
 
 
 async def test_a_build_reads_the_shards_again_that_gave_way(servers: Any, redis_namespace: str) -> None:
     async with Redis.from_url(servers.redis) as redis:
         store = RedisStore(redis, redis_namespace, redis_namespace)
-        await store.watch([HERE])
         # Each piece needs all that fits.
-        await build(site(store, redis_namespace, 5), 30)
+        await build(await site(store, redis_namespace, 5), 30)
         assert await counts(redis, redis_namespace) == [3] * 10
         await store.close()

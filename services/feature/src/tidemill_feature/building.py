@@ -125,11 +125,10 @@ def _behind(found: Found, missing: frozenset[bytes], join_records: int) -> Check
     stored = found.stored
     if stored is None or not missing:
         return None
-    built = resumable(found, missing)
-    if built is None:
-        if found.begin:
-            return None
-        built = Checkpoint(found.topic_id, 0, 0, EMPTY, missing)
+    built = resumable(found, missing) or Checkpoint(found.topic_id, 0, 0, EMPTY, missing)
+    if built.next_offset < found.begin:
+        # What lies between is in the offline log alone.
+        return None
     return built if stored.next_offset - built.next_offset <= join_records else None
 
 

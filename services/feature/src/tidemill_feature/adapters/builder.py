@@ -1,9 +1,9 @@
 """Builds views beside those that are folded: from the offline log where Kafka has dropped it, then from Kafka.
 
 One task per assignment, on the worker's own loop, a small piece at a time: live events and pieces take turns. It has
-checkpoints of its own (those of the group `<group>.build`), which fence it as the worker is fenced, and from which it
-goes on after a crash. When its partitions have almost caught up it says so and ends: the worker restores and folds old
-and new views together from there.
+checkpoints of its own (those of the group `<group>.build`), which fence it as the worker is fenced, from before its
+first ring on, and from which it goes on after a crash. When its partitions have almost caught up it says so and ends:
+the worker restores and folds old and new views together from there.
 """
 
 import asyncio
@@ -135,7 +135,7 @@ class Builder:
         """Build until every partition is near enough; begins where the checkpoints are."""
         held = await self.store.watch([job.partition for job in jobs])
         lots = {job.partition: self._lot(job, held[job.partition], shards) for job in jobs}
-        site = Site(self.store, lots, self.turn)
+        site = await Site.claimed(self.store, lots, self.turn)
         log.info("building", views=sorted({view.plan.name for view in shards.values()}), partitions=len(site.lots))
         for lot in site.lots.values():
             await self._from_history(site, lot)

@@ -1,8 +1,9 @@
 """What is being built, in memory: folded piece by piece, written when there is enough of it."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from secrets import randbits
 from time import monotonic
 
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
@@ -23,6 +24,7 @@ _PIECE_EVENTS = (500, 2_000)
 _PIECE_SHARE = 8
 # Nobody reads what is being built: it is written when it has been folded for a while, or does not fit any more.
 _WRITE_S = 10.0
+_CLAIM_BITS = 62
 
 
 @dataclass(slots=True)
@@ -67,6 +69,18 @@ class Site:
     lots: dict[Partition, Lot]
     turn: asyncio.Lock
     _written_s: float = field(default_factory=monotonic)
+    # Of no other worker, nor of this one at another time.
+    _claim: int = field(default_factory=lambda: randbits(_CLAIM_BITS))
+
+    @classmethod
+    async def claimed(cls, store: RedisStore, lots: dict[Partition, Lot], turn: asyncio.Lock) -> "Site":
+        """Return a site that is this worker's: whoever built the same until now is refused from its next write on.
+
+        Raises `Retryable` where another worker was first.
+        """
+        site = cls(store, lots, turn)
+        await site._move({place: lot.held or lot.replay.checkpoint() for place, lot in lots.items()})
+        return site
 
     async def fold(self, parts: Sequence[tuple[Lot, Chunk]]) -> None:
         """Fold the next events of some partitions, and write when it is time."""
@@ -96,11 +110,15 @@ class Site:
             ends = {place.number: lot.replay.next_offset for place, lot in self.lots.items() if place.topic == topic}
             await self._write([Move(place, lot.held, None) for place, lot in self.lots.items()], view.dirty(ends))
             view.written()
-        moves = [Move(partition, lot.held, lot.replay.checkpoint()) for partition, lot in self.lots.items()]
-        await self._write(moves, ())
-        for move in moves:
-            self.lots[move.partition].held = move.next
+        await self._move({place: lot.replay.checkpoint() for place, lot in self.lots.items()})
         self._written_s = monotonic()
+
+    async def _move(self, points: Mapping[Partition, Checkpoint]) -> None:
+        """Write how far the rings have come, and whose they are: nobody reads them, `ready_from` is free for that."""
+        claimed = {place: replace(point, ready_from=self._claim) for place, point in points.items()}
+        await self._write([Move(place, self.lots[place].held, point) for place, point in claimed.items()], ())
+        for place, point in claimed.items():
+            self.lots[place].held = point
 
     async def _write(self, moves: Sequence[Move], shards: Pairs) -> None:
         if await self.store.flush(moves, shards):
