@@ -53,6 +53,7 @@ gen: $(SYNCED) ## Generate the code of the contracts, the reference of settings 
 
 lint: $(SYNCED)
 	$(RUN) ruff check .
+	$(RUN) ruff format --check .
 
 # Test modules of different members share names, so their folders tell them apart.
 types: $(SYNCED)

@@ -33,9 +33,9 @@ def test_every_service_and_server_is_there(compose: dict[str, Any]) -> None:
 
 
 def test_the_variables_are_those_of_the_local_stack(service: str, environment: dict[str, str]) -> None:
-    everywhere = Endpoints("k:1", "redis://r", "postgresql://p", "tidemill.", dict.fromkeys(
-        SERVICES, ServiceAddress("h:1", "h:2")
-    ))
+    everywhere = Endpoints(
+        "k:1", "redis://r", "postgresql://p", "tidemill.", dict.fromkeys(SERVICES, ServiceAddress("h:1", "h:2"))
+    )
     assert set(environment) == set(service_environment(service, everywhere, Layout(Path("/home"))))
 
 
@@ -51,9 +51,7 @@ def test_the_variables_are_settings_that_exist(
     assert settings.http.listen.endswith(":8080")
 
 
-def test_every_peer_is_reached_at_its_port(
-    compose: dict[str, Any], service: str, environment: dict[str, str]
-) -> None:
+def test_every_peer_is_reached_at_its_port(compose: dict[str, Any], service: str, environment: dict[str, str]) -> None:
     for peer in NEEDS[service].peers:
         assert environment[prefix_of(service) + peer.upper()] == f"{peer}:50051"
         assert peer in compose["services"]

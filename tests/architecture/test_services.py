@@ -58,9 +58,7 @@ def test_settings_are_frozen_prefixed_and_explained(service: str, reference: Mod
     silent = [
         name
         for name, field in kind.model_fields.items()
-        if name in vars(kind).get("__annotations__", {})
-        and reference.group_of(field) is None
-        and not field.description
+        if name in vars(kind).get("__annotations__", {}) and reference.group_of(field) is None and not field.description
     ]
     assert not silent, f"give {', '.join(silent)} a Field(description=…): the reference is written from it"
 

@@ -103,9 +103,7 @@ def test_no_error_is_swallowed(sources: dict[Path, ast.Module]) -> None:
     assert not swallowing, f"handle it, or name it with contextlib.suppress: {', '.join(swallowing)}"
 
 
-def test_sizes_are_shown(
-    root: Path, sources: dict[Path, ast.Module], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_sizes_are_shown(root: Path, sources: dict[Path, ast.Module], capsys: pytest.CaptureFixture[str]) -> None:
     """Limits that nobody fails on: the largest are printed, so that growth is seen."""
     files = sorted(((len((root / path).read_text().splitlines()), str(path)) for path in sources), reverse=True)
     functions = sorted(

@@ -51,9 +51,7 @@ def main() -> None:
             sys.stderr.write(f"{path.stem} …\n")
             for entry in load(path).run(servers):
                 entries.append(checked(entry))
-                sys.stdout.write(
-                    "{name:<22} {value:>12,.1f} {unit:<14} {ratio:>7.2f} x {baseline}\n".format(**entry)
-                )
+                sys.stdout.write("{name:<22} {value:>12,.1f} {unit:<14} {ratio:>7.2f} x {baseline}\n".format(**entry))
                 sys.stdout.flush()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(entries, indent=2) + "\n")

@@ -137,7 +137,5 @@ flight_delays = tm.Pipeline(
     gates=[tm.Better("log_loss", than="champion"), tm.AtLeast("roc_auc", 0.60)],
     rollout=[tm.Shadow("12h"), tm.Canary(0.10, "12h"), tm.Canary(0.50, "12h")],
     monitors=[tm.Performance("log_loss", limit=0.05), tm.Covariates(), tm.Predictions()],
-    retrain=tm.Retrain(
-        on=[tm.Drift(), tm.Every("28d")], cooldown="3d", budget="6 per 90d", false_alarms="1 per 90d"
-    ),
+    retrain=tm.Retrain(on=[tm.Drift(), tm.Every("28d")], cooldown="3d", budget="6 per 90d", false_alarms="1 per 90d"),
 )

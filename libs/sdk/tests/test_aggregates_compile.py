@@ -11,7 +11,7 @@ from tidemill_contracts.canonical import to_dict
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_features.plan import compile_view
 
-FILE = '''\
+FILE = """\
 from datetime import datetime
 import tidemill as tm
 class Paid(tm.Event, stream="paid", key="payer", time="at"):
@@ -29,7 +29,7 @@ pipeline = tm.Pipeline(
     "p", request=Paid, features={{"payer": payer.on("payer")}},
     label=tm.Label(Returned, "amount > 15", by="payer", wait="36h"), learner=tm.XGBoost(), train=tm.Train(window="60d"),
 )
-'''
+"""
 
 
 def compiled(tmp_path: Path, feature: str) -> definition.Definition:

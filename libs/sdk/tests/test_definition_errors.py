@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tidemill.definition import DefinitionError, compile_file
 
-HEAD = '''\
+HEAD = """\
 from datetime import datetime
 import tidemill as tm
 class Scheduled(tm.Event, stream="flight-scheduled", key="flight_id", time="asked_at"):
@@ -23,14 +23,14 @@ class Departed(tm.Event, stream="flight-departed", key="flight_id", time="depart
     carrier: str
     dep_delay_minutes: float
     departed_at: datetime
-'''
-VIEW = '''\
+"""
+VIEW = """\
 origin = tm.View("origin", Departed, by="origin", features={
     "departures_2h": tm.count("2h"),
     "carrier": tm.last("carrier", "2h"),
 })
-'''
-PIPELINE = '''\
+"""
+PIPELINE = """\
 pipeline = tm.Pipeline(
     "delays",
     request=Scheduled,
@@ -43,7 +43,7 @@ pipeline = tm.Pipeline(
     monitors=[tm.Performance("log_loss", limit=0.05)],
     retrain=tm.Retrain(on=[tm.Drift(), tm.Every("28d")]),
 )
-'''
+"""
 GOOD = HEAD + VIEW + PIPELINE
 
 

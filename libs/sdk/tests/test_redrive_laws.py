@@ -223,9 +223,7 @@ async def test_what_a_run_sent_before_it_was_killed_is_found_and_the_rest_is_sen
     await corner.refuse(body("sent"))
     last = await corner.refuse(body("not sent"))
     await corner.act(claim(corner, "killed", last.offset + 1), time.time_ns() // 1000 - LEASE_US - 1_000_000)
-    headers = wire.redriven_headers(
-        [], place=(TOPIC, 1, 0), letter=f"{LETTERS}/0/0", groups=["online"], attempt=1
-    )
+    headers = wire.redriven_headers([], place=(TOPIC, 1, 0), letter=f"{LETTERS}/0/0", groups=["online"], attempt=1)
     name = corner.target.prefix + TOPIC
     await corner.producer.send_and_wait(name, body("sent"), partition=1, headers=headers)
     report = await corner.redrive()

@@ -24,9 +24,7 @@ RIDE = {"ride_id": "r", "at": "2013-06-04T17:12:00Z"}
 
 
 def reasons(*bodies: Any, ignore: bool = True) -> list[str]:
-    events = [
-        messages.Event(data=body if isinstance(body, bytes) else json.dumps(body).encode()) for body in bodies
-    ]
+    events = [messages.Event(data=body if isinstance(body, bytes) else json.dumps(body).encode()) for body in bodies]
     verdicts = check_events(STREAM, events, NOW_US, ignore_unknown_fields=ignore)
     assert all((one.outcome == messages.OUTCOME_ACCEPTED) == (not one.reason) for one in verdicts)
     return [one.reason for one in verdicts]

@@ -14,9 +14,7 @@ from tidemill_ingestion.verdicts import Refusal
 
 DATA = {"ride_id": "r-1", "fare": 1.1}
 ENVELOPE = {"specversion": "1.0", "id": "e-1", "source": "meter", "type": "ride", "data": DATA}
-EXPECTED = messages.Event(
-    id="e-1", source="meter", type="ride", data=json.dumps(DATA, separators=(",", ":")).encode()
-)
+EXPECTED = messages.Event(id="e-1", source="meter", type="ride", data=json.dumps(DATA, separators=(",", ":")).encode())
 
 
 def test_the_three_modes_carry_one_event() -> None:

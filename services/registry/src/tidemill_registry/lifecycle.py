@@ -1,10 +1,10 @@
 """The life of a pipeline's versions: from one state and one event to records; pure.
 
-    registered by training ──gate failed──▶ refused
-        │ first one ─────────────────────────────────────────▶ champion ──▶ retired
-        └──▶ shadow / canary steps ──evidence──▶ champion
-                 │ └─ replaced by a newer one ──▶ retired
-                 └─ worse, or an operator ──────▶ rolled_back
+registered by training ──gate failed──▶ refused
+    │ first one ─────────────────────────────────────────▶ champion ──▶ retired
+    └──▶ shadow / canary steps ──evidence──▶ champion
+             │ └─ replaced by a newer one ──▶ retired
+             └─ worse, or an operator ──────▶ rolled_back
 """
 
 from collections.abc import Mapping

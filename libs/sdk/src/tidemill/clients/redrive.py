@@ -238,9 +238,7 @@ class Redrive:
             self.report.recovered += len(sent)
 
 
-async def discard(
-    actions: ActionLog, deed: Deed, letters: Sequence[Letter], after: Callable[[int, int], None]
-) -> None:
+async def discard(actions: ActionLog, deed: Deed, letters: Sequence[Letter], after: Callable[[int, int], None]) -> None:
     """Record that letters are given up; their bytes stay in their topic for as long as it keeps them."""
     done = 0
     for chunk in chunked(letters, CHUNK):

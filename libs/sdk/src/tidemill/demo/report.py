@@ -81,9 +81,7 @@ def comparable(report: Any) -> Any:
     """Return the report without ids and wall times: two runs of the same data agree on the rest."""
     if isinstance(report, dict):
         return {
-            key: comparable(value)
-            for key, value in report.items()
-            if key not in PASSING_KEYS and key not in ID_KEYS
+            key: comparable(value) for key, value in report.items() if key not in PASSING_KEYS and key not in ID_KEYS
         }
     if isinstance(report, list):
         return [comparable(value) for value in report]

@@ -120,9 +120,7 @@ class Stack:
         """Leave what was asked for where the supervisor reads it."""
         missing = [package for package in EXTRA if find_spec(package) is None]
         if missing:
-            raise StackError(
-                f"the local stack needs {', '.join(missing)}: {INSTALL}"
-            )
+            raise StackError(f"the local stack needs {', '.join(missing)}: {INSTALL}")
         self.layout.logs.mkdir(parents=True, exist_ok=True)
         spec = StackSpec(
             name=self.name,
@@ -240,5 +238,3 @@ def _end(supervisor: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             supervisor.kill()
     supervisor.wait()
-
-

@@ -81,8 +81,6 @@ async def kafka_answers(bootstrap: str) -> bool:
     client = b"tidemill"
     header = struct.pack("!hhih", 3, 4, 1, len(client)) + client
     request = header + struct.pack("!ib", 0, 0)
-    reply = await _exchange(
-        host, port, struct.pack("!i", len(request)) + request, reply_bytes=REPLY_BYTES_MAX
-    )
+    reply = await _exchange(host, port, struct.pack("!i", len(request)) + request, reply_bytes=REPLY_BYTES_MAX)
     # Size, correlation, throttle time, then the array of live brokers.
     return reply is not None and len(reply) >= 16 and int(struct.unpack_from("!i", reply, 12)[0]) > 0

@@ -18,9 +18,7 @@ def ensure_key_pair(signing: Path, verify: Path) -> None:
         )
         write_private(signing, private.decode())
     key = serialization.load_pem_private_key(signing.read_bytes(), password=None)
-    public = key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     if not verify.exists() or verify.read_bytes() != public:
         write_private(verify, public.decode())
         os.chmod(verify, 0o644)

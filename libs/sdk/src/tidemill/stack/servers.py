@@ -39,9 +39,7 @@ def endpoints_of(spec: StackSpec, ports: Mapping[str, int], secret: Mapping[str,
         postgres_dsn=spec.external.postgres or postgres.dsn(ports["postgres"], secret["postgres"]),
         topic_prefix=spec.topic_prefix,
         services={
-            name: ServiceAddress(
-                grpc=f"{LOOPBACK}:{ports[f'{name}-grpc']}", http=f"{LOOPBACK}:{ports[f'{name}-http']}"
-            )
+            name: ServiceAddress(grpc=f"{LOOPBACK}:{ports[f'{name}-grpc']}", http=f"{LOOPBACK}:{ports[f'{name}-http']}")
             for name in spec.services
         },
     )

@@ -81,9 +81,7 @@ def services_of(only: str | None) -> tuple[str, ...]:
         return ()
     wanted = {name.strip() for name in only.split(",")}
     if unknown := wanted - set(SERVICES):
-        raise StackError(
-            f"no service named {', '.join(sorted(unknown))}; choose from servers, {', '.join(SERVICES)}"
-        )
+        raise StackError(f"no service named {', '.join(sorted(unknown))}; choose from servers, {', '.join(SERVICES)}")
     return tuple(name for name in SERVICES if name in wanted)
 
 

@@ -1,7 +1,7 @@
 """The bridge role: producers' own topics, validated, into the topics of their streams; one consumer group per topic.
 
-    getmany → step (the gate judges) → dead letters → apply (write) → commit
-                                          ▲ while the stream is paused, nothing is written and nothing is read on
+getmany → step (the gate judges) → dead letters → apply (write) → commit
+                                      ▲ while the stream is paused, nothing is written and nothing is read on
 """
 
 import asyncio
