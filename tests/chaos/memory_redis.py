@@ -4,6 +4,7 @@ Every exchange stops at a gate before the server takes it in, and again before t
 holds the gates decides who goes on, whose connection breaks, and who is killed where.
 """
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -183,6 +184,7 @@ class MemoryConnection(AbstractConnection):
         self._life = 0
         self._session = Session()
         self._answers: list[Any] = []
+        self._writer: Any = MemoryTransport(self)
 
     @property
     def is_connected(self) -> bool:
@@ -205,10 +207,14 @@ class MemoryConnection(AbstractConnection):
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         await self.connect()
+        self._answers = await self.exchange(command if isinstance(command, bytes) else b"".join(command))
+
+    async def exchange(self, sent: bytes) -> list[Any]:
+        """Return what a request is answered."""
         await self._pass()
-        sent = command if isinstance(command, bytes) else b"".join(command)
-        self._answers = [self._server.take(self._session, one) for one in unpacked(sent)]
+        answers = [self._server.take(self._session, one) for one in unpacked(sent)]
         await self._pass()
+        return answers
 
     async def read_response(self, *_: Any, **__: Any) -> Any:
         if not self._life:
@@ -226,3 +232,48 @@ class MemoryConnection(AbstractConnection):
         if not stands or self._life != self._server.life:
             await self.disconnect()
             raise RedisDownError("the connection broke")
+
+
+class MemoryTransport:
+    """What lies under a connection that a line has taken over; stands for its writer as well."""
+
+    def __init__(self, connection: MemoryConnection) -> None:
+        self.transport = self
+        self._connection = connection
+        self._protocol: Any = asyncio.BaseProtocol()
+        self._exchanges: set[asyncio.Task[None]] = set()
+
+    def get_protocol(self) -> Any:
+        return self._protocol
+
+    def set_protocol(self, protocol: Any) -> None:
+        self._protocol = protocol
+
+    def write(self, sent: bytes) -> None:
+        exchange = asyncio.ensure_future(self._exchange(sent))
+        self._exchanges.add(exchange)
+        exchange.add_done_callback(self._exchanges.discard)
+
+    def abort(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    async def _exchange(self, sent: bytes) -> None:
+        try:
+            answers = await self._connection.exchange(sent)
+        except RedisDownError as error:
+            self._protocol.connection_lost(error)
+            return
+        arrived = b"".join(map(_packed, answers))
+        while arrived:
+            buffer = self._protocol.get_buffer(-1)
+            piece, arrived = arrived[: len(buffer)], arrived[len(buffer) :]
+            buffer[: len(piece)] = piece
+            self._protocol.buffer_updated(len(piece))
+
+
+def _packed(answer: Any) -> bytes:
+    """Return an answer of strings, or of one, as it is sent."""
+    if isinstance(answer, list):
+        return b"*%d\r\n" % len(answer) + b"".join(map(_packed, answer))
+    return b"$-1\r\n" if answer is None else b"$%d\r\n%b\r\n" % (len(answer), answer)
