@@ -53,7 +53,9 @@ class Ingestion:
     async def start(self, **environment: object) -> None:
         """Start it; returns once it answers."""
         self._launch(environment)
-        await self.knows(0)
+        async with grpc.aio.insecure_channel(self.address) as channel:
+            request = progress_pb2.WaitProgressRequest(stage="publish")
+            await ProgressServiceStub(channel).WaitProgress(request, timeout=60, wait_for_ready=True)
 
     def _launch(self, environment: Mapping[str, object]) -> None:
         settings = {
@@ -69,13 +71,6 @@ class Ingestion:
                 stdout=output,
                 stderr=output,
             )
-
-    async def knows(self, definitions: int) -> None:
-        """Return once this many records of the registry's topic are known to it."""
-        place = progress_pb2.TopicPartitionOffset(topic="registry.pipelines.v1", partition=0, next_offset=definitions)
-        request = progress_pb2.WaitProgressRequest(stage="publish", offsets=[place] if definitions else [])
-        async with grpc.aio.insecure_channel(self.address) as channel:
-            await ProgressServiceStub(channel).WaitProgress(request, timeout=60, wait_for_ready=True)
 
     async def stop(self, number: int = signal.SIGTERM) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -123,19 +118,8 @@ class Desk:
         return path
 
     async def apply(self, text: str, *options: object) -> Done:
-        """Apply a definition, and let ingestion learn of it."""
-        done = await self.run("apply", self.write("definition.py", text), "--json", *options)
-        if done.code == 0:
-            await self.settled()
-        return done
-
-    async def settled(self) -> None:
-        """Let ingestion learn of everything that the registry has taken, which its outbox may still hold."""
-        async with grpc.aio.insecure_channel(self.registry) as channel:
-            await ProgressServiceStub(channel).WaitProgress(
-                progress_pb2.WaitProgressRequest(stage="outbox"), timeout=60
-            )
-        await self.ingestion.knows(sum(await self.ends("registry.pipelines.v1")))
+        """Apply a definition."""
+        return await self.run("apply", self.write("definition.py", text), "--json", *options)
 
     async def publish(self, request: Any) -> Any:
         async with grpc.aio.insecure_channel(self.ingestion.address) as channel:

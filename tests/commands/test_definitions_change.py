@@ -1,6 +1,5 @@
 """Ending views, allowing what breaks, and adding partitions from the command line, on the real servers."""
 
-import asyncio
 import json
 from pathlib import Path
 from time import time_ns
@@ -28,6 +27,15 @@ gates = tm.View("gates", Ride, by="gate", features={{"rides_1h": tm.count("1h")}
 tips = tm.View("tips", Ride, by="gate", features={{"tips_1h": tm.sum("tip", "1h")}})
 '''
 WITHOUT_TIPS = "\n".join(line for line in RIDES.splitlines() if "tip" not in line or "import" in line)
+
+
+async def test_apply_waits_for_those_that_go_by_it_and_names_who_does_not(desk: Any) -> None:
+    alone = await desk.apply(RIDES.format(partitions=1))
+    assert list(alone.json["behind"]) == ["ingestion"]
+    assert f"not reachable at {desk.ingestion.address}" in alone.json["behind"]["ingestion"]
+    assert "not followed yet by ingestion" in (await desk.run("apply", desk.folder / "definition.py")).out
+    await desk.ingestion.start()
+    assert (await desk.apply(RIDES.format(partitions=1))).json["behind"] == {}
 
 
 async def test_a_view_is_retired_by_name_and_never_while_a_pipeline_reads_it(desk: Any) -> None:
@@ -68,7 +76,6 @@ async def test_streams_and_pipelines_are_retired_by_name_once_nothing_uses_them(
         in (await desk.run("streams", "retire", "weather-observed")).out
     )
     assert "was retired before" in (await desk.run("streams", "retire", "weather-observed")).out
-    await desk.settled()
     event = desk.write("weather.ndjson", "{}\n")
     late = await desk.run("push", "weather-observed", event, "--json")
     assert (late.code, "unknown_stream" in late.out + late.err) == (1, True)
@@ -98,8 +105,8 @@ async def test_a_break_is_refused_until_somebody_allows_it_and_says_why(desk: An
 
 
 async def test_partitions_are_added_while_events_come_and_watermarks_reach_the_new_ones_at_once(desk: Any) -> None:
-    await asyncio.gather(desk.run("apply", desk.write("rides.py", RIDES.format(partitions=1))), desk.ingestion.start())
-    await desk.settled()
+    await desk.ingestion.start()
+    await desk.apply(RIDES.format(partitions=1))
     rides = desk.write(
         "rides.ndjson",
         "".join(

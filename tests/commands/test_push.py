@@ -35,9 +35,8 @@ async def test_a_push_goes_on_through_kill_9_of_ingestion_and_nothing_is_lost_or
     count = 60_000
     file = desk.folder / "readings.ndjson"
     file.write_bytes(b"\n".join(map(reading, range(count))))
-    await desk.run("apply", desk.write("meters.py", METERS))
     await desk.ingestion.start()
-    await desk.settled()
+    await desk.run("apply", desk.write("meters.py", METERS))
     pushing = await desk.begin("push", "readings", file, "--json")
 
     async def under_way() -> bool:
@@ -61,9 +60,8 @@ async def test_a_push_goes_on_through_kill_9_of_ingestion_and_nothing_is_lost_or
 
 
 async def test_a_program_is_told_a_verdict_for_each_event_and_holds_only_so_many(desk: Any) -> None:
-    await desk.run("apply", desk.write("meters.py", METERS))
     await desk.ingestion.start()
-    await desk.settled()
+    await desk.run("apply", desk.write("meters.py", METERS))
     told: dict[int, str] = {}
     async with AsyncConnection("ingestion", desk.ingestion.address) as connection:
         client = AsyncIngestionClient(connection)
@@ -82,9 +80,8 @@ async def test_a_program_is_told_a_verdict_for_each_event_and_holds_only_so_many
 
 
 async def test_a_paused_stream_is_listed_with_its_reason_and_resumed_by_name(desk: Any) -> None:
-    await desk.run("apply", desk.write("meters.py", METERS))
     await desk.ingestion.start(BAD_MIN_EVENTS=10, PAUSE_S=600)
-    await desk.settled()
+    await desk.run("apply", desk.write("meters.py", METERS))
     bad = desk.write("bad.ndjson", "\n".join(f'{{"meter": "m", "number": {number}}}' for number in range(20)))
     pushed = await desk.run("push", "readings", bad, "--json", "--batch", 20)
     assert (pushed.code, pushed.json["refused"]) == (1, {"missing_field": 20})

@@ -13,6 +13,7 @@ from tidemill_contracts.registry.v1 import registry_pb2
 
 from tidemill.cli.answers import NO, NOT_REACHABLE, USAGE, RefusedError, answering
 from tidemill.cli.difference import differences
+from tidemill.cli.following import behind, told
 from tidemill.cli.targets import DEFAULT_STACK, Home, Json, Registry, StackName, Target
 from tidemill.clients.calls import CallError, actor
 from tidemill.clients.registry import RegistryClient
@@ -83,21 +84,24 @@ def apply(
     registry: Registry = None,
     as_json: Json = False,
 ) -> None:
-    """Register what a definition file declares; the same file twice changes nothing."""
+    """Register what a definition file declares, and wait until the services go by it; twice changes nothing."""
     with answering(as_json) as answer:
         if allow_breaking and not reason.strip():
             raise RefusedError("--allow-breaking needs --reason: say why it may break", USAGE)
         compiled = _compiled(file)
-        with Target(stack, home).connect("registry", registry) as connection:
+        target = Target(stack, home)
+        with target.connect("registry", registry) as connection:
             done = RegistryClient(connection).apply(
                 compiled, actor(), retire=retire or (), allow_breaking=allow_breaking, reason=reason
             )
+            waits = behind(target, connection)
         if as_json:
             breaks = [to_dict(one) for one in done.breaks]
-            answer.json({"changes": [to_dict(change) for change in done.changes], "breaks": breaks})
+            changes = [to_dict(change) for change in done.changes]
+            answer.json({"changes": changes, "breaks": breaks, "behind": waits})
         rows = [[getattr(change, column) for column in _COLUMNS] for change in done.changes]
         answer.table(_COLUMNS, rows, "nothing to register")
-        for line in _told(done.breaks):
+        for line in [*_told(done.breaks), *told(waits)]:
             answer.say(line)
 
 

@@ -41,6 +41,11 @@ class Target:
         """Return a connection to a service. Raises `RefusedError` where nobody knows its address."""
         return Connection(service, given or self._address(service), Tls.from_environment(os.environ))
 
+    def knows(self, service: str, given: str | None) -> bool:
+        """Say whether there is an address to connect to."""
+        endpoints = self._endpoints()
+        return bool(given) or (endpoints is not None and service in endpoints.services)
+
     def kafka(self, given: str | None, prefix: str | None) -> KafkaTarget:
         """Return where Kafka is. Raises `RefusedError` where nobody knows."""
         endpoints = None if given else self._endpoints()
