@@ -2,6 +2,8 @@
 
 import random
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,22 +64,50 @@ def test_an_external_server_takes_no_port() -> None:
 
 def test_ports_are_kept_from_one_start_to_the_next() -> None:
     rng = random.Random(7)
-    first = ports.choose(("a", "b"), {}, rng)
-    assert ports.choose(("b", "a"), first, rng) == first
+    first = ports.choose(("a", "b"), {}, rng, ports.is_free)
+    assert ports.choose(("b", "a"), first, rng, ports.is_free) == first
 
 
 def test_a_port_that_someone_took_is_replaced() -> None:
     rng = random.Random(7)
-    first = ports.choose(("a",), {}, rng)
+    first = ports.choose(("a",), {}, rng, ports.is_free)
     with socket.create_server((ports.LOOPBACK, first["a"])):
-        second = ports.choose(("a",), first, rng)
+        second = ports.choose(("a",), first, rng, ports.is_free)
     assert second["a"] != first["a"]
 
 
 def test_chosen_ports_are_outside_the_ephemeral_range() -> None:
-    chosen = ports.choose([str(n) for n in range(20)], {}, random.Random(1))
+    chosen = ports.choose([str(n) for n in range(20)], {}, random.Random(1), ports.is_free)
     assert len(set(chosen.values())) == 20
     assert all(ports.FIRST <= port < ports.LAST < 32_768 for port in chosen.values())
+
+
+CLAIMS = """
+import pathlib, random, sys
+from tidemill.stack.ports import Claims, choose
+claims = Claims(pathlib.Path(sys.argv[1]))
+print(*choose(map(str, range(20)), {}, random.Random(7), claims.take).values(), flush=True)
+input()
+"""
+
+
+def test_stacks_that_start_at_one_time_take_no_ports_of_each_other(tmp_path: Path) -> None:
+    def started() -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", CLAIMS, str(tmp_path / "ports.lock")]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def chosen(one: "subprocess.Popen[str]") -> set[int]:
+        assert one.stdout is not None
+        return set(map(int, one.stdout.readline().split()))
+
+    first, second = started(), started()
+    taken = [chosen(first), chosen(second)]
+    assert not set.intersection(*taken), "by the same chance they would choose the same"
+    for one in (first, second):
+        one.communicate("\n", timeout=60)
+    third = started()
+    assert chosen(third) <= set.union(*taken), "who has ended keeps none"
+    third.communicate("\n", timeout=60)
 
 
 def test_the_delay_between_restarts_is_bounded_and_forgotten() -> None:

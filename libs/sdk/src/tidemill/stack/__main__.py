@@ -10,20 +10,21 @@ from pathlib import Path
 
 from tidemill.stack import control
 from tidemill.stack.plan import Layout, port_names
-from tidemill.stack.ports import choose
+from tidemill.stack.ports import Claims, choose
 from tidemill.stack.servers import endpoints_of, passwords, server_programs, service_programs
 from tidemill.stack.spec import StackError, StackSpec
 from tidemill.stack.state import read_state
 from tidemill.stack.supervisor import Prepared, Supervisor
 
 
-def prepare(layout: Layout) -> Prepared:
+def prepare(layout: Layout, door: Path) -> Prepared:
     """Do what needs no running server: passwords, ports, downloads, formats, keys."""
     spec = StackSpec.from_json(layout.spec_file.read_text())
     earlier = read_state(layout.state_file)
     secret = passwords(layout)
+    claims = Claims(door.with_name("ports.lock"))
     names = port_names(spec.services, spec.external.given())
-    ports = choose(names, {} if earlier is None else earlier.ports, random.SystemRandom())
+    ports = choose(names, {} if earlier is None else earlier.ports, random.SystemRandom(), claims.take)
     endpoints = endpoints_of(spec, ports, secret)
     servers = server_programs(spec, layout, ports, secret)
     services = service_programs(spec, layout, endpoints)
@@ -33,7 +34,7 @@ def prepare(layout: Layout) -> Prepared:
         ports=ports,
         endpoints=endpoints,
         tiers=(servers, services),
-        control=str(control.socket_path(layout.home)),
+        control=str(door),
     )
 
 
@@ -60,7 +61,7 @@ def main() -> int:
         try:
             door = control.socket_path(layout.home)
             control.remove_stale(door)
-            prepared = prepare(layout)
+            prepared = prepare(layout, door)
         except StackError as error:
             sys.stderr.write(f"{error}\n")
             return 1
