@@ -9,15 +9,14 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from processes import begun, end
 from tidemill.stack import java, kafka, wheels
 from tidemill.stack.health import kafka_answers
-from tidemill.stack.ports import LOOPBACK, choose
 from tidemill_testkit.eventually import aeventually
 from tidemill_testkit.orphans import dying_with_us
+from tidemill_testkit.ports import LOOPBACK, free_port
 
 NURSERY = Path(__file__).with_name("nursery.py")
 
@@ -26,14 +25,14 @@ class Kafka:
     """One Kafka; its groups may forget a silent member after half a second."""
 
     def __init__(self, folder: Path) -> None:
-        ports = choose(["kafka", "controller"], {}, Random())
+        port, controller = free_port(), free_port()
         runtime, jars = java.find(), wheels.kafka_class_path()
-        self.bootstrap = f"{LOOPBACK}:{ports['kafka']}"
-        config = kafka.prepare(folder, ports["kafka"], ports["controller"], java=runtime, class_path=jars)
+        self.bootstrap = f"{LOOPBACK}:{port}"
+        config = kafka.prepare(folder, port, controller, java=runtime, class_path=jars)
         with config.open("a") as lines:
             lines.write("group.min.session.timeout.ms=500\nbroker.session.timeout.ms=1000\n")
         version = java.version(runtime)
-        self._program = kafka.program(config, ports["kafka"], java=runtime, java_version=version, class_path=jars)
+        self._program = kafka.program(config, port, java=runtime, java_version=version, class_path=jars)
         self._output = folder / "output.log"
         self._process: subprocess.Popen[bytes] | None = None
 

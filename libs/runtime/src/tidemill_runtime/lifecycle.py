@@ -13,7 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 import structlog
 import uvloop
@@ -192,11 +192,14 @@ def main(open_service: OpenService[S], settings_class: type[S]) -> None:
     for sentence in unknown_variables(settings_class, os.environ):
         log.warning("unknown_variable", detail=sentence)
     log.info("settings", settings=redacted(settings))
-    sys.exit(uvloop.run(_to_the_end(open_service, settings)))
+    uvloop.run(_to_the_end(open_service, settings))
 
 
-async def _to_the_end(open_service: OpenService[S], settings: S) -> int:
-    """Run, then leave even where a library's task swallows cancellation or its thread would keep the process."""
+async def _to_the_end(open_service: OpenService[S], settings: S) -> NoReturn:
+    """Run, then leave at once: all that is ours is closed, and what libraries do at the end has hung a process.
+
+    A task of theirs may swallow cancellation, a thread keep the interpreter, and its own end never come.
+    """
     code = await run(open_service, settings)
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
@@ -205,6 +208,6 @@ async def _to_the_end(open_service: OpenService[S], settings: S) -> int:
     threads = [thread.name for thread in threading.enumerate() if not thread.daemon]
     if stuck or threads != [threading.main_thread().name]:
         log.warning("left_behind", tasks=[str(task.get_name()) for task in stuck], threads=threads)
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
