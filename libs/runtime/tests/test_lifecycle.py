@@ -92,6 +92,8 @@ async def open_service(settings, health):
         asyncio.get_running_loop().call_later(0.05, Path(ready).touch)
         if mode == "stuck-thread":
             threading.Thread(target=time.sleep, args=(60,)).start()
+        if mode == "stuck-loop":
+            left.append(asyncio.create_task(stand_still()))
         if mode == "fatal":
             raise Fatal("cannot open")
         if mode == "stalled":
@@ -100,6 +102,14 @@ async def open_service(settings, health):
         yield
         if mode == "hang":
             await asyncio.Event().wait()
+
+left = []
+
+async def stand_still():
+    try:
+        await asyncio.Event().wait()
+    finally:
+        time.sleep(600)
 
 async def stall():
     raise Stalled("no progress")
@@ -119,7 +129,7 @@ def start(mode: str, ready: Path, **environment: str) -> "subprocess.Popen[str]"
 
 @pytest.mark.parametrize(
     ("mode", "code"),
-    [("serve", 0), ("slow-open", 0), ("stuck-thread", 0), ("hang", 72)],
+    [("serve", 0), ("slow-open", 0), ("stuck-thread", 0), ("stuck-loop", 0), ("hang", 72)],
 )
 def test_sigterm_ends_in_order_or_at_the_deadline(mode: str, code: int, tmp_path: Path) -> None:
     process = start(mode, tmp_path / "ready", drain_s="1")

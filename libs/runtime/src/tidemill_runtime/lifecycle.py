@@ -36,6 +36,8 @@ EXIT_SETTINGS = 78
 _GC_THRESHOLDS = (50_000, 20, 20)
 
 _STUCK_S = 2.0
+# Ends the process where the loop itself stands still.
+_LEAVE_S = 2 * _STUCK_S
 
 log = structlog.get_logger(__name__)
 
@@ -196,11 +198,15 @@ def main(open_service: OpenService[S], settings_class: type[S]) -> None:
 
 
 async def _to_the_end(open_service: OpenService[S], settings: S) -> NoReturn:
-    """Run, then leave at once: all that is ours is closed, and what libraries do at the end has hung a process.
+    """Run, then leave: all that is ours is closed, and what libraries do at the end has hung a process.
 
-    A task of theirs may swallow cancellation, a thread keep the interpreter, and its own end never come.
+    A task of theirs may swallow cancellation, or a thread keep the interpreter; gRPC, dropped while its server started,
+    has waited on the loop's own thread for one of its own, for ever.
     """
     code = await run(open_service, settings)
+    overdue = threading.Timer(_LEAVE_S, os._exit, [code])
+    overdue.daemon = True
+    overdue.start()
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
