@@ -200,8 +200,8 @@ def main(open_service: OpenService[S], settings_class: type[S]) -> None:
 async def _to_the_end(open_service: OpenService[S], settings: S) -> NoReturn:
     """Run, then leave: all that is ours is closed, and what libraries do at the end has hung a process.
 
-    A task of theirs may swallow cancellation, or a thread keep the interpreter; gRPC, dropped while its server started,
-    has waited on the loop's own thread for one of its own, for ever.
+    A task of theirs may swallow cancellation, or a thread keep the interpreter; gRPC, dropped by a service that was
+    stopped while it opened, has waited on the loop's own thread for one of its own, for ever.
     """
     code = await run(open_service, settings)
     overdue = threading.Timer(_LEAVE_S, os._exit, [code])

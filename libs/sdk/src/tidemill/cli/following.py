@@ -23,10 +23,10 @@ def behind(target: Target, registry: Connection) -> dict[str, str]:
     """
     ends_s = monotonic() + _PATIENCE_S
     try:
-        told = _waited(registry, "outbox", (), ends_s)
+        written = _waited(registry, "outbox", (), ends_s)
     except CallError as error:
         return {registry.service: str(error)}
-    offsets = [one for one in told if one.topic == _DEFINITIONS]
+    offsets = [one for one in written if one.topic == _DEFINITIONS]
     found = {}
     for service, stage in _STAGES if offsets else ():
         given = os.environ.get(f"TIDEMILL_{service.upper()}")
