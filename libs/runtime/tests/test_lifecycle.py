@@ -90,6 +90,7 @@ async def open_service(settings, health):
         await asyncio.sleep(60)
     async with running(GrpcServer(settings.grpc, health)), running(HttpServer(settings.http, health)):
         asyncio.get_running_loop().call_later(0.05, Path(ready).touch)
+        await asyncio.to_thread(int)
         if mode == "stuck-thread":
             threading.Thread(target=time.sleep, args=(60,)).start()
         if mode == "stuck-loop":
@@ -138,6 +139,8 @@ def test_sigterm_ends_in_order_or_at_the_deadline(mode: str, code: int, tmp_path
     process.send_signal(signal.SIGTERM)
     _, lines = process.communicate(timeout=60)
     assert process.returncode == code, lines
+    if mode in ("serve", "stuck-thread"):
+        assert ("left_behind" in lines) is (mode == "stuck-thread"), lines
 
 
 @pytest.mark.parametrize(("mode", "code"), [("fatal", 70), ("stalled", 71)])

@@ -210,7 +210,9 @@ async def _to_the_end(open_service: OpenService[S], settings: S) -> NoReturn:
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
-    stuck = (await asyncio.wait(tasks, timeout=_STUCK_S))[1] if tasks else set()
+    # Its idle threads wait for work for ever.
+    tasks.add(asyncio.create_task(asyncio.get_running_loop().shutdown_default_executor(), name="default executor"))
+    stuck = (await asyncio.wait(tasks, timeout=_STUCK_S))[1]
     threads = [thread.name for thread in threading.enumerate() if not thread.daemon]
     if stuck or threads != [threading.main_thread().name]:
         log.warning("left_behind", tasks=[str(task.get_name()) for task in stuck], threads=threads)
