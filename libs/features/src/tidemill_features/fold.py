@@ -149,10 +149,14 @@ class ViewShards:
         for partition, place in _by_partition(partitions[absent]):
             mine = absent if place is None else absent[place]
             wanted = _keys_at(columns, mine)
-            numbers = dict(zip(dict.fromkeys(wanted), count(first), strict=False))
-            rows[mine] = _MISSING - np.fromiter(map(numbers.__getitem__, wanted), np.int64, len(wanted))
-            found[partition] = list(numbers)
-            first += len(numbers)
+            distinct = dict.fromkeys(wanted)
+            numbers: Any = np.arange(first, first + len(wanted))
+            if len(distinct) < len(wanted):
+                number_of = dict(zip(distinct, count(first), strict=False))
+                numbers = np.fromiter(map(number_of.__getitem__, wanted), np.int64, len(wanted))
+            rows[mine] = _MISSING - numbers
+            found[partition] = list(distinct)
+            first += len(distinct)
         return found
 
     def _lookup(self, partitions: Ints, keys: Sequence[Any]) -> Ints:
@@ -300,8 +304,9 @@ class ViewShards:
         self.forgot = True
         is_held = ~self._is_dirty & (self._used <= self._tick)
         is_held[index.free] = False
-        by_age = np.argsort(self._used, kind="stable")
-        going = by_age[is_held[by_age]][: max(needed, self._rows // 4)]
+        going, wanted = np.flatnonzero(is_held), max(needed, self._rows // 4)
+        if len(going) > wanted:
+            going = going[np.argpartition(self._used[going], wanted)[:wanted]]
         for partition, gone in zip(self._partition[going].tolist(), index.entities[going].tolist(), strict=True):
             del index.rows[partition][gone]
         index.free = np.concatenate((index.free, going))
