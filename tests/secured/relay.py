@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from authority import LOOPBACK, Pair
+from tidemill_testkit.authority import LOOPBACK, Pair
 
 # What a client of PostgreSQL begins with where it wants TLS: eight bytes long, code 80877103.
 SSL_REQUEST = (8).to_bytes(4, "big") + (80_877_103).to_bytes(4, "big")

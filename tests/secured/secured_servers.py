@@ -12,12 +12,12 @@ from urllib.parse import urlsplit
 
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
-from authority import LOOPBACK, Authority, Pair
 from pydantic import SecretStr
 from relay import relayed
 from tidemill.stack import java, kafka, wheels
 from tidemill.stack.spec import SERVICES
 from tidemill_runtime.settings import KafkaSettings
+from tidemill_testkit.authority import LOOPBACK, Authority, Pair
 from tidemill_testkit.eventually import eventually
 from tidemill_testkit.orphans import dying_with_us
 from tidemill_testkit.plugin import Servers

@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from authority import LOOPBACK, Authority
 from relay import relayed
 from tidemill_feature.adapters.cluster_store import ring_store
 from tidemill_feature.adapters.redis_store import Move
@@ -15,6 +14,7 @@ from tidemill_runtime.errors import Retryable
 from tidemill_runtime.positions import Partition
 from tidemill_runtime.redis_client import redis_client
 from tidemill_runtime.settings import RedisSettings
+from tidemill_testkit.authority import LOOPBACK, Authority
 from tidemill_testkit.eventually import eventually
 from tidemill_testkit.redis_cluster import running_cluster
 

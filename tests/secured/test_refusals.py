@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from authority import LOOPBACK
 from pydantic import SecretStr
 from secured_servers import Secured
 from tidemill.stack.plan import kafka_security
 from tidemill_contracts.kafka_refusals import refusal
+from tidemill_testkit.authority import LOOPBACK
 from tidemill_testkit.eventually import eventually
 from tidemill_testkit.orphans import dying_with_us
 

@@ -1,8 +1,6 @@
 """The gRPC server and channel, over a real connection on the loopback."""
 
 import asyncio
-import shutil
-import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -26,6 +24,7 @@ from tidemill_runtime.lifecycle import running
 from tidemill_runtime.positions import Offsets, Partition
 from tidemill_runtime.progress import ProgressServicer, Reached
 from tidemill_runtime.settings import GrpcSettings
+from tidemill_testkit.authority import Authority
 from tidemill_testkit.eventually import aeventually
 
 Stage = Callable[[Offsets, int], Any]
@@ -226,8 +225,9 @@ async def _awaited(call: Any) -> Any:
 
 
 async def test_tls_serves_known_clients_and_no_others(tmp_path: Path) -> None:
-    certificate, key = own_certificate(tmp_path)
-    secure = GrpcSettings(tls_cert=certificate, tls_key=key, tls_ca=certificate, peer_tls=True)
+    authority = Authority(tmp_path, "tests")
+    pair, ca = authority.pair("service"), str(authority.file)
+    secure = GrpcSettings(tls_cert=str(pair.certificate), tls_key=str(pair.key), tls_ca=ca, peer_tls=True)
 
     async def stage(offsets: Offsets, event_time_us: int) -> Reached:
         return Reached({}, event_time_us)
@@ -235,25 +235,13 @@ async def test_tls_serves_known_clients_and_no_others(tmp_path: Path) -> None:
     async with serving(stage, secure) as opened:
         assert (await wait(opened, timeout=60)).event_time_us == 9
     server = GrpcServer(secure, Health())
-    anonymous = GrpcSettings(tls_ca=certificate, peer_tls=True)
+    anonymous = GrpcSettings(tls_ca=ca, peer_tls=True)
     async with running(server):
         for stranger in (GrpcSettings(), anonymous):
             async with channel(f"127.0.0.1:{server.port}", stranger) as opened:
                 with pytest.raises(grpc.aio.AioRpcError) as failed:
                     await wait(opened, timeout=60)
                 assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
-
-
-def own_certificate(folder: Path) -> tuple[str, str]:
-    """Return files of a self-signed certificate for the loopback, and of its key."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("needs the openssl command")
-    certificate, key = str(folder / "cert.pem"), str(folder / "key.pem")
-    request = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    name = ["-days", "1", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
-    subprocess.run([*request, *name, "-out", certificate, "-keyout", key], check=True, capture_output=True)
-    return certificate, key
 
 
 async def test_the_channel_says_who_calls_and_the_hop_delay_delays() -> None:

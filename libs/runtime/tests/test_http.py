@@ -2,19 +2,54 @@
 
 import asyncio
 import json
+import ssl
+from http.client import HTTPException
+from pathlib import Path
 from typing import Any, Literal
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+import pytest
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tidemill_contracts.reasons import Reason
 from tidemill_runtime.errors import Overloaded, Poison
 from tidemill_runtime.health import Health
 from tidemill_runtime.http_server import HttpServer
 from tidemill_runtime.lifecycle import running
 from tidemill_runtime.problems import install_problems, status_of
-from tidemill_runtime.settings import HttpSettings
+from tidemill_runtime.settings import Door, GrpcSettings, HttpSettings
+from tidemill_testkit.authority import Authority
+
+
+async def test_where_a_certificate_is_given_http_is_https(tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "tests")
+    pair = authority.pair("service")
+    secure = HttpSettings(tls_cert=str(pair.certificate), tls_key=str(pair.key))
+    trusting = ssl.create_default_context(cafile=authority.file)
+
+    def live(address: str, context: ssl.SSLContext | None = None) -> int:
+        with urlopen(f"{address}/live", timeout=60, context=context) as answer:
+            return int(answer.status)
+
+    async with running(HttpServer(secure, Health())) as server:
+        at = f"127.0.0.1:{server.port}"
+        assert await asyncio.to_thread(live, f"https://{at}", trusting) == 200
+        with pytest.raises(URLError, match="CERTIFICATE_VERIFY_FAILED"):
+            await asyncio.to_thread(live, f"https://{at}", ssl.create_default_context(cafile=other_ca(tmp_path)))
+        with pytest.raises((URLError, OSError, HTTPException)):
+            await asyncio.to_thread(live, f"http://{at}")
+
+
+def other_ca(folder: Path) -> Path:
+    return Authority(folder / "other", "others").file
+
+
+@pytest.mark.parametrize("settings", [GrpcSettings, HttpSettings])
+@pytest.mark.parametrize("half", ["tls_cert", "tls_key"])
+def test_half_a_certificate_is_refused_rather_than_served_in_the_open(settings: type[Door], half: str) -> None:
+    with pytest.raises(ValidationError, match="tls_cert and tls_key are given together"):
+        settings(**{half: __file__})
 
 
 def _fetch(port: int, path: str, body: bytes | None = None) -> tuple[int, dict[str, str], str]:

@@ -8,7 +8,7 @@ import os
 import re
 import ssl
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
@@ -232,31 +232,32 @@ class PostgresSettings(Group):
         }
 
 
-class GrpcSettings(Group):
-    """Where the gRPC server listens, and the TLS of its server and of channels to peers."""
+class Door(Group):
+    """Where a server listens, and its TLS."""
 
     listen: str = Field(default="127.0.0.1:0", description="host:port; port 0 takes a free one")
     tls_cert: Pem | None = Field(default=None, description="certificate chain (PEM); TLS is on where it is given")
     tls_key: Pem | None = None
+
+    @model_validator(mode="after")
+    def _certificate_has_key(self) -> Self:
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ValueError("tls_cert and tls_key are given together")
+        return self
+
+
+class GrpcSettings(Door):
+    """Where the gRPC server listens, and the TLS of its server and of channels to peers."""
+
     tls_ca: Pem | None = Field(default=None, description="CA that signs peers; with tls_cert, clients must show one")
     peer_tls: bool = Field(default=False, description="channels to peers use TLS, checked against tls_ca")
     max_message_bytes: Annotated[int, Field(gt=0)] = 64 * MEBIBYTE
     max_in_flight: Annotated[int, Field(gt=0)] = 256
     default_deadline_s: Annotated[float, Field(gt=0)] = 60.0
 
-    @model_validator(mode="after")
-    def _certificate_has_key(self) -> "GrpcSettings":
-        if bool(self.tls_cert) != bool(self.tls_key):
-            raise ValueError("tls_cert and tls_key are given together")
-        return self
 
-
-class HttpSettings(Group):
+class HttpSettings(Door):
     """Where HTTP listens: /live, /ready, /metrics and the service's own routes."""
-
-    listen: str = Field(default="127.0.0.1:0", description="host:port; port 0 takes a free one")
-    tls_cert: Pem | None = None
-    tls_key: Pem | None = None
 
 
 class ServiceSettings(BaseSettings):
