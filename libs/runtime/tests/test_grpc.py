@@ -1,6 +1,7 @@
 """The gRPC server and channel, over a real connection on the loopback."""
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -23,9 +24,10 @@ from tidemill_runtime.health import Health
 from tidemill_runtime.lifecycle import running
 from tidemill_runtime.positions import Offsets, Partition
 from tidemill_runtime.progress import ProgressServicer, Reached
-from tidemill_runtime.settings import GrpcSettings
+from tidemill_runtime.settings import GrpcSettings, split_address
 from tidemill_testkit.authority import Authority
 from tidemill_testkit.eventually import aeventually
+from tidemill_testkit.ports import free_address
 
 Stage = Callable[[Offsets, int], Any]
 
@@ -222,6 +224,27 @@ async def test_calls_past_the_bound_are_refused_and_health_still_answers() -> No
 
 async def _awaited(call: Any) -> Any:
     return await call
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_server_whose_opening_is_given_up_is_closed(turns: int) -> None:
+    address, faults = free_address(), list[Any]()
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: faults.append(context))
+    opening = asyncio.ensure_future(GrpcServer(GrpcSettings(listen=address), Health()).__aenter__())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    if opening.cancel():
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+    else:
+        await opening.result().__aexit__(None, None, None)
+    host, port = split_address(address)
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(host, port)
+    gc.collect()
+    await asyncio.sleep(0)
+    assert faults == []
 
 
 async def test_tls_serves_known_clients_and_no_others(tmp_path: Path) -> None:

@@ -18,8 +18,23 @@ from tidemill_runtime.health import Health
 from tidemill_runtime.http_server import HttpServer
 from tidemill_runtime.lifecycle import running
 from tidemill_runtime.problems import install_problems, status_of
-from tidemill_runtime.settings import Door, GrpcSettings, HttpSettings
+from tidemill_runtime.settings import Door, GrpcSettings, HttpSettings, split_address
 from tidemill_testkit.authority import Authority
+from tidemill_testkit.ports import free_address
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+async def test_a_server_whose_opening_is_given_up_is_closed(turns: int) -> None:
+    address = free_address()
+    opening = asyncio.ensure_future(HttpServer(HttpSettings(listen=address), Health()).__aenter__())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    assert opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(*split_address(address))
+    assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "http"] == []
 
 
 async def test_where_a_certificate_is_given_http_is_https(tmp_path: Path) -> None:

@@ -290,7 +290,14 @@ class GrpcServer:
         reflection.enable_server_reflection([*names, _HEALTH, reflection.SERVICE_NAME], self._server)
         host, _ = split_address(self._settings.listen)
         self.port = self._bind(self._settings.listen)
-        await self._server.start()
+        starting = asyncio.ensure_future(self._server.start())
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # Half started it could not be stopped, and gRPC would wait for its calls when the process ends.
+            await starting
+            await self._server.stop(None)
+            raise
         log.info("grpc_listening", address=f"{host}:{self.port}", services=names)
         return self
 

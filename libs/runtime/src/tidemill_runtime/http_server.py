@@ -64,11 +64,16 @@ class HttpServer:
 
     async def __aenter__(self) -> Self:
         self._serving = asyncio.create_task(self._serve(), name="http")
-        async with asyncio.timeout(_START_LIMIT_S):
-            while not self._server.started:
-                if self._serving.done():
-                    self._serving.result()
-                await asyncio.sleep(0.005)
+        try:
+            async with asyncio.timeout(_START_LIMIT_S):
+                while not self._server.started:
+                    if self._serving.done():
+                        self._serving.result()
+                    await asyncio.sleep(0.005)
+        except BaseException:
+            self._server.should_exit = True
+            await asyncio.wait({self._serving})
+            raise
         self.port = self._server.servers[0].sockets[0].getsockname()[1]
         log.info("http_listening", port=self.port)
         return self
