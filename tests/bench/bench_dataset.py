@@ -12,16 +12,12 @@ import resource
 import subprocess
 import sys
 import tempfile
-from contextlib import closing
 from pathlib import Path
 from time import perf_counter
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
-from uuid import uuid4
 
 import duckdb
 import numpy as np
-import psycopg2
 import pyarrow as pa
 from tidemill.stack.endpoints import Endpoints
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
@@ -142,11 +138,7 @@ def by_duckdb(warehouse: Path, out: Path) -> float:
 
 def run(servers: Endpoints) -> list[dict[str, Any]]:
     """Fill the log once, measure twice, and compare."""
-    name = f"bench_{uuid4().hex[:8]}"
-    with closing(psycopg2.connect(servers.postgres_dsn)) as connection:
-        connection.autocommit = True
-        connection.cursor().execute(f"CREATE DATABASE {name}")
-    dsn = urlunsplit(urlsplit(servers.postgres_dsn)._replace(path=f"/{name}"))
+    dsn = servers.postgres_dsn
     with tempfile.TemporaryDirectory(prefix="tm-dataset-") as home:
         warehouse = Path(home) / "warehouse"
         fill(Archive(dsn, str(warehouse)), closure())

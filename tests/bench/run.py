@@ -1,6 +1,7 @@
 """Run every benchmark and write `build/bench.json`; each entry carries a baseline measured in the same run.
 
-A benchmark is a module `bench_<name>.py` in this folder with `run(servers) -> list[dict]`.
+A benchmark is a module `bench_<name>.py` in this folder with `run(servers) -> list[dict]`. All share the servers, but
+each has a PostgreSQL database of its own: what one leaves there would be another's tables.
 """
 
 import argparse
@@ -8,10 +9,15 @@ import importlib.util
 import json
 import sys
 import tempfile
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
+import psycopg2
+from psycopg2 import sql
 from tidemill.stack import Stack
 
 HERE = Path(__file__).parent
@@ -27,6 +33,14 @@ def load(path: Path) -> ModuleType:
     sys.modules[path.stem] = module
     spec.loader.exec_module(module)
     return module
+
+
+def own_database(dsn: str, name: str) -> str:
+    """Make an empty database beside the one of `dsn`, and return its DSN."""
+    with closing(psycopg2.connect(dsn)) as connection:
+        connection.autocommit = True
+        connection.cursor().execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    return urlunsplit(urlsplit(dsn)._replace(path=f"/{name}"))
 
 
 def checked(entry: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +63,8 @@ def main() -> None:
     ):
         for path in files:
             sys.stderr.write(f"{path.stem} …\n")
-            for entry in load(path).run(servers):
+            mine = replace(servers, postgres_dsn=own_database(servers.postgres_dsn, path.stem))
+            for entry in load(path).run(mine):
                 entries.append(checked(entry))
                 sys.stdout.write("{name:<22} {value:>12,.1f} {unit:<14} {ratio:>7.2f} x {baseline}\n".format(**entry))
                 sys.stdout.flush()

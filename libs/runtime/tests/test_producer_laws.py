@@ -32,6 +32,16 @@ async def test_records_lie_in_the_order_they_were_given_and_written_names_the_en
     assert [record.value for record in await read_topic("t")] == values
 
 
+async def test_a_producer_whose_opening_is_given_up_leaves_nothing_behind() -> None:
+    opening = asyncio.ensure_future(Producer(KafkaSettings(bootstrap=free_address())).__aenter__())
+    await asyncio.sleep(0)
+    assert "producer-connect" in {task.get_name() for task in asyncio.all_tasks()}
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
 async def test_many_records_lie_where_single_ones_would_in_their_order_over_more_than_one_batch(
     kafka: KafkaSettings, make_topic: MakeTopic, read_topic: ReadTopic
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from aiokafka.client import AIOKafkaClient
+from structlog.testing import capture_logs
 from tidemill_contracts import dead_letters as dlq
 from tidemill_contracts.reasons import Reason
 from tidemill_contracts.topics import stream_topics
@@ -157,6 +158,13 @@ async def test_retryable_repeats_the_same_effects_and_loses_nothing(
 ) -> None:
     await make_topic("t")
     pipeline = Collecting([Retryable("not yet"), Retryable("not yet"), Retryable("not yet")])
+    with capture_logs() as logged:
+        await _retries(kafka, pipeline)
+    assert pipeline.applied == [b"a", b"b", b"c"]
+    assert [one["fault"] for one in logged if one["event"] == "stream_waits"] == ["retrying: not yet"]
+
+
+async def _retries(kafka: KafkaSettings, pipeline: Collecting) -> None:
     async with Producer(kafka) as producer:
         await fill(producer, "t", [b"a", b"b"])
         async with running(StreamRunner(pipeline, kafka, OPTIONS, topics=["t"])) as runner:
@@ -164,7 +172,6 @@ async def test_retryable_repeats_the_same_effects_and_loses_nothing(
             assert runner.fault() is None
             await fill(producer, "t", [b"c"])
             await runner.reached(producer.written)
-    assert pipeline.applied == [b"a", b"b", b"c"]
 
 
 async def test_retries_that_are_exhausted_end_the_service_without_a_commit(

@@ -164,6 +164,20 @@ async def test_a_zombie_never_doubles_rows(database: str, tmp_path: Path, name: 
     assert held(dsn, tmp_path, heir.topic) == list(range(12))
 
 
+@pytest.mark.servers
+async def test_files_that_are_away_are_named_and_waited_for(database: str, tmp_path: Path, name: str) -> None:
+    worker, warehouse = Worker(database, tmp_path / "log", name), tmp_path / "log"
+    await worker.restored()
+    await worker.take(0, 3)
+    await worker.pipeline.flush()
+    warehouse.rename(tmp_path / "unmounted")
+    heir = Worker(database, warehouse, name)
+    with pytest.raises(Retryable, match=f"the offline log's files in {warehouse}"):
+        await heir.restored()
+    (tmp_path / "unmounted").rename(warehouse)
+    assert await heir.restored() == 3
+
+
 def files(warehouse: Path, topic: str, suffix: str = "*.parquet") -> list[Path]:
     return sorted((warehouse / "tidemill" / table_name(topic)).rglob(suffix))
 

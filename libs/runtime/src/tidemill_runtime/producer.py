@@ -105,10 +105,14 @@ class Producer:
 
     async def __aenter__(self) -> Self:
         self._connecting = asyncio.create_task(self._connect(), name="producer-connect")
-        # A broker that is there answers in milliseconds: then nobody sees an unconnected producer.
-        await asyncio.wait({self._connecting}, timeout=5)
-        if self._connecting.done():
-            await self._connecting
+        try:
+            # A broker that is there answers in milliseconds: then nobody sees an unconnected producer.
+            await asyncio.wait({self._connecting}, timeout=5)
+            if self._connecting.done():
+                await self._connecting
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     async def __aexit__(
@@ -139,6 +143,9 @@ class Producer:
                 log.warning("producer_waits_for_kafka", error=self._fault)
                 await asyncio.sleep(delay_s)
                 continue
+            except asyncio.CancelledError:
+                await client.stop()
+                raise
             self._client, self._fault = client, None
             self._connected.set()
             return

@@ -200,7 +200,7 @@ class StreamRunner(Component, Generic[S, E]):
                 self._drop_state()
                 await sleep_unless(self._stopping, 0.1)
             except (KafkaError, OSError) as error:
-                self._set_fault(f"Kafka: {error!r}")
+                self._wait_out(f"Kafka: {error!r}")
                 await sleep_unless(self._stopping, 0.5)
                 # What the client calls unexpected, as that a Kafka which has just begun names no broker, ends its task.
                 if type(error) is KafkaError:
@@ -309,7 +309,7 @@ class StreamRunner(Component, Generic[S, E]):
                 if waited_s > self._options.retry_limit_s:
                     raise Fatal(f"gave up after {waited_s:.0f} s: {error}") from error
                 metrics.stream_retries.labels(self._options.group).inc()
-                self._set_fault(f"retrying: {error}")
+                self._wait_out(f"retrying: {error}")
                 self._excused = True
                 await self._pause(max(delay_s, error.retry_after_s or 0))
                 if self._stopping.is_set() or epoch != self._epoch:
@@ -421,6 +421,12 @@ class StreamRunner(Component, Generic[S, E]):
         held = self.positions.next
         lag = await self._logs.lag({one: held.get(one, 0) for one in map(self._logs.partition, places)})
         return Sighting(bool(places), lag, sum(held.values()), excused=self._excused)
+
+    def _wait_out(self, fault: str) -> None:
+        """Say what is wrong until it is not; in the log once."""
+        if fault != self._fault:
+            log.warning("stream_waits", group=self._options.group, fault=fault)
+        self._fault = fault
 
     def _set_stall(self, fault: str) -> None:
         self._stall = self._fault = fault

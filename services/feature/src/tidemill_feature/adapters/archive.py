@@ -142,6 +142,8 @@ class ArchivePipeline(Pipeline[None, Batch]):
             }
         except OperationalError as error:
             raise Retryable(f"PostgreSQL (Iceberg catalogue): {error.orig!r}") from error
+        except OSError as error:
+            raise Retryable(f"the offline log's files in {self._warehouse}: {error}") from error
 
     def _commit(self, passed: Offsets) -> None:
         """Append every topic of which all is decided, and forget what was appended."""
