@@ -8,7 +8,6 @@ from tidemill_contracts.monitoring.v1.monitoring_pb2_grpc import add_MonitoringS
 from tidemill_contracts.progress.v1.progress_pb2_grpc import add_ProgressServiceServicer_to_server
 from tidemill_runtime.batches import StreamOptions
 from tidemill_runtime.dead_letters import DeadLetters
-from tidemill_runtime.faust_app import Agent, FaustApp, FaustOptions
 from tidemill_runtime.grpc_server import GrpcServer
 from tidemill_runtime.health import Health
 from tidemill_runtime.http_server import HttpServer
@@ -23,11 +22,10 @@ from tidemill_monitoring.adapters.following import Following
 from tidemill_monitoring.adapters.joiner import Joiner
 from tidemill_monitoring.adapters.journal import ACK_TIMEOUT_S, Journal
 from tidemill_monitoring.adapters.leadership import Leadership
-from tidemill_monitoring.adapters.policy import Policy
+from tidemill_monitoring.adapters.policy import Policy, policy_app
 from tidemill_monitoring.adapters.rpc import MonitoringServicer
 from tidemill_monitoring.adapters.schema import OUTBOX
 from tidemill_monitoring.adapters.stage import JoinStage
-from tidemill_monitoring.records import TRIGGERS
 from tidemill_monitoring.registered import Registered
 from tidemill_monitoring.settings import Settings
 
@@ -69,14 +67,7 @@ async def open_service(settings: Settings, health: Health) -> AsyncIterator[None
         )
         following.on_change(lambda: runner.subscribe(registered.topics()))
         await enter(running(runner))
-        agent = Agent("policy", [TRIGGERS], policy.decide)
-        faust = FaustApp(
-            settings.kafka,
-            FaustOptions(f"{settings.group}-policy", settings.datadir, stall_s=settings.stall_s),
-            [agent],
-            dead_letters=DeadLetters(decided, settings.kafka, f"{settings.group}-policy"),
-            health=health,
-        )
+        faust = policy_app(settings, policy, decided, health)
         await enter(running(faust))
         stage = JoinStage(following, runner, joiner, faust, policy, [told, decided])
         server = GrpcServer(settings.grpc, health, hop_delay_ms=settings.test_hop_delay_ms, seed=settings.test_seed)

@@ -15,9 +15,13 @@ from tidemill_contracts.instants import from_timestamp
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
 from tidemill_contracts.reasons import Reason
 from tidemill_runtime.batches import Record
+from tidemill_runtime.dead_letters import DeadLetters
 from tidemill_runtime.errors import Poison, Retryable
+from tidemill_runtime.faust_app import Agent, FaustApp, FaustOptions
+from tidemill_runtime.health import Health
 from tidemill_runtime.outbox import OutboxRelay
 from tidemill_runtime.postgres import PASSING
+from tidemill_runtime.producer import Producer
 
 from tidemill_monitoring import decode, metrics, records
 from tidemill_monitoring.adapters import findings
@@ -27,6 +31,7 @@ from tidemill_monitoring.board import Board, Decided
 from tidemill_monitoring.policy import DEFERRED, RETRAIN, Cause, Decision, Ledger, decide
 from tidemill_monitoring.records import Asked, Moment, Positions
 from tidemill_monitoring.registered import Registered
+from tidemill_monitoring.settings import Settings
 
 _HANDLE = """
 INSERT INTO monitoring.handled (topic, partition, "offset") VALUES ($1, $2, $3) ON CONFLICT DO NOTHING RETURNING true
@@ -42,6 +47,18 @@ ON CONFLICT (cause_key) DO UPDATE SET outcome = excluded.outcome, event_time_us 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))"
 
 log = structlog.get_logger(__name__)
+
+
+def policy_app(settings: Settings, policy: "Policy", producer: Producer, health: Health) -> FaustApp:
+    """Return the Faust application whose agent decides triggers; what it refuses `producer` writes to dead letters."""
+    group = f"{settings.group}-policy"
+    return FaustApp(
+        settings.kafka,
+        FaustOptions(group, settings.datadir, stall_s=settings.stall_s),
+        [Agent("policy", [records.TRIGGERS], policy.decide)],
+        dead_letters=DeadLetters(producer, settings.kafka, group),
+        health=health,
+    )
 
 
 class Policy:
