@@ -4,7 +4,7 @@ The feature service is a process of its own; its worker has folded the events be
 feature server with the same Redis, asked over HTTP by a bare client; both hold as many entities, views and features.
 Where Feast does not install, it is a bare gRPC echo, and the entry says so. One client asks one thing after the other.
 `cpu_ms` is what a read costs the server's processes, which says more than latencies do on a machine that is busy;
-`grpc_p50_ms` and `grpc_p99_ms` are what grpc.aio itself takes for messages about as long, which no server can go below.
+`grpc_p50_ms` and `grpc_p99_ms` are what grpc.aio itself takes for messages about as long: no server on it is faster.
 """
 
 import asyncio
