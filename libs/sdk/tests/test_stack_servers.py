@@ -157,6 +157,18 @@ def test_nothing_is_left_when_the_supervisor_is_killed(tmp_path: Path) -> None:
         stack.remove()
 
 
+def test_a_stack_whose_supervisor_was_just_killed_is_removed(tmp_path: Path) -> None:
+    home = tmp_path / "doomed"
+    stack = Stack("doomed", home)
+    stack.start(only="servers")
+    assert stack.state is not None
+    processes = everything_under(stack.state.supervisor_pid)
+    os.kill(stack.state.supervisor_pid, signal.SIGKILL)
+    stack.remove()
+    assert gone(processes)
+    assert not home.exists()
+
+
 def test_an_attached_stack_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     home = tmp_path / "attached"
     code = (

