@@ -53,11 +53,10 @@ def backfill(
 
 def _follow(client: BuildClient, views: list[str], answer: Answer) -> None:
     """Show how far it is until it is done; interrupted, only the looking on ends."""
-    began, most, state = time.monotonic(), 0, None
+    began, state = time.monotonic(), None
     try:
         with _bar(answer) as advance:
             for state in client.follow(views):
-                most = max(most, state.done)
                 advance(state)
     except KeyboardInterrupt:
         answer.say("it goes on without you; `tidemill features backfill` follows it again")
@@ -69,7 +68,7 @@ def _follow(client: BuildClient, views: list[str], answer: Answer) -> None:
             {
                 "ready": state.ready,
                 "views": [_entry(one) for one in state.views],
-                "records": most,
+                "records": state.done,
                 "seconds": round(seconds, 3),
             }
         )

@@ -1,8 +1,8 @@
 """Building views anew from the log, and following how far that is."""
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
 from tidemill_contracts.feature.v1 import feature_pb2 as feature
 from tidemill_contracts.feature.v1.feature_pb2_grpc import FeatureServiceStub
@@ -20,6 +20,22 @@ class BuildState:
     views: tuple[feature.ViewBuild, ...]
 
 
+@dataclass
+class Progress:
+    """Records done and in all over the partitions that are being built, and those that were: their share stays."""
+
+    _seen: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    def note(self, partitions: Iterable[feature.BuildProgress]) -> tuple[int, int]:
+        """Take in what is being built now; one that is no longer among it is done. Return (done, total)."""
+        left = 0
+        for one in partitions:
+            self._seen[one.topic, one.partition] = one.end_offset - one.first_offset
+            left += one.end_offset - one.next_offset
+        total = sum(self._seen.values())
+        return total - left, total
+
+
 class BuildClient:
     """Calls of `FeatureService` about builds; every one raises `ClientError`."""
 
@@ -32,21 +48,20 @@ class BuildClient:
         request = feature.RebuildRequest(view=view, stream=stream)
         return list(self._connection.call(self._stub.Rebuild, request).views)
 
-    def state(self, views: list[str]) -> BuildState:
-        """Return how far some views are; all of them where none is named."""
+    def state(self, views: list[str], progress: Progress) -> BuildState:
+        """Return how far some views are, all of them where none is named; `progress` is that of earlier answers."""
         name = views[0] if len(views) == 1 else ""
         answer = self._connection.call(self._stub.GetBuilds, feature.GetBuildsRequest(view=name))
         wanted = [one for one in answer.views if not one.old and (not views or one.view in views)]
-        done = sum(place.next_offset - place.first_offset for place in answer.partitions)
-        total = sum(place.end_offset - place.first_offset for place in answer.partitions)
-        return BuildState(done, total, all(one.ready for one in wanted), tuple(wanted))
+        return BuildState(*progress.note(answer.partitions), all(one.ready for one in wanted), tuple(wanted))
 
     def follow(
         self, views: list[str], every_s: float = 0.5, sleep: Callable[[float], None] = time.sleep
     ) -> Iterator[BuildState]:
         """Yield how far some views are until all of them are read."""
+        progress = Progress()
         while True:
-            state = self.state(views)
+            state = self.state(views, progress)
             yield state
             if state.ready:
                 return
