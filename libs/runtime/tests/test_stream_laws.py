@@ -161,7 +161,7 @@ async def test_retryable_repeats_the_same_effects_and_loses_nothing(
     with capture_logs() as logged:
         await _retries(kafka, pipeline)
     assert pipeline.applied == [b"a", b"b", b"c"]
-    assert [one["fault"] for one in logged if one["event"] == "stream_waits"] == ["retrying: not yet"]
+    assert [one["fault"] for one in logged if one["event"] == "consumer_waits"] == ["retrying: not yet"]
 
 
 async def _retries(kafka: KafkaSettings, pipeline: Collecting) -> None:

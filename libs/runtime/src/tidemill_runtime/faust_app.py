@@ -33,6 +33,7 @@ from tidemill_runtime.lifecycle import Component
 from tidemill_runtime.positions import Offsets, Partition, Positions
 from tidemill_runtime.retries import delays
 from tidemill_runtime.settings import KafkaSettings
+from tidemill_runtime.standing import Standing
 from tidemill_runtime.watchdog import Sighting, watch
 
 _STOP_LIMIT_S = 10.0
@@ -99,17 +100,12 @@ class FaustApp(Component):
         self._reassigned = asyncio.Event()
         self._failure: Exception | None = None
         self._ended = asyncio.Event()
-        self._fault: str | None = "not connected yet"
-        self._stall: str | None = None
-        self._retrying = 0
+        self._standing = Standing(f"faust:{options.group}", health)
         self._decided = 0
-        if health is not None:
-            health.require_ready(f"faust:{options.group}", self.fault)
-            health.require_live(f"faust:{options.group}", lambda: self._stall)
 
     def fault(self) -> str | None:
         """Return what is wrong, for readiness."""
-        return self._fault
+        return self._standing.fault
 
     def stop(self) -> None:
         """Take in nothing more; a decision in work is finished or made again by the next process."""
@@ -130,8 +126,7 @@ class FaustApp(Component):
                     return
                 await self._live(self._build())
             except (KafkaError, OSError) as error:
-                self._fault = await refusal(self._kafka.client_kwargs()) or f"Kafka: {error!r}"
-                log.warning("faust_waits_for_kafka", group=self._options.group, error=self._fault)
+                self._standing.waits(await refusal(self._kafka.client_kwargs()) or f"Kafka: {error!r}")
             if self._failure is not None:
                 raise self._failure
             if self._stopping.is_set():
@@ -152,7 +147,8 @@ class FaustApp(Component):
             ended.cancel()
             if watchdog.done():
                 watchdog.result()
-            self._fault = None if self._stopping.is_set() else f"Faust crashed: {app.crash_reason!r}"
+            if not self._stopping.is_set():
+                self._standing.note(f"Faust crashed: {app.crash_reason!r}")
         finally:
             watchdog.cancel()
             await _end(app)
@@ -208,15 +204,15 @@ class FaustApp(Component):
                 if monotonic() - began_s > self._options.retry_limit_s:
                     self._fail(fatal := Fatal(f"{agent.name} gave up on offset {record.offset}: {error}"))
                     raise fatal from error
-                self._fault = f"retrying: {error}"
-                self._retrying = 1
+                self._standing.waits(f"retrying: {error}")
+                self._standing.excused = True
                 await asyncio.sleep(delay_s)
             except Exception as error:
                 self._fail(error)
                 raise
             else:
-                if self._retrying:
-                    self._retrying, self._fault = 0, None
+                if self._standing.excused:
+                    self._standing.goes_on()
                 return
 
     async def _attempt(self, agent: Agent, record: PlainRecord) -> None:
@@ -231,9 +227,6 @@ class FaustApp(Component):
             refused = [Refused(record, poison)]
         if self._dead_letters is not None:
             await self._dead_letters.send(refused, 1)
-
-    def _set_stall(self, fault: str) -> None:
-        self._stall = self._fault = fault
 
     def _fail(self, error: Exception) -> None:
         self._failure = self._failure or error
@@ -256,7 +249,7 @@ class FaustApp(Component):
                 await admin.close()
             if not missing:
                 return
-            self._fault = f"topics do not exist yet: {sorted(missing)}"
+            self._standing.note(f"topics do not exist yet: {sorted(missing)}")
             await sleep_unless(self._stopping, delay_s)
 
     async def _watch(self, app: Any) -> None:
@@ -274,7 +267,7 @@ class FaustApp(Component):
         async def sight() -> Sighting:
             return await self._sight(app)
 
-        await watch(sight, self._options.stall_s, self._options.group, self._set_stall)
+        await watch(sight, self._options.stall_s, self._options.group, self._standing.stands_still)
 
     async def _adopt_assignments(self, app: Any) -> None:
         while True:
@@ -301,7 +294,7 @@ class FaustApp(Component):
             known = committed.get((place.topic, place.partition), earliest[place])
             start[partition] = max(known, before.get(partition, 0))
         self.positions.reset(start)
-        self._fault = None
+        self._standing.note(None)
         log.info("assigned", group=self._options.group, partitions=len(held))
 
     async def _sight(self, app: Any) -> Sighting:
@@ -317,7 +310,7 @@ class FaustApp(Component):
             max(0, end - positions.get(Partition(self._kafka.logical(place.topic), place.partition), 0))
             for place, end in ends.items()
         )
-        return Sighting(bool(held), lag, applied, excused=bool(self._retrying))
+        return Sighting(bool(held), lag, applied, excused=self._standing.excused)
 
 
 async def _end(app: Any) -> None:

@@ -9,7 +9,7 @@ flushed and committed. `_epoch` numbers assignments: what was begun under an old
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from random import Random
-from time import monotonic, perf_counter, time_ns
+from time import perf_counter, time_ns
 from typing import Any, Generic, TypeVar
 
 import structlog
@@ -31,13 +31,15 @@ from tidemill_runtime.claims import Claim
 from tidemill_runtime.consumer import Committer, GroupListener, close, connect, sleep_unless
 from tidemill_runtime.dead_letters import DeadLetters
 from tidemill_runtime.errors import Fatal, Retryable, StateLost
+from tidemill_runtime.flushing import Flushing
 from tidemill_runtime.health import Health
 from tidemill_runtime.held_logs import HeldLogs
 from tidemill_runtime.lifecycle import Component
+from tidemill_runtime.patience import Abandoned, Patience
 from tidemill_runtime.positions import Offsets, Partition, Positions
-from tidemill_runtime.retries import delays
 from tidemill_runtime.settings import KafkaSettings
 from tidemill_runtime.sieve import Sieve
+from tidemill_runtime.standing import Standing
 from tidemill_runtime.watchdog import Sighting, watch
 
 S = TypeVar("S")
@@ -45,10 +47,6 @@ E = TypeVar("E")
 R = TypeVar("R")
 
 log = structlog.get_logger(__name__)
-
-
-class _Abandoned(Exception):  # noqa: N818 -- control flow, not an error: the batch in work will be read again
-    """While an attempt was repeated the service was stopped or the partitions were taken away."""
 
 
 class _ConsumerLost(Exception):  # noqa: N818 -- control flow: another consumer goes on
@@ -79,9 +77,7 @@ class StreamRunner(Component, Generic[S, E]):
         self._sieve = Sieve(kafka, options.letters_of or options.group)
         self._topics = tuple(sorted(set(topics)))
         self._topics_changed = asyncio.Event()
-        self._taken = Positions(self._topics)
-        # Durable positions; `reached` is what a barrier waits on.
-        self.positions = Positions(self._topics)
+        self._flushing = Flushing(self._topics, options)
         self._random = Random(options.seed)
         self._lock = asyncio.Lock()
         self._stopping = asyncio.Event()
@@ -89,23 +85,21 @@ class StreamRunner(Component, Generic[S, E]):
         self._fetch: Fetch | None = None
         # There from the first consumer on.
         self._logs: HeldLogs
+        self._patience: Patience
         self._committer: Committer | None = None
         self._claim = Claim(kafka, options.group)
         self._held: Restored[S] | None = None
         self._epoch = 0
-        self._flushed_s = monotonic()
-        # Whether there was more to read when the last batch was handed over.
-        self._behind = False
-        self._fault: str | None = "not connected yet"
-        self._stall: str | None = None
-        self._excused = False
-        if health is not None:
-            health.require_ready(f"stream:{options.group}", self.fault)
-            health.require_live(f"stream:{options.group}", lambda: self._stall)
+        self._standing = Standing(f"stream:{options.group}", health)
+
+    @property
+    def positions(self) -> Positions:
+        """Up to where records are applied and durable; `reached` is what a barrier waits on."""
+        return self._flushing.durable
 
     def fault(self) -> str | None:
         """Return what is wrong, for readiness."""
-        return self._fault
+        return self._standing.fault
 
     def stop(self) -> None:
         """Take in nothing more; `run` finishes the batch in work, flushes, commits and returns."""
@@ -124,15 +118,16 @@ class StreamRunner(Component, Generic[S, E]):
     async def _consume(self) -> None:
         """Consume with one consumer until `stop`, or until it is lost."""
         options = {**self._options.consumer_kwargs(), **self._kafka.group(self._options.group)}
-        self._consumer = await connect(self._kafka, options, self._stopping, self._set_fault)
+        self._consumer = await connect(self._kafka, options, self._stopping, self._standing.note)
         if self._consumer is None:
             return
         self._fetch = self._pipeline.fetch_from(self._consumer)
         self._logs = HeldLogs(self._consumer, self._kafka, self._options.group)
+        self._patience = Patience(self._consumer, self._options, self._standing, self._stopping)
         self._committer = Committer(self._consumer, self._options.commit_every_ms)
         self._topics_changed.set()
         loop = asyncio.create_task(self._loop(), name="stream")
-        stall = watch(self._sight, self._options.stall_s, self._options.group, self._set_stall)
+        stall = watch(self._sight, self._options.stall_s, self._options.group, self._standing.stands_still)
         tasks = {
             loop,
             asyncio.create_task(self._committer.run(), name="committer"),
@@ -158,14 +153,13 @@ class StreamRunner(Component, Generic[S, E]):
         if wanted == self._topics:
             return
         self._topics = wanted
-        self._taken.follow(wanted)
-        self.positions.follow(wanted)
+        self._flushing.follow(wanted)
         self._topics_changed.set()
 
     async def reached(self, offsets: Offsets) -> None:
         """Return once everything before `offsets` is applied and durable; flushes rather than wait for the interval."""
         if self._options.flush_every_ms:
-            await self._taken.reached(offsets)
+            await self._flushing.applied.reached(offsets)
             await self.flush()
         await self.positions.reached(offsets)
 
@@ -193,14 +187,14 @@ class StreamRunner(Component, Generic[S, E]):
                     await self._resubscribe()
                 if self._topics:
                     await self._cycle()
-            except _Abandoned:
+            except Abandoned:
                 self._drop_state()
             except StateLost as error:
                 log.warning("state_lost", group=self._options.group, error=str(error))
                 self._drop_state()
                 await sleep_unless(self._stopping, 0.1)
             except (KafkaError, OSError) as error:
-                self._wait_out(f"Kafka: {error!r}")
+                self._standing.waits(f"Kafka: {error!r}")
                 await sleep_unless(self._stopping, 0.5)
                 # What the client calls unexpected, as that a Kafka which has just begun names no broker, ends its task.
                 if type(error) is KafkaError:
@@ -211,7 +205,7 @@ class StreamRunner(Component, Generic[S, E]):
         while not self._topics and not self._stopping.is_set():
             await self._on_revoked()
             self._consumer.unsubscribe()
-            self._fault = None
+            self._standing.note(None)
             await self._topics_changed.wait()
             self._topics_changed.clear()
         if self._topics:
@@ -228,7 +222,7 @@ class StreamRunner(Component, Generic[S, E]):
         left = sum(map(len, fetched.values()))
         for part in list(portions(fetched, limit)) or [{}]:
             left -= sum(map(len, part.values()))
-            self._behind = more or left > 0
+            self._flushing.behind = more or left > 0
             async with self._lock:
                 if epoch != self._epoch:
                     self._read_again(fetched)
@@ -243,7 +237,7 @@ class StreamRunner(Component, Generic[S, E]):
         try:
             if fetched and self._held is not None:
                 await self._process(fetched, self._held.state)
-            elif self._flush_due():
+            elif self._flushing.is_due():
                 await self._retried(self._flush)
         except (KafkaError, OSError) as error:
             # Taken for an outage of Kafka, an error of the pipeline would pass over the batch.
@@ -257,14 +251,14 @@ class StreamRunner(Component, Generic[S, E]):
             await asyncio.sleep(self._random.random() * self._options.hop_delay_ms / 1000)
         await self._count_gaps(batch)
         if epoch != self._epoch:
-            raise _Abandoned
+            raise Abandoned
         step = self._pipeline.step(state, self._sieve.sift(batch), time_ns() // 1000)
         if self._dead_letters is not None or step.refused:
             await self._retried(lambda: self._refuse(step.refused, batch.count))
         await self._retried(lambda: self._pipeline.apply(step.effects))
         self._held = Restored(step.state)
-        self._taken.advance(batch.next_offsets)
-        if self._flush_due():
+        self._flushing.applied.advance(batch.next_offsets)
+        if self._flushing.is_due():
             await self._retried(self._flush)
         for partition, records in batch.partitions.items():
             metrics.stream_records.labels(group, partition.topic).inc(len(records))
@@ -284,57 +278,16 @@ class StreamRunner(Component, Generic[S, E]):
         if self._held is None:
             return
         await self._pipeline.flush()
-        self._flushed_s = monotonic()
-        moved = {p: offset for p, offset in self._taken.next.items() if self.positions.next.get(p) != offset}
-        if moved:
+        if moved := self._flushing.flushed():
             assert self._committer is not None
-            self.positions.advance(moved)
             self._committer.durable(self._logs.places(moved))
 
-    def _flush_due(self) -> bool:
-        options = self._options
-        wait_ms = max(options.flush_every_ms, options.behind_flush_ms if self._behind else 0)
-        return (monotonic() - self._flushed_s) * 1000 >= wait_ms
-
     async def _retried(self, attempt: Callable[[], Awaitable[R]]) -> R:
-        """Repeat while it raises `Retryable`; the consumer is paused meanwhile, so nothing piles up."""
-        epoch, began_s = self._epoch, monotonic()
-        for delay_s in delays():
-            try:
-                result = await attempt()
-            except StateLost:
-                raise
-            except Retryable as error:
-                waited_s = monotonic() - began_s
-                if waited_s > self._options.retry_limit_s:
-                    raise Fatal(f"gave up after {waited_s:.0f} s: {error}") from error
-                metrics.stream_retries.labels(self._options.group).inc()
-                self._wait_out(f"retrying: {error}")
-                self._excused = True
-                await self._pause(max(delay_s, error.retry_after_s or 0))
-                if self._stopping.is_set() or epoch != self._epoch:
-                    raise _Abandoned from error
-            else:
-                if epoch != self._epoch:
-                    raise _Abandoned
-                if self._excused:
-                    self._excused, self._fault = False, None
-                    self._resume()
-                return result
-        raise AssertionError("delays never end")
-
-    async def _pause(self, seconds: float) -> None:
-        assigned = self._consumer.assignment()
-        self._consumer.pause(*assigned)
-        await sleep_unless(self._stopping, seconds)
-        # An empty poll says that the consumer lives; without it the group would expel the worker.
-        await self._consumer.getmany(timeout_ms=0)
-
-    def _resume(self) -> None:
-        self._consumer.resume(*self._consumer.assignment())
+        epoch = self._epoch
+        return await self._patience.outlast(attempt, lambda: epoch == self._epoch)
 
     async def _restore(self) -> None:
-        epoch, self._excused = self._epoch, True
+        epoch, self._standing.excused = self._epoch, True
         places, clamped = sorted(self._consumer.assignment()), self._pipeline.keeps_offsets
         await self._claim.check(places)
         assignment = await self._logs.assignment(places, clamped=clamped)
@@ -347,40 +300,40 @@ class StreamRunner(Component, Generic[S, E]):
         restored = await self._retried(lambda: self._pipeline.restore(assignment))
         held = {partition: offset for partition, offset in restored.offsets.items() if partition in start}
         start |= self._logs.starts(held, assignment, clamped=clamped)
-        self._excused = True
+        self._standing.excused = True
         await self._retried(lambda: self._sieve.recall(start, assignment.end))
         if epoch != self._epoch:
-            raise _Abandoned
+            raise Abandoned
         try:
             for place, offset in self._logs.places(start).items():
                 self._consumer.seek(place, offset)
         except IllegalStateError as error:
-            raise _Abandoned from error
-        self._resume()
-        self._taken.reset(start)
-        self.positions.reset(start)
+            raise Abandoned from error
+        self._patience.resume()
+        self._flushing.reset(start)
         # What a killed worker flushed is perhaps not committed, and nothing new may come.
         news = {partition: offset for partition, offset in start.items() if offset != assignment.start[partition]}
         self._committer.durable(self._logs.places(news))
-        self._held, self._fault, self._excused = restored, None, False
+        self._held = restored
+        self._standing.goes_on()
         log.info("restored", group=self._options.group, partitions=len(start))
 
     async def _count_gaps(self, batch: Batch) -> None:
         for partition, records in batch.partitions.items():
-            expected, first = self._taken.next[partition], records[0].offset
+            expected, first = self._flushing.applied.next[partition], records[0].offset
             if first == expected:
                 continue
             try:
                 await self._logs.note_gap(partition, expected, first)
             except (KafkaError, OSError) as error:
-                raise _Abandoned from error
+                raise Abandoned from error
 
     def _read_again(self, fetched: Iterable[TopicPartition]) -> None:
         if self._held is None:
             # The coming restore seeks every partition.
             return
         for place in fetched:
-            if (offset := self._taken.next.get(self._logs.partition(place))) is not None:
+            if (offset := self._flushing.applied.next.get(self._logs.partition(place))) is not None:
                 self._consumer.seek(place, offset)
 
     async def _on_revoked(self) -> None:
@@ -403,9 +356,8 @@ class StreamRunner(Component, Generic[S, E]):
         self._epoch += 1
         self._held = None
         self._pipeline.released()
-        self._taken.reset({})
-        self.positions.reset({})
-        self._set_fault("restoring")
+        self._flushing.reset({})
+        self._standing.note("restoring")
 
     async def _finish(self) -> None:
         if self._held is not None:
@@ -420,16 +372,4 @@ class StreamRunner(Component, Generic[S, E]):
             self._topics_changed.set()
         held = self.positions.next
         lag = await self._logs.lag({one: held.get(one, 0) for one in map(self._logs.partition, places)})
-        return Sighting(bool(places), lag, sum(held.values()), excused=self._excused)
-
-    def _wait_out(self, fault: str) -> None:
-        """Say what is wrong until it is not; in the log once."""
-        if fault != self._fault:
-            log.warning("stream_waits", group=self._options.group, fault=fault)
-        self._fault = fault
-
-    def _set_stall(self, fault: str) -> None:
-        self._stall = self._fault = fault
-
-    def _set_fault(self, fault: str) -> None:
-        self._fault = fault
+        return Sighting(bool(places), lag, sum(held.values()), excused=self._standing.excused)
