@@ -47,10 +47,10 @@ async def open_service(settings: Settings, health: Health) -> AsyncIterator[None
             await enter(running(follower))
         await following.caught_up()
 
-        journal = Journal(told, settings.kafka)
+        journal = await enter(Journal(told, settings.kafka))
         evaluator = Evaluator(registered, Spans(**settings.model_dump(include=set(Spans._fields))))
         waits = {"idle_us": int(settings.idle_timeout_s * 1e6), "lost_after_us": int(settings.lost_after_s * 1e6)}
-        joiner = await enter(Joiner(leadership, journal, registered, evaluator, **waits))
+        joiner = Joiner(leadership, journal, registered, evaluator, **waits)
         policy = Policy(pool, registered, relay, joiner.board)
         letters = DeadLetters(decided, settings.kafka, settings.group)
         options = StreamOptions(
@@ -69,7 +69,7 @@ async def open_service(settings: Settings, health: Health) -> AsyncIterator[None
         await enter(running(runner))
         faust = policy_app(settings, policy, decided, health)
         await enter(running(faust))
-        stage = JoinStage(following, runner, joiner, faust, policy, [told, decided])
+        stage = JoinStage(following, runner, journal, faust, policy, [told, decided])
         server = GrpcServer(settings.grpc, health, hop_delay_ms=settings.test_hop_delay_ms, seed=settings.test_seed)
         server.add(add_MonitoringServiceServicer_to_server, MonitoringServicer(pool, registered, joiner, policy, stage))
         server.add(add_ProgressServiceServicer_to_server, ProgressServicer({"join": stage.reached}))

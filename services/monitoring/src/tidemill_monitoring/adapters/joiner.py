@@ -2,19 +2,16 @@
 
     batch → step (pure) → predictions and labels in → outcomes → ticks → positions → commit → publish
 
-Positions and everything they led to commit together, so that a crash at any point resumes exactly there. One batch is
-published while the next one is joined; whoever waits for a batch's effects waits for `published` too.
+Positions and everything they led to commit together, so that a crash at any point resumes exactly there.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from tidemill_contracts.instants import to_timestamp
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
 from tidemill_runtime.batches import Assignment, Batch, Pipeline, Restored, Step
-from tidemill_runtime.positions import Offsets, Partition
+from tidemill_runtime.positions import Partition
 from tidemill_runtime.producer import Outgoing
 from tidemill_runtime.progress import to_wire
 
@@ -77,25 +74,10 @@ class Joiner(Pipeline[EventTimes, Effects]):
         self._unsaved: dict[Partition, int] = {}
         self._unsaved_us: dict[Partition, int] = {}
         self._unsaved_rows = 0
-        self._publishing: asyncio.Task[None] | None = None
-        self._told_us = 0
-        self._clock_told = asyncio.Condition()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            await self.published()
-        elif self._publishing is not None:
-            # What was not sent is committed, and sent by the next process.
-            self._publishing.cancel()
 
     async def restore(self, assignment: Assignment) -> Restored[EventTimes]:
         """Read everything from PostgreSQL; the group's committed offsets do not count beside the positions there."""
-        await self.published()
+        await self._journal.published()
         await self._leadership.renew()
         async with self._leadership.transaction() as connection:
             rows = await connection.fetch("SELECT topic, partition, next_offset, newest_us FROM monitoring.position")
@@ -147,11 +129,6 @@ class Joiner(Pipeline[EventTimes, Effects]):
         """Return what the policy has decided for a pipeline."""
         return self.boards.setdefault(pipeline, Board())
 
-    @property
-    def trigger_end(self) -> Offsets:
-        """Return up to where the policy has been given something to decide."""
-        return self._journal.trigger_end
-
     def positions(self, pipeline: str) -> records.Positions:
         """Return how far the pipeline's streams and the predictions are joined."""
         read = {*self._registered.partitions(pipeline)}
@@ -164,20 +141,8 @@ class Joiner(Pipeline[EventTimes, Effects]):
     async def apply(self, effects: Effects) -> None:
         """Commit a batch and begin to publish it. Raises `StateLost` where PostgreSQL went away, `Fatal` for Kafka."""
         await self._commit(effects)
-        await self.published()
+        await self._journal.published()
         self._publish(self._lost(effects))
-
-    async def reached_time(self, event_time_us: int) -> int:
-        """Return the furthest pipeline's clock, once it stands at `event_time_us` (0: asks for no time)."""
-        if event_time_us:
-            async with self._clock_told:
-                await self._clock_told.wait_for(lambda: self._told_us >= event_time_us)
-        return self._told_us
-
-    async def published(self) -> None:
-        """Return once everything committed before this call is in Kafka. Raises `Fatal`."""
-        if self._publishing is not None:
-            await asyncio.shield(self._publishing)
 
     def _lost(self, effects: Effects) -> list[Outgoing]:
         """Count predictions whose log record never came, and return what operators are told of them."""
@@ -192,13 +157,7 @@ class Joiner(Pipeline[EventTimes, Effects]):
     def _publish(self, alerts: Sequence[Outgoing] = ()) -> None:
         moved, self._moved = self._moved, []
         told = [*alerts, *(self._clock_record(name) for name in moved)]
-        self._publishing = asyncio.create_task(self._send(told, max(self.clocks.values(), default=0)), name="publish")
-
-    async def _send(self, clocks: Sequence[Outgoing], furthest_us: int) -> None:
-        await self._journal.publish(clocks)
-        async with self._clock_told:
-            self._told_us = furthest_us
-            self._clock_told.notify_all()
+        self._journal.publish(told, max(self.clocks.values(), default=0))
 
     def _clock_record(self, pipeline: str) -> Outgoing:
         clock = monitoring.ClockRecord(

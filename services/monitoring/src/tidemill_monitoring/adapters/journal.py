@@ -2,12 +2,15 @@
 
 Everything gets a sequence number in the transaction. The transaction after a publication notes how far it got and
 where the topics ended then; what may have been sent in between is found by reading the topics from there. So a crash
-between commit and publication loses nothing, and doubles no (prediction id, revision).
+between commit and publication loses nothing, and doubles no (prediction id, revision). One batch is published while
+the next one is joined; whoever waits for a batch's effects waits for `published` too.
 """
 
+import asyncio
 from collections import deque
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -73,6 +76,21 @@ class Journal:
         self.published_seq = 0
         # The end of the triggers topic after the last trigger sent; what the policy must have reached.
         self.trigger_end: dict[Partition, int] = {}
+        self._publishing: asyncio.Task[None] | None = None
+        self._told_us = 0
+        self._clock_told = asyncio.Condition()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            await self.published()
+        elif self._publishing is not None:
+            # What was not sent is committed, and sent by the next process.
+            self._publishing.cancel()
 
     @property
     def standing(self) -> Standing:
@@ -93,11 +111,33 @@ class Journal:
         """Queue what a transaction has committed."""
         self._pending.extend(numbered)
 
-    async def publish(self, unnumbered: Iterable[Outgoing] = ()) -> None:
-        """Write everything queued, then records that may be lost (a clock is told again). Raises `Fatal`.
+    def publish(self, unnumbered: Sequence[Outgoing], clock_us: int) -> None:
+        """Begin to write everything queued, then records that may be lost (a clock is told again).
 
-        A record that was not acknowledged may still arrive, so it is not sent again by this process.
+        `clock_us`: the furthest pipeline's clock, told once all that is written.
         """
+        self._publishing = asyncio.create_task(self._publish(unnumbered, clock_us), name="publish")
+
+    async def published(self) -> None:
+        """Return once everything committed before this call is in Kafka. Raises `Fatal`."""
+        if self._publishing is not None:
+            await asyncio.shield(self._publishing)
+
+    async def reached_time(self, event_time_us: int) -> int:
+        """Return the furthest pipeline's clock, once it stands at `event_time_us` (0: asks for no time)."""
+        if event_time_us:
+            async with self._clock_told:
+                await self._clock_told.wait_for(lambda: self._told_us >= event_time_us)
+        return self._told_us
+
+    async def _publish(self, unnumbered: Sequence[Outgoing], clock_us: int) -> None:
+        await self._send(unnumbered)
+        async with self._clock_told:
+            self._told_us = clock_us
+            self._clock_told.notify_all()
+
+    async def _send(self, unnumbered: Sequence[Outgoing]) -> None:
+        """Write; a record that was not acknowledged may still arrive, so that this process does not send it again."""
         queued, self._pending = self._pending, deque()
         records = [*(record for _, record in queued), *unnumbered]
         if not records:

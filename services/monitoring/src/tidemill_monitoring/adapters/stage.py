@@ -12,7 +12,7 @@ from tidemill_runtime.progress import Reached
 from tidemill_runtime.stream import StreamRunner
 
 from tidemill_monitoring.adapters.following import Following
-from tidemill_monitoring.adapters.joiner import Joiner
+from tidemill_monitoring.adapters.journal import Journal
 from tidemill_monitoring.adapters.policy import Policy
 from tidemill_monitoring.clock import EventTimes
 from tidemill_monitoring.stepping import Effects
@@ -29,14 +29,14 @@ class JoinStage:
         self,
         following: Following,
         runner: StreamRunner[EventTimes, Effects],
-        joiner: Joiner,
+        journal: Journal,
         faust: FaustApp,
         policy: Policy,
         producers: Sequence[Producer],
     ) -> None:
         self._following = following
         self._runner = runner
-        self._joiner = joiner
+        self._journal = journal
         self._faust = faust
         self._policy = policy
         self._producers = producers
@@ -45,9 +45,9 @@ class JoinStage:
         """Return once everything before `offsets` and up to the event time, and what it led to, is in Kafka."""
         await self._following.reached(offsets)
         await self._runner.reached(offsets)
-        await self._joiner.published()
-        clock_us = await self._joiner.reached_time(event_time_us)
-        await self._faust.reached(self._joiner.trigger_end)
+        await self._journal.published()
+        clock_us = await self._journal.reached_time(event_time_us)
+        await self._faust.reached(self._journal.trigger_end)
         await self._policy.settled()
         written: dict[Partition, int] = {}
         for producer in self._producers:
