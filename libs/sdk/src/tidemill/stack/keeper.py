@@ -110,8 +110,8 @@ class Keeper:
     async def _run_once(self, started: float) -> None:
         child = await spawn(self.program, os.environ, self._sink)
         self._child = child
-        alive = {"pid": child.pid, "started": process_started(child.pid)}
-        self._set(state=STARTING, **alive, exit_code=None, seconds_to_ready=None)
+        born = process_started(child.pid)
+        self._set(state=STARTING, pid=child.pid, started=born, exit_code=None, seconds_to_ready=None)
         if not self._wanted.is_set():  # asked to stop while it was being started
             child.send(self.program.stop_signal)
         probe = asyncio.create_task(self._watch(started))
