@@ -118,7 +118,7 @@ def _monitoring_event(example: Example) -> Any:
 
 def _rows(decoder: Callable[..., archiving.Rows]) -> Callable[[Example], Any]:
     def decode(example: Example) -> Any:
-        rows = decoder({0: [example]})
+        rows = decoder([(0, [example])])
         assert not rows.refused, rows.refused
         return rows
 

@@ -1,19 +1,36 @@
 """What the offline role makes of records before it writes them, and what it reads out of its own marks."""
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from tidemill_contracts.cloudevents import watermark
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.progress.v1.progress_pb2 import TopicPartitionOffset
 from tidemill_contracts.serving.v1 import records_pb2 as serving
 from tidemill_feature.archiving import Buffer, event_rows, prediction_rows
+from tidemill_feature.decode import HEADERS
+from tidemill_feature.record_columns import RecordColumns, Region, columns_of
 from tidemill_features.admission import Rules
 from tidemill_features.archive import counting, identity_text, offsets_of, summary_of
 from tidemill_runtime.batches import Batch
 from tidemill_runtime.positions import Partition
 from tidemill_testkit.click_world import NOW_MS, Row, event, stream
+
+# Behind them lie the records of a batch.
+HEAD_BYTES = 61
+
+
+def as_columns(records: Sequence[Row]) -> RecordColumns:
+    """Return records as they come where there are many."""
+    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 2**24)
+    for one in records:
+        builder.append(one.offset - records[0].offset, one.timestamp, one.key, one.value, list(one.headers))
+    raw = bytes(builder.build())
+    region = Region(HEAD_BYTES, len(raw), len(records), records[0].offset, records[0].timestamp, None)
+    return columns_of(("t", 0), raw, [region], 0, HEADERS)
 
 
 def test_rows_carry_origin_identity_and_typed_fields_and_leave_out_watermarks() -> None:
@@ -22,7 +39,7 @@ def test_rows_carry_origin_identity_and_typed_fields_and_leave_out_watermarks() 
         event("t", 6, amount=None, name="again"),
         Row("t", 0, 7, None, b"", watermark("clicks", 1)),
     ]
-    rows = event_rows(stream(), {0: records})
+    rows = event_rows(stream(), [(0, records)])
     assert rows.columns["_offset"] == [5, 6]
     assert rows.columns["_identity"] == ["s\x1f5", "s\x1fagain"]
     assert rows.columns["amount"] == [1.0, None]
@@ -34,7 +51,7 @@ def test_rows_carry_origin_identity_and_typed_fields_and_leave_out_watermarks() 
 
 @pytest.mark.parametrize("value", [None, b"", b"{", b"[]", b"\xff", b'{"user": null, "at": "2013-01-01T00:00:00Z"}'])
 def test_poison_is_left_out_and_named(value: bytes | None) -> None:
-    rows = event_rows(stream(), {0: [event("t", 1), Row("t", 0, 2, b"u", value, [])]})
+    rows = event_rows(stream(), [(0, [event("t", 1), Row("t", 0, 2, b"u", value, [])])])
     assert rows.columns["_offset"] == [1]
     assert [refused.record.offset for refused in rows.refused] == [2]
 
@@ -48,7 +65,7 @@ def test_predictions_name_their_positions_by_topic() -> None:
         positions=[TopicPartitionOffset(topic="events.a", partition=n, next_offset=7 + n) for n in (0, 1)],
         request_json=b'{"user":"u"}',
     )
-    rows = prediction_rows({0: [Row("t", 0, 1, b"k", prediction.SerializeToString(), [])]})
+    rows = prediction_rows([(0, [Row("t", 0, 1, b"k", prediction.SerializeToString(), [])])])
     assert json.loads(rows.columns["positions"][0]) == {"events.a": {"0": 7, "1": 8}}
     assert rows.columns["_event_us"] == rows.columns["as_of_us"] == [3]
 
@@ -71,6 +88,35 @@ def test_a_buffer_knows_how_far_was_read_where_the_last_records_were_kept_back()
     buffer.add(Batch({place: [event("t", 3)]}, {place: 6}))
     buffer.add(Batch({}, {place: 8, other: 2}))
     assert (buffer.read, buffer.rows) == ({place: (3, 8), other: (2, 2)}, 1)
+
+
+def test_rows_and_room_are_the_same_however_many_records_came_at_once() -> None:
+    few = [event("t", offset, amount=None if offset % 3 else 2.5) for offset in range(12)]
+    few[7] = Row("t", 0, 7, b"u", b"{", few[7].headers, few[7].timestamp + 3)
+    place, singly, mixed = Partition("t", 0), Buffer(max_bytes=10_000), Buffer(max_bytes=10_000)
+    for one in few:
+        singly.add(Batch({place: [one]}))
+    for run in (few[:2], few[2:3], as_columns(few[3:10]), few[10:]):
+        mixed.add(Batch({place: run}))
+    rows, expected = (event_rows(stream(), buffer.runs("t")) for buffer in (mixed, singly))
+    assert rows.columns == expected.columns
+    assert len(rows) == 11
+    assert [(one.record.offset, one.poison.reason) for one in rows.refused] == [(7, "undecodable")]
+    assert (mixed.bytes, mixed.rows, mixed.read) == (singly.bytes, 12, {place: (0, 12)})
+    mixed.sift(lambda batch: Batch({place: [one for one in batch if one.offset % 2]}))
+    assert mixed.rows == 6
+    assert event_rows(stream(), mixed.runs("t")).columns["_offset"] == [1, 3, 5, 9, 11]
+    mixed.forget("t")
+    assert (mixed.bytes, mixed.rows) == (0, 0)
+
+
+def test_predictions_are_read_from_columns_too() -> None:
+    values = [serving.PredictionRecord(prediction_id=f"p{n}", as_of_us=n).SerializeToString() for n in range(3)]
+    records = [Row("t", 0, n, b"k", value, [("a", b"b")]) for n, value in enumerate([*values, b"\xff", None])]
+    rows, expected = prediction_rows([(0, as_columns(records))]), prediction_rows([(0, records)])
+    assert rows.columns == expected.columns
+    assert rows.columns["prediction_id"] == ["p0", "p1", "p2", ""]
+    assert [one.record.offset for one in rows.refused] == [3]
 
 
 def test_offsets_survive_the_snapshot_summary() -> None:

@@ -2,12 +2,13 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
-from google.protobuf.message import DecodeError
+import numpy as np
+from google.protobuf.message import DecodeError, Message
 from tidemill_contracts.canonical import stream_hash
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
@@ -19,8 +20,12 @@ from tidemill_runtime.errors import Poison
 from tidemill_runtime.positions import Partition
 
 from tidemill_feature.decode import StreamDecoder
+from tidemill_feature.record_columns import RecordColumns
 
+M = TypeVar("M", bound=Message)
 Columns = dict[str, list[Any]]
+# Records of one partition, in offset order, and the partition's number.
+Run = tuple[int, Sequence[Record]]
 ORIGIN_NAMES = ("_partition", "_offset", "_identity", "_event_us", "_available_us", "_schema_hash")
 # As proto3 JSON writes them; NaN is null.
 _ODD_NUMBERS = {math.inf: "Infinity", -math.inf: "-Infinity"}
@@ -31,10 +36,10 @@ RECORD_OVERHEAD_BYTES = 500
 
 @dataclass
 class Buffer:
-    """Raw records that no commit holds yet, by partition."""
+    """Raw records that no commit holds yet, by partition, in the runs in which they came."""
 
     max_bytes: int
-    records: dict[Partition, list[Record]] = field(default_factory=dict)
+    records: dict[Partition, list[Sequence[Record]]] = field(default_factory=dict)
     # From which and up to which (exclusive) offset each partition was read, watermarks included.
     read: dict[Partition, tuple[int, int]] = field(default_factory=dict)
     bytes: int = 0
@@ -46,13 +51,17 @@ class Buffer:
             first, _ = self.read.get(partition, (records[0].offset if records else end, 0))
             self.read[partition] = (first, end)
             if records:
-                self.records.setdefault(partition, []).extend(records)
-            self.bytes += sum(map(_weight, records))
+                _append(self.records.setdefault(partition, []), records)
+            self.bytes += _weight(records)
 
     def sift(self, kept: Callable[[Batch], Batch]) -> None:
         """Forget the records that are not kept; how far was read stays."""
-        self.records = {place: list(records) for place, records in kept(Batch(self.records)).partitions.items()}
-        self.bytes = sum(_weight(record) for records in self.records.values() for record in records)
+        before, self.records, self.bytes = self.records, {}, 0
+        for place, runs in before.items():
+            for run in runs:
+                if left := kept(Batch({place: run})).partitions.get(place):
+                    _append(self.records.setdefault(place, []), left)
+                    self.bytes += _weight(left)
 
     @property
     def full(self) -> bool:
@@ -60,11 +69,16 @@ class Buffer:
 
     @property
     def rows(self) -> int:
-        return sum(map(len, self.records.values()))
+        return sum(len(run) for runs in self.records.values() for run in runs)
 
     def topics(self) -> list[str]:
         """Return the topics with something read, sorted."""
         return sorted({partition.topic for partition in self.read})
+
+    def runs(self, topic: str) -> list[Run]:
+        """Return a topic's records, by partition."""
+        places = sorted(place for place in self.records if place.topic == topic)
+        return [(place.number, run) for place in places for run in self.records[place]]
 
     def forget(self, topic: str) -> None:
         """Forget a topic: a commit now holds it."""
@@ -79,8 +93,22 @@ class Buffer:
         self.bytes = 0
 
 
-def _weight(record: Record) -> int:
-    return len(record.value or b"") + RECORD_OVERHEAD_BYTES
+def _append(runs: list[Sequence[Record]], records: Sequence[Record]) -> None:
+    """Add the next records; few by themselves join those before them."""
+    if isinstance(records, RecordColumns):
+        runs.append(records)
+    elif runs and isinstance(runs[-1], list):
+        runs[-1].extend(records)
+    else:
+        runs.append(list(records))
+
+
+def _weight(records: Sequence[Record]) -> int:
+    if isinstance(records, RecordColumns):
+        values = int(np.maximum(records.value.size, 0).sum())
+    else:
+        values = sum(len(record.value or b"") for record in records)
+    return values + RECORD_OVERHEAD_BYTES * len(records)
 
 
 @dataclass(frozen=True)
@@ -94,20 +122,19 @@ class Rows:
         return len(self.columns["_offset"])
 
 
-def event_rows(stream: definition.Stream, partitions: Mapping[int, Sequence[Record]]) -> Rows:
+def event_rows(stream: definition.Stream, runs: Iterable[Run]) -> Rows:
     """Return the events of a stream; what the online role calls poison is left out here too."""
     decoder = StreamDecoder(stream)
     names = [field.name for field in stream.fields]
     columns: Columns = {name: [] for name in (*ORIGIN_NAMES, *names)}
     refused: list[Refused] = []
     schema = stream_hash(stream)
-    for number, records in sorted(partitions.items()):
+    for number, records in runs:
         decoded = decoder.decode(records)
         refused.extend(decoded.refused)
         count = len(decoded.offset)
-        times = {record.offset: record.timestamp for record in records}
-        offsets = decoded.offset.tolist()
-        _extend_origin(columns, number, offsets, decoded.event_us.tolist(), [times[one] for one in offsets], schema)
+        origin = (decoded.offset.tolist(), decoded.event_us.tolist(), decoded.written_ms.tolist())
+        _extend_origin(columns, number, *origin, schema)
         columns["_identity"].extend(map(identity_text, decoded.identities))
         for name, column in decoder.columns(decoded.values, names).items():
             values = column.values.tolist()
@@ -117,19 +144,14 @@ def event_rows(stream: definition.Stream, partitions: Mapping[int, Sequence[Reco
     return Rows(columns, refused)
 
 
-def prediction_rows(partitions: Mapping[int, Sequence[Record]]) -> Rows:
+def prediction_rows(runs: Iterable[Run]) -> Rows:
     """Return logged predictions; their event time is their `as_of`."""
     names = tuple(column.name for column in PREDICTION_COLUMNS)
     columns: Columns = {name: [] for name in (*ORIGIN_NAMES, *names)}
     refused: list[Refused] = []
     shown: dict[bytes, str] = {}
-    for number, record in _ordered(partitions):
-        try:
-            prediction = serving.PredictionRecord.FromString(record.value or b"")
-        except DecodeError as error:
-            refused.append(Refused(record, Poison(Reason.UNDECODABLE, f"no PredictionRecord: {error}")))
-            continue
-        _extend_origin(columns, number, [record.offset], [prediction.as_of_us], [record.timestamp], "")
+    for number, offset, written_ms, prediction in _messages(runs, serving.PredictionRecord, refused):
+        _extend_origin(columns, number, [offset], [prediction.as_of_us], [written_ms], "")
         columns["_identity"].append(prediction.prediction_id)
         key = b"".join(position.SerializeToString() for position in prediction.positions)
         positions = shown.get(key) or shown.setdefault(key, _positions_json(prediction))
@@ -161,18 +183,13 @@ def served_json(features: serving.ServedFeatures) -> str:
     return _encode_json(content).decode()
 
 
-def outcome_rows(partitions: Mapping[int, Sequence[Record]]) -> Rows:
+def outcome_rows(runs: Iterable[Run]) -> Rows:
     """Return outcomes; their event time is their label's."""
     names = tuple(column.name for column in OUTCOME_COLUMNS)
     columns: Columns = {name: [] for name in (*ORIGIN_NAMES, *names)}
     refused: list[Refused] = []
-    for number, record in _ordered(partitions):
-        try:
-            outcome = monitoring.OutcomeRecord.FromString(record.value or b"")
-        except DecodeError as error:
-            refused.append(Refused(record, Poison(Reason.UNDECODABLE, f"no OutcomeRecord: {error}")))
-            continue
-        _extend_origin(columns, number, [record.offset], [outcome.label_time_us], [record.timestamp], "")
+    for number, offset, written_ms, outcome in _messages(runs, monitoring.OutcomeRecord, refused):
+        _extend_origin(columns, number, [offset], [outcome.label_time_us], [written_ms], "")
         columns["_identity"].append(f"{outcome.prediction_id}/{outcome.revision}")
         prediction = outcome.prediction
         values = (
@@ -192,8 +209,24 @@ def outcome_rows(partitions: Mapping[int, Sequence[Record]]) -> Rows:
     return Rows(columns, refused)
 
 
-def _ordered(partitions: Mapping[int, Sequence[Record]]) -> list[tuple[int, Record]]:
-    return [(number, record) for number, records in sorted(partitions.items()) for record in records]
+def _messages(runs: Iterable[Run], kind: type[M], refused: list[Refused]) -> Iterator[tuple[int, int, int, M]]:
+    """Yield each record's partition, offset, time of writing (in milliseconds), and its value decoded."""
+    for number, records in runs:
+        for index, (offset, written_ms, value) in enumerate(_fields(records)):
+            try:
+                message = kind.FromString(value)
+            except DecodeError as error:
+                poison = Poison(Reason.UNDECODABLE, f"no {kind.DESCRIPTOR.name}: {error}")
+                refused.append(Refused(records[index], poison))
+            else:
+                yield number, offset, written_ms, message
+
+
+def _fields(records: Sequence[Record]) -> Iterator[tuple[int, int, bytes]]:
+    """Return each record's offset, when it was written (in milliseconds), and its value."""
+    if isinstance(records, RecordColumns):
+        return zip(records.offset.tolist(), records.timestamp.tolist(), records.values(), strict=True)
+    return ((record.offset, record.timestamp, record.value or b"") for record in records)
 
 
 def _extend_origin(

@@ -68,6 +68,7 @@ class Decoded:
 
     offset: Ints
     event_us: Ints
+    written_ms: Ints
     identities: list[Identity]
     values: list[Any]
     refused: list[Refused]
@@ -114,11 +115,12 @@ class StreamDecoder:
             return None
         if self._max_future_us and (event_us > written_ms * 1000 + self._max_future_us).any():
             return None
-        return Decoded(offsets, event_us, identities, values, [])
+        return Decoded(offsets, event_us, written_ms, identities, values, [])
 
     def _one_by_one(self, records: Sequence[Record]) -> Decoded:
         """Return the events, and what is poison."""
         times: list[int] = []
+        written_ms: list[int] = []
         offsets: list[int] = []
         identities: list[Identity] = []
         values: list[Any] = []
@@ -136,8 +138,9 @@ class StreamDecoder:
             identities.append((source, event_id) if source and event_id else record.offset)
             values.append(event)
             times.append(event_us)
+            written_ms.append(record.timestamp)
             offsets.append(record.offset)
-        return Decoded(np.array(offsets, np.int64), np.array(times, np.int64), identities, values, refused)
+        return Decoded(_ints(offsets), _ints(times), _ints(written_ms), identities, values, refused)
 
     def columns(self, events: Sequence[Any], names: Sequence[str]) -> dict[str, Column]:
         """Return some fields of decoded events as columns."""
@@ -172,6 +175,10 @@ class StreamDecoder:
         return event, event_us
 
 
+def _ints(values: list[int]) -> Ints:
+    return np.array(values, np.int64)
+
+
 def _columns(records: RecordColumns) -> Read:
     watermark = records.where(_TYPE, _WATERMARK)
     events = records.take(~watermark) if watermark.any() else records
@@ -191,8 +198,7 @@ def _lists(records: Sequence[Record]) -> Read:
             source, event_id = headers.get(_SOURCE), headers.get(_ID)
             identities.append((source, event_id) if source and event_id else record.offset)
             events.append(record)
-    offsets = np.array([record.offset for record in events], np.int64)
-    written_ms = np.array([record.timestamp for record in events], np.int64)
+    offsets, written_ms = _ints([record.offset for record in events]), _ints([record.timestamp for record in events])
     return Read(offsets, written_ms, [record.value or b"" for record in events], identities)
 
 

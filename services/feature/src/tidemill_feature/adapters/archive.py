@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from time import monotonic, time_ns
+from typing import Any
 
 import pyarrow as pa
 from sqlalchemy.exc import OperationalError
@@ -17,14 +18,15 @@ from tidemill_contracts.topics import events_topic
 from tidemill_features.archive import OUTCOMES_TOPIC, PREDICTIONS_TOPIC, columns_of
 from tidemill_features.iceberg import Archive, ArchiveMovedError, arrow_schema
 from tidemill_features.upkeep import Upkeep
-from tidemill_runtime.batches import Assignment, Batch, Pipeline, Record, Restored, Step
+from tidemill_runtime.batches import Assignment, Batch, Fetch, Pipeline, Restored, Step
 from tidemill_runtime.errors import Retryable, StateLost
 from tidemill_runtime.positions import Offsets, Partition
 from tidemill_runtime.retries import delays
 
 from tidemill_feature import metrics
+from tidemill_feature.adapters.column_fetch import column_fetch
 from tidemill_feature.adapters.online_role import OnlineRole
-from tidemill_feature.archiving import Buffer, Rows, event_rows, outcome_rows, prediction_rows
+from tidemill_feature.archiving import Buffer, Rows, Run, event_rows, outcome_rows, prediction_rows
 
 # How often it is looked, in about a second, whether the online role has come as far.
 _LOOKS = 6
@@ -67,6 +69,10 @@ class ArchivePipeline(Pipeline[None, Batch]):
         self._archive: Archive | None = None
         self._topics: list[str] = []
         self._looked_after_s = monotonic()
+
+    def fetch_from(self, consumer: Any) -> Fetch:
+        # What waits for a commit stays the bytes that came: as objects it was a garbage collector's main work.
+        return column_fetch(consumer)
 
     async def restore(self, assignment: Assignment) -> Restored[None]:
         self._buffer.clear()
@@ -151,8 +157,7 @@ class ArchivePipeline(Pipeline[None, Batch]):
             if topic in self._changed:
                 continue
             read = {place.number: span for place, span in self._buffer.read.items() if place.topic == topic}
-            records = {place.number: taken for place, taken in self._buffer.records.items() if place.topic == topic}
-            rows = self._rows(topic, records)
+            rows = self._rows(topic, self._buffer.runs(topic))
             refused = {Partition(topic, one.record.partition): one.record.offset for one in rows.refused}
             if any(passed.get(place, offset + 1) <= offset for place, offset in refused.items()):
                 continue
@@ -191,10 +196,10 @@ class ArchivePipeline(Pipeline[None, Batch]):
         metrics.archive_rows.labels(topic).inc(len(rows))
         metrics.archive_commits.labels(topic).inc()
 
-    def _rows(self, topic: str, records: Mapping[int, list[Record]]) -> Rows:
+    def _rows(self, topic: str, runs: list[Run]) -> Rows:
         if topic == PREDICTIONS_TOPIC:
-            return prediction_rows(records)
+            return prediction_rows(runs)
         if topic == OUTCOMES_TOPIC:
-            return outcome_rows(records)
+            return outcome_rows(runs)
         stream = next(s for name, s in self._streams.items() if events_topic(name) == topic)
-        return event_rows(stream, records)
+        return event_rows(stream, runs)

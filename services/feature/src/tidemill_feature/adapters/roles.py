@@ -38,8 +38,9 @@ from tidemill_feature.uses import Uses
 
 # Of what is read from a backlog an entity's shards are written once rather than with every batch.
 BEHIND_FLUSH_MS = 5_000
-_OFFLINE_FETCH_BYTES = 256 * 1024
-_OFFLINE_WAIT_MS = 250
+# Nobody waits for the archive but a training run, which loads its libraries meanwhile.
+_OFFLINE_FETCH_BYTES = 1024 * 1024
+_OFFLINE_WAIT_MS = 500
 
 Stage = Callable[[Offsets, int], Awaitable[Reached]]
 
