@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,6 +131,29 @@ def test_an_existing_server_is_used_and_not_started(stack: Stack, tmp_path: Path
         assert guest.state.processes == ()
         with pytest.raises(StackError, match="kafka is not run by this stack"):
             guest.stop_process("kafka")
+    finally:
+        guest.remove()
+
+
+def test_a_start_beside_the_end_of_a_supervisor_starts_another(stack: Stack, tmp_path: Path) -> None:
+    theirs = stack.endpoints
+    external = External(kafka=theirs.kafka, redis=theirs.redis, postgres=theirs.postgres_dsn)
+    guest = Stack("guest", tmp_path / "guest", external=external, topic_prefix="ending.")
+    try:
+        guest.start(only="servers")
+        assert guest.state is not None
+        killed = guest.state.supervisor_pid
+        # One that is killed is still there for a moment; halted before, it is for half a second.
+        os.kill(killed, signal.SIGSTOP)
+        threading.Timer(0.5, os.kill, (killed, signal.SIGKILL)).start()
+        guest.start(only="servers")
+        told = guest.state.supervisor_pid
+        assert told != killed
+        assert guest.running
+        os.kill(told, signal.SIGTERM)
+        guest.start(only="servers")
+        assert guest.state.supervisor_pid not in {killed, told}
+        assert guest.running
     finally:
         guest.remove()
 

@@ -28,6 +28,7 @@ from tidemill.stack.spec import (
 from tidemill.stack.state import (
     FAILED,
     READY,
+    STOPPING,
     ProcessState,
     StackState,
     processes_alive,
@@ -102,7 +103,7 @@ class Stack:
         Raises: StackError with the last lines of what did not start.
         """
         services = services_of(only)
-        if self.running:
+        if self._serves():
             return self._join(services, deadline_s, progress)
         supervisor = self.launch(services, attached=attached, deadline_s=deadline_s)
         try:
@@ -111,6 +112,21 @@ class Stack:
             _end(supervisor)
             self._supervisor = None
             raise
+
+    def _serves(self) -> bool:
+        """Say whether a supervisor runs that is not about to end; one that is has ended when this returns.
+
+        Raises: StackError when it neither answers nor ends.
+        """
+        state = self.state
+        if state is None or not supervisor_alive(state):
+            return False
+        answer = _ask_living(state, {"op": "status"})
+        if answer is not None and answer["status"] != STOPPING:
+            return True
+        if not _within(STOP_DEADLINE_S, lambda: not supervisor_alive(state)):
+            raise StackError(f"stack {self.name!r} is stopping and does not end; see {self.layout.logs}")
+        return False
 
     def _join(
         self, services: tuple[str, ...], deadline_s: float, progress: Callable[[StackState], None] | None
@@ -178,12 +194,7 @@ class Stack:
         state = self.state
         if state is None or not supervisor_alive(state):
             return False
-        try:
-            control.ask(Path(state.control), {"op": "stop"}, deadline_s=REQUEST_DEADLINE_S)
-        except StackError:
-            # Killed a moment ago, it may not be gone yet.
-            if not _within(DYING_S, lambda: not supervisor_alive(state)):
-                raise
+        _ask_living(state, {"op": "stop"})
         if not _within(STOP_DEADLINE_S, lambda: not supervisor_alive(state)):
             os.kill(state.supervisor_pid, signal.SIGKILL)
         if self._supervisor is not None:
@@ -243,6 +254,16 @@ class Stack:
             yield endpoints
         finally:
             self.stop()
+
+
+def _ask_living(state: StackState, request: dict[str, object]) -> dict[str, object] | None:
+    """Return a supervisor's answer; None where it was killed a moment ago and is gone by now."""
+    try:
+        return control.ask(Path(state.control), request, deadline_s=REQUEST_DEADLINE_S)
+    except StackError:
+        if not _within(DYING_S, lambda: not supervisor_alive(state)):
+            raise
+        return None
 
 
 def _within(seconds: float, holds: Callable[[], bool]) -> bool:

@@ -176,8 +176,10 @@ class Supervisor:
         self._stop.set()
 
     async def _handle(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Answer one control request: stop, kill, halt or resume."""
+        """Answer one control request: status, stop, kill, halt or resume."""
         match request:
+            case {"op": "status"}:
+                return {"status": STOPPING if self._stop.is_set() else self._status}
             case {"op": "stop"}:
                 self._stop.set()
                 return {}
