@@ -41,15 +41,18 @@ def decode(record: Record) -> bytes:
 class Collecting(Pipeline[int, list[bytes]]):
     """Keeps what it applied; fails as told."""
 
-    def __init__(self, failures: list[Exception] | None = None) -> None:
+    def __init__(self, failures: list[Exception] | None = None, restoring: Exception | None = None) -> None:
         self.applied: list[bytes] = []
         self.assignments: list[Assignment] = []
         self.flushes = 0
         self.failures = failures or []
+        self.restoring = restoring
         self.start: dict[Partition, int] = {}
 
     async def restore(self, assignment: Assignment) -> Restored[int]:
         self.assignments.append(assignment)
+        if self.restoring is not None:
+            raise self.restoring
         return Restored(0, self.start)
 
     def step(self, state: int, batch: Batch, now_us: int) -> Step[int, list[bytes]]:
@@ -189,11 +192,13 @@ async def test_retries_that_are_exhausted_end_the_service_without_a_commit(
     assert await committed("t") == -1
 
 
+@pytest.mark.parametrize("place", ["apply", "restore"])
 async def test_a_library_error_that_nobody_translated_ends_the_service_and_skips_nothing(
-    kafka: KafkaSettings, make_topic: MakeTopic
+    kafka: KafkaSettings, make_topic: MakeTopic, place: str
 ) -> None:
     await make_topic("t")
-    first, second = Collecting([ConnectionRefusedError("PostgreSQL")]), Collecting()
+    refused = ConnectionRefusedError("PostgreSQL")
+    first, second = Collecting([refused], restoring=refused if place == "restore" else None), Collecting()
     async with Producer(kafka) as producer:
         await fill(producer, "t", [b"a"])
         with pytest.raises(Fatal, match="let a library's error through"):

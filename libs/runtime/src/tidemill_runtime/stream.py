@@ -7,7 +7,8 @@ flushed and committed. `_epoch` numbers assignments: what was begun under an old
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from random import Random
 from time import perf_counter, time_ns
 from typing import Any, Generic, TypeVar
@@ -18,6 +19,7 @@ from aiokafka.errors import IllegalStateError, KafkaError
 
 from tidemill_runtime import metrics
 from tidemill_runtime.batches import (
+    Assignment,
     Batch,
     Fetch,
     Pipeline,
@@ -47,6 +49,15 @@ E = TypeVar("E")
 R = TypeVar("R")
 
 log = structlog.get_logger(__name__)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Name a pipeline's fault: taken for an outage of Kafka, its error would pass over a batch or be waited on."""
+    try:
+        yield
+    except (KafkaError, OSError) as error:
+        raise Fatal(f"the pipeline let a library's error through: {error!r}") from error
 
 
 class _ConsumerLost(Exception):  # noqa: N818 -- control flow: another consumer goes on
@@ -234,14 +245,11 @@ class StreamRunner(Component, Generic[S, E]):
                 return
 
     async def _work(self, fetched: Mapping[TopicPartition, Sequence[Record]]) -> None:
-        try:
+        with _translated():
             if fetched and self._held is not None:
                 await self._process(fetched, self._held.state)
             elif self._flushing.is_due():
                 await self._retried(self._flush)
-        except (KafkaError, OSError) as error:
-            # Taken for an outage of Kafka, an error of the pipeline would pass over the batch.
-            raise Fatal(f"the pipeline let a library's error through: {error!r}") from error
 
     async def _process(self, fetched: Mapping[TopicPartition, Sequence[Record]], state: S) -> None:
         began, epoch = perf_counter(), self._epoch
@@ -297,7 +305,7 @@ class StreamRunner(Component, Generic[S, E]):
             # What nobody has committed is taken for a partition that the group overlooks.
             self._committer.durable(self._logs.places(start))
             await self._committer.commit()
-        restored = await self._retried(lambda: self._pipeline.restore(assignment))
+        restored = await self._retried(lambda: self._restored(assignment))
         held = {partition: offset for partition, offset in restored.offsets.items() if partition in start}
         start |= self._logs.starts(held, assignment, clamped=clamped)
         self._standing.excused = True
@@ -317,6 +325,10 @@ class StreamRunner(Component, Generic[S, E]):
         self._held = restored
         self._standing.goes_on()
         log.info("restored", group=self._options.group, partitions=len(start))
+
+    async def _restored(self, assignment: Assignment) -> Restored[S]:
+        with _translated():
+            return await self._pipeline.restore(assignment)
 
     async def _count_gaps(self, batch: Batch) -> None:
         for partition, records in batch.partitions.items():
