@@ -38,7 +38,7 @@ from tidemill_feature.uses import Uses
 
 # Of what is read from a backlog an entity's shards are written once rather than with every batch.
 BEHIND_FLUSH_MS = 5_000
-# Nobody waits for the archive but a training run, which loads its libraries meanwhile.
+# Whoever waits for the archive waits for a commit; a training run loads its libraries meanwhile.
 _OFFLINE_FETCH_BYTES = 1024 * 1024
 _OFFLINE_WAIT_MS = 500
 
