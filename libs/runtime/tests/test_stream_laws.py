@@ -202,7 +202,7 @@ async def test_a_library_error_that_nobody_translated_ends_the_service_and_skips
     async with Producer(kafka) as producer:
         await fill(producer, "t", [b"a"])
         with pytest.raises(Fatal, match="let a library's error through"):
-            async with running(StreamRunner(first, kafka, OPTIONS, topics=["t"])):
+            async with asyncio.timeout(30), running(StreamRunner(first, kafka, OPTIONS, topics=["t"])):
                 await asyncio.Event().wait()
         async with running(StreamRunner(second, kafka, OPTIONS, topics=["t"])) as runner:
             await runner.reached(producer.written)
