@@ -7,6 +7,7 @@ from tidemill_models.encoding import Column
 from tidemill_models.reference import (
     MAX_BINS,
     MAX_CATEGORIES,
+    MAX_CATEGORY_CHARS,
     OTHER,
     Rows,
     category_counts,
@@ -52,3 +53,8 @@ def test_known_categories_keep_their_place_and_new_ones_are_other() -> None:
     counts, nulls = category_counts({"AA": 5, OTHER: 1}, ["AA", "ZZ", None, "", "AA"])
     assert counts == {"AA": 2, OTHER: 1}
     assert nulls == 2
+
+
+def test_a_category_too_long_to_be_named_and_one_of_the_reserved_name_are_others() -> None:
+    long = "x" * (MAX_CATEGORY_CHARS + 1)
+    assert category_counts(None, ["AA", long, OTHER, "AA", long[1:]]) == ({"AA": 2, long[1:]: 1, OTHER: 2}, 0)

@@ -6,8 +6,9 @@ from typing import Any
 
 import asyncpg
 import pytest
+from tidemill_runtime.errors import Poison
 from tidemill_runtime.lifecycle import running
-from tidemill_runtime.outbox import OutboxRelay, OutboxTable
+from tidemill_runtime.outbox import MAX_RECORD_BYTES, OutboxRelay, OutboxTable
 from tidemill_runtime.positions import Partition
 from tidemill_runtime.producer import Outgoing, Producer
 from tidemill_runtime.settings import KafkaSettings
@@ -118,3 +119,37 @@ async def test_a_relay_outlives_its_connection(
         await change(pool, "a")
         await relay.drained()
     assert [record.value for record in await read_topic("t")] == [b"1", b"2"]
+
+
+async def test_what_kafka_would_not_take_is_refused_to_its_writer_and_others_go_on(
+    pool: Any, kafka: KafkaSettings, make_topic: MakeTopic, read_topic: ReadTopic
+) -> None:
+    await make_topic("t")
+    async with Producer(kafka) as producer, running(OutboxRelay(pool, producer, TABLE)) as relay:
+
+        async def write(size: int) -> None:
+            async with pool.acquire() as connection, connection.transaction():
+                await connection.execute("INSERT INTO things.object VALUES ($1, 1)", str(size))
+                await TABLE.enqueue(connection, [Outgoing("t", b"x" * size, key=b"k")])
+
+        with pytest.raises(Poison, match=f"1,000,001 bytes in t; at most {MAX_RECORD_BYTES:,}"):
+            await write(MAX_RECORD_BYTES)
+        await write(MAX_RECORD_BYTES - 1)
+        assert await pool.fetchval("SELECT count(*) FROM things.object") == 1
+        await relay.drained()
+    assert [len(record.value) for record in await read_topic("t")] == [MAX_RECORD_BYTES - 1]
+
+
+async def test_a_record_that_its_topic_refuses_is_waited_on_and_said(
+    pool: Any, kafka: KafkaSettings, make_topic: MakeTopic, read_topic: ReadTopic
+) -> None:
+    await make_topic("t", **{"max.message.bytes": "10000"})
+    async with Producer(kafka) as producer, running(OutboxRelay(pool, producer, TABLE)) as relay:
+        async with pool.acquire() as connection, connection.transaction():
+            await TABLE.enqueue(connection, [Outgoing("t", b"x" * 20_000, key=b"k")])
+        await aeventually(lambda: "MessageSizeTooLarge" in (relay.fault() or ""))
+        await pool.execute("DELETE FROM things.outbox WHERE sent_at IS NULL")
+        await change(pool, "a")
+        await relay.drained()
+        assert relay.fault() is None
+    assert [record.value for record in await read_topic("t")] == [b"1"]

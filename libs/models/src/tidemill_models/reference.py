@@ -16,6 +16,8 @@ from tidemill_models.evaluation import log_loss
 
 MAX_BINS = 20
 MAX_CATEGORIES = 50
+# The profile travels in one Kafka record with all features': a longer category is not told from others.
+MAX_CATEGORY_CHARS = 200
 OTHER = "__other__"
 # Predictions get bins of equal width, 0.05.
 PREDICTION_EDGES = tuple(round(step / MAX_BINS, 2) for step in range(1, MAX_BINS))
@@ -58,11 +60,15 @@ def histogram(edges: Floats, values: Floats) -> list[int]:
 
 
 def category_counts(known: Mapping[str, int] | None, values: Categories) -> tuple[dict[str, int], int]:
-    """Return (counts, nulls); values outside `known` (or, without it, beyond the most frequent) are `__other__`."""
+    """Return (counts, nulls); values outside `known` are `__other__`.
+
+    Without it so are those beyond the most frequent, and those that are too long to be named.
+    """
     found = Counter(value for value in values if value)
     nulls = len(values) - found.total()
     if known is None:
-        kept = dict(sorted(found.items(), key=lambda item: (-item[1], item[0]))[:MAX_CATEGORIES])
+        named = [item for item in found.items() if len(item[0]) <= MAX_CATEGORY_CHARS and item[0] != OTHER]
+        kept = dict(sorted(named, key=lambda item: (-item[1], item[0]))[:MAX_CATEGORIES])
     else:
         kept = {value: found[value] for value in known if value != OTHER}
     return {**kept, OTHER: found.total() - sum(kept.values())}, nulls

@@ -2,7 +2,8 @@
 
 One relay per schema (advisory lock) sends unsent rows in id order. It never asks for "id greater than the last sent":
 serial ids commit out of order, and a row that commits late would be skipped. Order per key holds because a writer locks
-the object's row before it enqueues. Delivery is at least once: a row is marked after Kafka acknowledged it.
+the object's row before it enqueues. Delivery is at least once: a row is marked after Kafka acknowledged it. What Kafka
+would not take is refused to the writer, whose change then does not happen either.
 """
 
 import asyncio
@@ -14,10 +15,11 @@ from time import monotonic
 from typing import Any
 
 import structlog
+from tidemill_contracts.reasons import Reason
 
 from tidemill_runtime import metrics
 from tidemill_runtime.consumer import sleep_unless
-from tidemill_runtime.errors import Retryable
+from tidemill_runtime.errors import Poison, Retryable
 from tidemill_runtime.health import Health
 from tidemill_runtime.lifecycle import Component
 from tidemill_runtime.outgoing import Outgoing
@@ -30,6 +32,8 @@ _ROUND = 500
 _FALLBACK_S = 1.0
 _PRUNE_EVERY_S = 60.0
 _KEEP_SENT = "1 hour"
+# Kafka takes 1 MiB by default, with the batch that a record comes in.
+MAX_RECORD_BYTES = 1_000_000
 
 log = structlog.get_logger(__name__)
 
@@ -64,9 +68,19 @@ class OutboxTable:
         """
 
     async def enqueue(self, connection: Any, records: Sequence[Outgoing]) -> None:
-        """Write records into the caller's open transaction; they are sent after it commits."""
+        """Write records into the caller's open transaction; they are sent after it commits.
+
+        Raises `Poison` for one that is larger than Kafka takes: the transaction is to be rolled back.
+        """
         if not connection.is_in_transaction():
             raise RuntimeError("an outbox row is written in the transaction of the change that it tells of")
+        for record in records:
+            if (size := _size(record)) > MAX_RECORD_BYTES:
+                raise Poison(
+                    Reason.OVERSIZED,
+                    f"the change makes a record of {size:,} bytes in {record.topic}; at most {MAX_RECORD_BYTES:,} fit",
+                    fix="make it smaller: fewer or shorter parts",
+                )
         rows = [(record.topic, record.key, record.value, _headers_json(record.headers)) for record in records]
         await connection.executemany(
             f"INSERT INTO {self.schema}.outbox (topic, key, value, headers) VALUES ($1, $2, $3, $4::jsonb)",  # noqa: S608
@@ -74,6 +88,11 @@ class OutboxTable:
         )
         # Delivered at commit; wakes the relay wherever it runs.
         await connection.execute(f"NOTIFY {self.channel}")
+
+
+def _size(record: Outgoing) -> int:
+    headers = sum(len(name) + len(value) for name, value in record.headers)
+    return len(record.key or b"") + len(record.value or b"") + headers
 
 
 def _headers_json(headers: Sequence[tuple[str, bytes]]) -> str:
@@ -133,14 +152,18 @@ class OutboxRelay(Component):
             raise Retryable(f"PostgreSQL: {error!r}") from error
 
     async def run(self) -> None:
-        """Relay until `stop`; PostgreSQL or Kafka being away is waited out."""
+        """Relay until `stop`; PostgreSQL or Kafka being away is waited out.
+
+        So is a record that Kafka refuses, since later ones of its key may not pass it: `fault` says so, and it goes
+        once its topic takes records of that size.
+        """
         waits = delays()
         while not self._stopping.is_set():
             try:
                 async with self._pool.acquire() as connection:
                     await self._relay_on(connection)
                     waits = delays()
-            except (*PASSING, Retryable) as error:
+            except (*PASSING, Retryable, Poison) as error:
                 self._fault = f"outbox: {error!r}"
                 log.warning("outbox_waits", schema=self._table.schema, error=repr(error))
                 await sleep_unless(self._stopping, next(waits))
