@@ -15,7 +15,7 @@ NEEDS = Shape({"plane.delay": False, "carrier": True}, {"plane": "sha256:a"})
         ({**NEEDS.columns, "plane.delay": True}, NEEDS.views, "needs the number 'plane.delay', which is not declared"),
         ({**NEEDS.columns, "carrier": False}, NEEDS.views, "needs the category 'carrier', which is not declared"),
         (NEEDS.columns, {"plane": "sha256:b"}, "was trained on another definition of view 'plane'"),
-        (NEEDS.columns, {}, "was trained on another definition of view 'plane'"),
+        (NEEDS.columns, {}, "reads view 'plane', which is not declared"),
     ],
 )
 def test_a_version_fits_what_offers_its_columns_by_the_same_views(

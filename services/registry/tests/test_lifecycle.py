@@ -1,5 +1,8 @@
 """A pipeline's versions from the first one to a rollback: states and events in, records out."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import pytest
 from tidemill_contracts.canonical import to_json
 from tidemill_contracts.instants import to_timestamp
@@ -12,6 +15,7 @@ from tidemill_registry.lifecycle import (
     Order,
     State,
     admit,
+    end,
     promote_by_hand,
     roll_back_by_hand,
     set_baselines,
@@ -43,15 +47,33 @@ class Life:
         self.champions += [number for alias, number in change.aliases if alias == "champion"]
         now = change.deployment.champion.version if change.deployment else 0
         earlier = [n for n in self.champions if n != now and versions[n].stage != "rolled_back"]
-        self.state = State("flights", versions, change.deployment, change.rollout, earlier[-1] if earlier else 0)
+        previous = earlier[-1] if earlier else 0
+        self.state = State("flights", versions, change.deployment, change.rollout, previous, self.state.views)
         return change
 
-    def register(self, *, passed: bool = True, plan: Plan = PLAN, at_us: int = 0) -> Change:
+    def register(
+        self,
+        *,
+        passed: bool = True,
+        plan: Plan = PLAN,
+        at_us: int = 0,
+        views: Mapping[str, str] | None = None,
+        features: Mapping[str, bool] | None = None,
+        in_force: Mapping[str, str] | None = None,
+    ) -> Change:
         number = len(self.state.versions) + 1
         gate = records.GateResult(gate="better log_loss", passed=passed, reason="0.51 against 0.50")
         candidate = records.VersionRecord(
-            pipeline="flights", version=number, bundle=f"flights/{number}", run_id=f"run-{number}", gates=[gate]
+            pipeline="flights",
+            version=number,
+            bundle=f"flights/{number}",
+            run_id=f"run-{number}",
+            gates=[gate],
+            views=views,
+            features=[records.FeatureColumn(name=name, category=kind) for name, kind in (features or {}).items()],
         )
+        # Mostly a version is of the definition in force.
+        self.state = replace(self.state, views=(views or {}) if in_force is None else in_force)
         return self.take(admit(self.state, candidate, Order("training", at_us, "run"), plan, f"cause-{number}"))
 
     def evidence(self, *, hours: float, pairs: int = 500, difference: float = -0.01, **other: int) -> Paired:
@@ -219,8 +241,65 @@ def test_baselines_score_beside_the_others_through_every_change(life: Life) -> N
 
 
 def test_baselines_need_a_champion() -> None:
-    with pytest.raises(NotAllowedError, match="no champion yet"):
+    with pytest.raises(NotAllowedError, match="has no champion: nothing scores"):
         set_baselines(State("flights"), [], OPERATOR)
+
+
+def test_a_pipeline_that_was_retired_and_came_back_has_nothing_to_take_back_or_to_compare(life: Life) -> None:
+    life.register()
+    life.take(end(life.state, OPERATOR))
+    with pytest.raises(NotAllowedError, match="has no champion to take back"):
+        roll_back_by_hand(life.state, OPERATOR)
+    with pytest.raises(NotAllowedError, match="has no champion: nothing scores"):
+        set_baselines(life.state, [1], OPERATOR)
+
+
+def test_a_version_beside_which_the_champion_cannot_be_computed_takes_its_place_at_once(life: Life) -> None:
+    life.register(views={"plane": "old"})
+    life.register(views={"plane": "old"})
+    life.take(set_baselines(life.state, [1, 2], OPERATOR))
+    assert life.stages() == {1: "champion", 2: "shadow"}
+    change = life.register(views={"plane": "new", "route": "r"})
+    assert life.stages() == {1: "retired", 2: "retired", 3: "champion"}
+    assert change.deployment is not None
+    assert change.deployment.summary == (
+        "flights v3 is champion in place of v1: v1 was trained on another definition of view 'plane', "
+        "so that both cannot score side by side."
+    )
+    assert not change.deployment.baselines
+    assert not change.deployment.HasField("challenger")
+    # What only reads more than the champion goes through its rollout.
+    life.register(views={"plane": "new", "route": "r", "other": "o"})
+    assert life.stages()[4] == "shadow"
+
+
+def test_a_feature_that_is_gone_or_of_another_kind_cannot_be_compared_either(life: Life) -> None:
+    life.register(features={"wind": False, "carrier": True})
+    life.register(features={"wind": True, "carrier": True})
+    assert life.stages() == {1: "retired", 2: "champion"}
+    life.register(features={"wind": True})
+    assert life.stages()[3] == "champion"
+    life.register(features={"wind": True, "rain": False})
+    assert life.stages()[4] == "shadow"
+
+
+def test_a_version_of_another_definition_than_the_one_in_force_never_answers(life: Life) -> None:
+    life.register(views={"plane": "old"})
+    late = life.register(views={"plane": "old"}, in_force={"plane": "new"})
+    assert life.stages() == {1: "champion", 2: "refused"}
+    assert late.versions[0].summary == (
+        "flights v2 was trained on another definition of view 'plane', and that one is not in force any more: "
+        "train another."
+    )
+    life.register(views={"plane": "new"})
+    assert life.stages()[3] == "champion"
+    for go_back in (
+        lambda: promote_by_hand(life.state, 1, OPERATOR),
+        lambda: roll_back_by_hand(life.state, OPERATOR),
+        lambda: set_baselines(life.state, [1], OPERATOR),
+    ):
+        with pytest.raises(NotAllowedError, match="flights v1 was trained on another definition of view 'plane'"):
+            go_back()
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ def misfit(needs: Shape, offered: Shape) -> str | None:
         if offered.columns.get(name) is not category:
             return f"needs the {'category' if category else 'number'} {name!r}, which is not declared"
     for view, view_hash in needs.views.items():
-        if offered.views.get(view) != view_hash:
+        if view not in offered.views:
+            return f"reads view {view!r}, which is not declared"
+        if offered.views[view] != view_hash:
             return f"was trained on another definition of view {view!r}"
     return None

@@ -1,7 +1,7 @@
 """The life of a pipeline's versions: from one state and one event to records; pure.
 
-registered by training ──gate failed──▶ refused
-    │ first one ─────────────────────────────────────────▶ champion ──▶ retired
+registered by training ──gate failed, or of another definition──▶ refused
+    │ first one, or one that no champion compares with ───▶ champion ──▶ retired
     └──▶ shadow / canary steps ──evidence──▶ champion
              │ └─ replaced by a newer one ──▶ retired
              └─ worse, or an operator ──────▶ rolled_back
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from google.protobuf.struct_pb2 import Struct
+from tidemill_contracts.fits import Shape, misfit
 from tidemill_contracts.instants import to_timestamp
 from tidemill_contracts.registry.v1 import records_pb2 as records
 
@@ -48,7 +49,10 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What one pipeline's versions are now; `versions` holds at least those that the change may touch."""
+    """What one pipeline's versions are now; `versions` holds at least those that the change may touch.
+
+    `views`: of the definition in force, view name to view hash.
+    """
 
     pipeline: str
     versions: Mapping[int, records.VersionRecord] = field(default_factory=dict)
@@ -56,6 +60,7 @@ class State:
     rollout: Rollout | None = None
     # The champion before the present one that was not rolled back; 0 when there is none.
     previous_champion: int = 0
+    views: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def champion(self) -> int:
@@ -78,13 +83,21 @@ class Change:
 
 
 def admit(state: State, candidate: records.VersionRecord, order: Order, plan: Plan, cause_id: str) -> Change:
-    """Take in a new version: refuse it, make it the first champion, or begin its rollout."""
+    """Take in a new version: refuse it, make it champion, or begin its rollout.
+
+    Serving computes all that score beside each other by one definition, the newest. So a version of another one is
+    refused, and one beside which the champion could not be computed takes its place without a rollout.
+    """
     failed = [gate for gate in candidate.gates if not gate.passed]
-    if failed:
-        refused = _restage(candidate, "refused", order, sentences.refused(candidate, failed))
-        return Change(state.deployment, state.rollout, (refused,))
+    outdated = _outdated(state, candidate)
+    if failed or outdated:
+        summary = sentences.refused(candidate, failed) if failed else sentences.outdated(candidate, str(outdated))
+        return Change(state.deployment, state.rollout, (_restage(candidate, "refused", order, summary),))
     if not state.champion:
         return _first(state, candidate, order, cause_id)
+    apart = misfit(_shape(state.versions[state.champion]), _shape(candidate))
+    if apart is not None:
+        return _crown(state, candidate, order, cause_id, sentences.incomparable(state.champion, apart))
     if not plan.steps:
         return _crown(state, candidate, order, cause_id, "the pipeline declares no rollout")
     return _begin(state, candidate, order, plan, cause_id)
@@ -151,11 +164,12 @@ def take_back(state: State, order: Order, evidence: Struct | None = None) -> Cha
 def promote_by_hand(state: State, version: int, order: Order) -> Change | None:
     """Make a version champion because an operator says so; None when it is champion already.
 
-    Raises `NotAllowedError` where a gate refused the version.
+    Raises `NotAllowedError` where a gate refused the version, or the definition in force cannot compute it.
     """
     chosen = state.versions[version]
     if state.champion == version:
         return None
+    _require_current(state, chosen)
     if chosen.stage == "refused":
         failed = ", ".join(gate.gate for gate in chosen.gates if not gate.passed)
         raise NotAllowedError(
@@ -171,10 +185,13 @@ def roll_back_by_hand(state: State, order: Order) -> Change:
     """
     if state.challenger:
         return take_back(state, order)
+    if not state.champion:
+        raise NotAllowedError(f"{state.pipeline} has no champion to take back: promote a version by number")
     if not state.previous_champion:
         raise NotAllowedError(f"{state.pipeline} has no earlier champion to go back to: promote a version by number")
     old = state.versions[state.champion]
     chosen = state.versions[state.previous_champion]
+    _require_current(state, chosen)
     summary = sentences.restored(chosen, old.version, order.reason)
     deployment = _revise(state, order, "rolled_back", summary)
     deployment.champion.CopyFrom(deployed(chosen))
@@ -203,10 +220,12 @@ def end(state: State, order: Order) -> Change:
 def set_baselines(state: State, versions: list[int], order: Order) -> Change | None:
     """Replace the versions that score beside the others and never answer; None when they are these already.
 
-    Raises `NotAllowedError` where nothing is deployed yet.
+    Raises `NotAllowedError` where nothing is deployed, or the definition in force cannot compute one of them.
     """
-    if state.deployment is None:
-        raise NotAllowedError(f"{state.pipeline} has no champion yet: nothing scores, so nothing compares")
+    if state.deployment is None or not state.champion:
+        raise NotAllowedError(f"{state.pipeline} has no champion: nothing scores, so nothing compares")
+    for version in versions:
+        _require_current(state, state.versions[version])
     wanted = [deployed(state.versions[version]) for version in versions]
     if list(state.deployment.baselines) == wanted:
         return None
@@ -236,11 +255,30 @@ def _crown(
     deployment.champion.CopyFrom(deployed(chosen))
     deployment.cause_id = cause_id
     _end_rollout(deployment)
+    beside = [
+        one for one in deployment.baselines if misfit(_shape(state.versions[one.version]), _shape(chosen)) is None
+    ]
+    del deployment.baselines[:]
+    deployment.baselines.extend(beside)
     others = sorted({state.champion, state.challenger} - {0, chosen.version})
     changed = [_restage(chosen, "champion", order, summary)]
     changed += [_retire(state, other, order, f"v{chosen.version} is champion") for other in others]
     aliases = [(CHAMPION, chosen.version)] + ([(CHALLENGER, 0)] if state.challenger else [])
     return Change(deployment, None, tuple(changed), tuple(aliases))
+
+
+def _shape(version: records.VersionRecord) -> Shape:
+    return Shape({column.name: column.category for column in version.features}, version.views)
+
+
+def _outdated(state: State, version: records.VersionRecord) -> str | None:
+    """Return why the definition in force cannot compute a version; None where it can."""
+    return misfit(Shape({}, version.views), Shape({}, state.views))
+
+
+def _require_current(state: State, version: records.VersionRecord) -> None:
+    if (outdated := _outdated(state, version)) is not None:
+        raise NotAllowedError(f"{sentences.named(version)} {outdated}: train another, or apply the definition of then")
 
 
 def _retire(state: State, version: int, order: Order, why: str) -> records.VersionRecord:

@@ -31,6 +31,14 @@ def refused(version: records.VersionRecord, failed: Sequence[records.GateResult]
     return f"{named(version)} was refused by its gates ({grounds})."
 
 
+def outdated(version: records.VersionRecord, why: str) -> str:
+    return f"{named(version)} {why}, and that one is not in force any more: train another."
+
+
+def incomparable(champion: int, why: str) -> str:
+    return f"v{champion} {why}, so that both cannot score side by side"
+
+
 def first(version: records.VersionRecord) -> str:
     return f"{named(version)} answers from now on: the first version that passed its gates{_figures(version)}."
 

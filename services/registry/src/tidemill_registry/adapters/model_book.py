@@ -1,8 +1,9 @@
 """Versions, aliases and deployments in PostgreSQL: each change locks its pipeline, and is written with its events."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
-from tidemill_contracts.canonical import from_json
+from tidemill_contracts.canonical import from_json, view_hash
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.instants import from_timestamp
 from tidemill_contracts.reasons import Reason
@@ -38,7 +39,7 @@ class ModelBook:
         """Take in the version of a run: refuse it, crown it, or begin its rollout; once per run."""
         async with self._ledgers.writing() as ledger:
             await hold_definitions(ledger.connection)
-            pipeline = _pipeline(await require_pipeline(ledger, request.pipeline))
+            closure = _closure(await require_pipeline(ledger, request.pipeline))
             run = await locked_run(ledger, request.run_id)
             earlier = await rows.version_of_run(ledger.connection, run.run_id)
             if earlier is not None:
@@ -50,10 +51,10 @@ class ModelBook:
                     f"{request.pipeline!r}",
                     field="run_id",
                 )
-            state = await rows.state_of(ledger.connection, request.pipeline)
+            state = replace(await rows.state_of(ledger.connection, request.pipeline), views=_views(closure))
             candidate = _candidate(request, await rows.next_version(ledger.connection, request.pipeline))
             order = Order(actor, from_timestamp(request.event_time), f"run {run.run_id}")
-            change = admit(state, candidate, order, plan_of(pipeline), request.cause_id)
+            change = admit(state, candidate, order, plan_of(closure.pipelines[0]), request.cause_id)
             await rows.store(ledger, state, change, order)
             run.version = candidate.version
             await store_run(ledger, run)
@@ -108,8 +109,8 @@ class ModelBook:
     ) -> records.DeploymentRecord:
         async with self._ledgers.writing() as ledger:
             await hold_definitions(ledger.connection)
-            await require_pipeline(ledger, pipeline)
-            state = await rows.state_of(ledger.connection, pipeline, versions)
+            views = _views(_closure(await require_pipeline(ledger, pipeline)))
+            state = replace(await rows.state_of(ledger.connection, pipeline, versions), views=views)
             _require_versions(state, versions)
             timed = Order(order.actor, order.at_us or await _event_time(ledger, state), order.reason)
             try:
@@ -148,9 +149,14 @@ class ModelBook:
             return await rows.alias_history(connection, pipeline)
 
 
-def _pipeline(raw: str) -> definition.Pipeline:
-    record = from_json(raw.encode(), definition.DefinitionRecord())
-    return record.definition.pipelines[0]
+def _closure(raw: str) -> definition.Definition:
+    return from_json(raw.encode(), definition.DefinitionRecord()).definition
+
+
+def _views(closure: definition.Definition) -> dict[str, str]:
+    """Return the hash of every view that a pipeline reads now."""
+    streams = {stream.name: stream for stream in closure.streams}
+    return {view.name: view_hash(view, streams[view.stream]) for view in closure.views}
 
 
 def _candidate(request: messages.RegisterVersionRequest, number: int) -> records.VersionRecord:

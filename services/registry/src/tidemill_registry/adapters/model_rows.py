@@ -7,10 +7,8 @@ from dataclasses import asdict
 from google.protobuf.message import Message
 from tidemill_contracts.canonical import from_json, to_json
 from tidemill_contracts.instants import to_timestamp
-from tidemill_contracts.reasons import Reason
 from tidemill_contracts.registry.v1 import records_pb2 as records
 from tidemill_contracts.registry.v1 import registry_pb2 as messages
-from tidemill_runtime.errors import Poison
 
 from tidemill_registry.adapters.ledger import Ledger
 from tidemill_registry.adapters.postgres import Connection
@@ -35,7 +33,8 @@ async def state_of(connection: Connection, pipeline: str, wanted: Iterable[int] 
         return State(pipeline, await versions(connection, pipeline, wanted))
     deployment = from_json(row["record"].encode(), records.DeploymentRecord())
     previous = await _previous_champion(connection, pipeline, deployment.champion.version)
-    named = {deployment.champion.version, deployment.challenger.version, previous, *wanted}
+    compared = (one.version for one in deployment.baselines)
+    named = {deployment.champion.version, deployment.challenger.version, previous, *compared, *wanted}
     return State(
         pipeline=pipeline,
         versions=await versions(connection, pipeline, named - {0}),
@@ -131,11 +130,7 @@ async def alias_history(connection: Connection, pipeline: str) -> list[messages.
 
 
 async def store(ledger: Ledger, before: State, change: Change, order: Order) -> None:
-    """Write a change with its events and its audit trail.
-
-    Raises `Poison` where a version would come into use whose view was retired.
-    """
-    await _require_views(ledger, before, change)
+    """Write a change with its events and its audit trail."""
     for version in change.versions:
         await _store_version(ledger, before, version, order)
     if change.deployment is not None and change.deployment != before.deployment:
@@ -151,25 +146,6 @@ async def store(ledger: Ledger, before: State, change: Change, order: Order) -> 
             order.actor,
             order.reason,
         )
-
-
-async def _require_views(ledger: Ledger, before: State, change: Change) -> None:
-    coming = [version for version in change.versions if version.stage in IN_USE]
-    compared = change.deployment.baselines if change.deployment is not None else ()
-    coming += [before.versions[one.version] for one in compared if one.version in before.versions]
-    for version in coming:
-        retired = await ledger.connection.fetchval(
-            """SELECT min(name) FROM definitions
-               WHERE kind = 'view' AND name = ANY($1) AND (record->>'retired')::boolean""",
-            list(version.views),
-        )
-        if retired is not None:
-            raise Poison(
-                Reason.CONFLICT,
-                f"{version.pipeline} v{version.version} reads view {retired!r}, which was retired",
-                field="version",
-                fix="use a version that does without it, or apply the view again",
-            )
 
 
 async def _store_version(ledger: Ledger, before: State, version: records.VersionRecord, order: Order) -> None:
