@@ -145,6 +145,43 @@ def test_only_what_cannot_be_lived_with_is_final() -> None:
     assert not any(one.final for one in breaks(removed("minutes")))
 
 
+def test_a_field_by_which_another_view_is_kept_is_never_removed() -> None:
+    final = [one for one in breaks(removed("gate")) if one.final]
+    assert [(one.rule, one.breaks) for one in final] == [("field_removed", ("view 'busy'",))]
+    assert not [one for one in breaks(removed("minutes")) if one.final]
+
+
+def test_what_a_label_is_joined_by_never_takes_null() -> None:
+    for of in (rides, paid):
+        found = [one for one in breaks(nullable("ride_id", allowed=True), of) if one.rule == "null_in_label_key"]
+        assert [one.breaks for one in found] == [("label of pipeline 'tips'",)]
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        (changed("key_field", "gate"), "key_changed"),
+        (changed("time_field", "left_at"), "time_changed"),
+        (added("colour", allowed=False), "field_required"),
+        (nullable("note", allowed=False), "null_refused"),
+    ],
+)
+def test_a_stream_that_was_retired_is_held_to_the_events_in_its_log(change: Change, rule: str) -> None:
+    again = rides()
+    change(again)
+    before = State(ended={"rides": rides()})
+    assert [(one.rule, one.final) for one in find_breaks(before, definition.Definition(streams=[again]))] == [
+        (rule, False)
+    ]
+
+
+@pytest.mark.parametrize("change", [changed("lateness_ms", 5), removed("note"), changed("partitions", 3)])
+def test_a_stream_that_was_retired_may_come_back_as_what_no_event_contradicts(change: Change) -> None:
+    again = rides()
+    change(again)
+    assert find_breaks(State(ended={"rides": rides()}), definition.Definition(streams=[again])) == []
+
+
 def test_a_view_in_use_is_not_retired_and_every_reader_is_named() -> None:
     (found,) = views_in_use(["busy", "calm"], BEFORE, {"busy": ["tips v3 (champion)"]})
     assert (found.subject, found.final) == ("views.busy", True)

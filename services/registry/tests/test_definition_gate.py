@@ -110,6 +110,23 @@ async def test_a_view_is_retired_once_nothing_in_use_reads_it(registry: Any, rid
     await registry.rpc.Promote(promote, metadata=registry.actor)
 
 
+async def test_a_stream_that_was_retired_comes_back_as_its_log_is(registry: Any, rides: Any) -> None:
+    alone = definition.Definition(streams=rides(extra=("tip",)).streams)
+    await registry.apply(alone)
+    await registry.apply(definition.Definition(), retire_streams=["rides"], reason="winter")
+    fewer = definition.Definition()
+    fewer.CopyFrom(alone)
+    fewer.streams[0].partitions = 1
+    with pytest.raises(grpc.aio.AioRpcError, match="has 2 partitions: they cannot become 1"):
+        await registry.apply(fewer, allow_breaking=True, reason="it is small")
+    required = definition.Definition()
+    required.CopyFrom(alone)
+    required.streams[0].fields[-1].nullable = False
+    with pytest.raises(grpc.aio.AioRpcError, match="would not take null any more"):
+        await registry.apply(required)
+    assert [change.revision for change in await registry.apply(alone)] == [3]
+
+
 async def test_everything_ends_along_once_it_is_allowed_and_comes_back_as_it_was(registry: Any, rides: Any) -> None:
     await registry.apply(rides(extra=("tip",)))
     await registry.register("cause-1", views=views_of(rides(extra=("tip",))))

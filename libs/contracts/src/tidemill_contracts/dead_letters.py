@@ -16,14 +16,24 @@ FIELD = "x-dlq-field"
 GROUP = "x-dlq-consumer-group"
 ATTEMPT = "x-dlq-attempt"
 FIRST_FAILED_AT = "x-dlq-first-failed-at"
+# Of a letter without its value, which did not fit: the value's length, and its SHA-256 in hexadecimal digits. Where the
+# record's key and headers are large as well, it has neither. The record itself lies at its place, while its topic has it.
+VALUE_BYTES = "x-dlq-value-bytes"
+VALUE_SHA256 = "x-dlq-value-sha256"
 # Of a record that was sent again: the dead letter that it was, and the consumer groups (with commas) it is meant for.
 LETTER = "x-dlq-letter"
 REDRIVEN_FOR = "x-dlq-redriven-for"
 # With the name of a producer's own topic, the group that copies it into a stream.
 BRIDGE_GROUP = "ingestion-bridge."
 
+# What a topic of letters takes: `max.message.bytes` of the catalogue.
+MAX_LETTER_BYTES = 2 * 1024 * 1024
+
 OURS = frozenset(
-    {TOPIC, PARTITION, OFFSET, MESSAGE, REASON, FIELD, GROUP, ATTEMPT, FIRST_FAILED_AT, LETTER, REDRIVEN_FOR}
+    {
+        *(TOPIC, PARTITION, OFFSET, MESSAGE, REASON, FIELD, GROUP, ATTEMPT, FIRST_FAILED_AT),
+        *(VALUE_BYTES, VALUE_SHA256, LETTER, REDRIVEN_FOR),
+    }
 )
 
 

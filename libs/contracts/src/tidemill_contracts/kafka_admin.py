@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
-from aiokafka.errors import KafkaTimeoutError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import InvalidPartitionsError, KafkaTimeoutError, TopicAlreadyExistsError, for_code
 
 from tidemill_contracts.topics import DEFAULT_PREFIX, Topic
 
@@ -42,13 +42,19 @@ async def create_topics(
 async def add_partitions(client: dict[str, Any], topics: Iterable[Topic], prefix: str = DEFAULT_PREFIX) -> list[str]:
     """Give topics that have fewer partitions than the catalogue says those that they lack; return their names.
 
-    Returns once the broker tells everybody of all of them. Raises `KafkaError`.
+    Returns once the broker tells everybody of all of them. Raises `KafkaError`; `InvalidPartitionsError` where one has
+    more than that.
     """
     wanted = {prefix + topic.name: topic.partitions for topic in topics}
     grown: set[str] = set()
     async with _opened(client) as admin:
         for _ in range(_LOOKS):
             found = {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics(list(wanted))}
+            for name, count in wanted.items():
+                if found[name] > count:
+                    raise InvalidPartitionsError(
+                        f"topic {name} has {found[name]} partitions: they cannot become {count}"
+                    )
             # Of a topic that was made a moment ago the broker may not know any yet.
             lacking = {name for name, count in wanted.items() if found[name] < count}
             if not lacking:

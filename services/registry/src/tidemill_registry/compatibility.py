@@ -24,6 +24,9 @@ _TYPES = {
     definition.FIELD_TYPE_STRING: "string",
     definition.FIELD_TYPE_TIMESTAMP: "timestamp",
 }
+# What a stream that was retired may not have become: its producers are gone, but its log is not. Fields that come back
+# are looked at among all that it ever had, and how many partitions the topic has Kafka says.
+_OF_THE_LOG = frozenset({"key_changed", "time_changed", "field_required", "null_refused"})
 _WIDENED = (definition.FIELD_TYPE_INT64, definition.FIELD_TYPE_FLOAT64)
 PRODUCERS, LOG, CALLERS = "its producers", "events in the log", "callers of predict"
 
@@ -55,6 +58,8 @@ class State:
     pipelines: Mapping[str, definition.Pipeline] = field(default_factory=dict)
     # By stream, retired ones too: fields that it had once and has no more.
     removed: Mapping[str, Mapping[str, definition.Field]] = field(default_factory=dict)
+    # Retired streams as they were.
+    ended: Mapping[str, definition.Stream] = field(default_factory=dict)
 
     def with_applied(self, applied: definition.Definition) -> "State":
         """Return the state after a definition was applied."""
@@ -63,6 +68,7 @@ class State:
             {**self.views, **{one.name: one for one in applied.views}},
             {**self.pipelines, **{one.name: one for one in applied.pipelines}},
             self.removed,
+            self.ended,
         )
 
     def without(self, *, views: Iterable[str] = (), pipelines: Iterable[str] = ()) -> "State":
@@ -73,6 +79,7 @@ class State:
             {name: one for name, one in self.views.items() if name not in ended},
             {name: one for name, one in self.pipelines.items() if name not in over},
             self.removed,
+            self.ended,
         )
 
 
@@ -86,6 +93,13 @@ def find_breaks(before: State, applied: definition.Definition) -> list[Break]:
         for one in _stream_breaks(before.streams[stream.name], stream, after, applied)
     ]
     found += [one for stream in applied.streams for one in _returned(before.removed.get(stream.name, {}), stream)]
+    found += [
+        one
+        for stream in applied.streams
+        if stream.name in before.ended
+        for one in _stream_breaks(before.ended[stream.name], stream, after, applied)
+        if one.rule in _OF_THE_LOG
+    ]
     found += _redefined(before, after, applied)
     for pipeline in applied.pipelines:
         if pipeline.name in before.pipelines:
@@ -116,6 +130,10 @@ def _stream_breaks(
         readers = _readers(state, after.name, field_name)
         old, new = old_fields.get(field_name), new_fields.get(field_name)
         yield from _field_breaks(place, f"{name}: field {field_name!r}", old, new, tuple(readers))
+        if new is None:
+            yield from _kept_by(after.name, field_name, place, state)
+        elif old is not None and new.nullable and not old.nullable:
+            yield from _joined_by(after.name, field_name, place, state)
         if old is not None and new is not None and (old.type, new.type) == _WIDENED:
             yield from _widened(after, field_name, place, state, applied)
 
@@ -138,6 +156,31 @@ def _field_breaks(
         if old.nullable and not new.nullable:
             message = f"{name} would not take null any more"
             yield Break("null_refused", subject, message, (LOG, PRODUCERS), "leave it `| None`")
+
+
+def _kept_by(stream: str, field_name: str, subject: str, state: State) -> Iterator[Break]:
+    """Yield the views that could not be kept at all without a field: no event would say whose it is."""
+    views = tuple(
+        f"view {name!r}"
+        for name, view in sorted(state.views.items())
+        if view.stream == stream and field_name in view.entity
+    )
+    if views:
+        message = f"stream {stream!r}: field {field_name!r} would be removed, by which {', '.join(views)} is kept"
+        fix = "retire or redefine what is kept by it first, or along"
+        yield Break("field_removed", subject, message, views, fix, final=True)
+
+
+def _joined_by(stream: str, field_name: str, subject: str, state: State) -> Iterator[Break]:
+    """Yield the labels that are joined by a field which may be null from now on."""
+    labels = tuple(
+        f"label of pipeline {name!r}"
+        for name, pipeline in sorted(state.pipelines.items())
+        if pipeline.label.by == field_name and stream in (pipeline.request, pipeline.label.stream)
+    )
+    if labels:
+        message = f"stream {stream!r}: field {field_name!r} would take null, and labels are joined by it"
+        yield Break("null_in_label_key", subject, message, labels, "leave it without `| None`")
 
 
 def _returned(removed: Mapping[str, definition.Field], after: definition.Stream) -> Iterator[Break]:

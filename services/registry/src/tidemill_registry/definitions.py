@@ -63,8 +63,9 @@ class Change:
     # "created", "changed", "unchanged" or "retired".
     change: str
     revision: int
-    # Of a stream: fields that it has no more.
+    # Of a stream: fields that it has no more, and, where it is gone, what it was.
     removed: Sequence[definition.Field] = ()
+    was: definition.Stream | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +152,13 @@ def objects_of(applied: definition.Definition) -> list[Object]:
 
 def _state(registered: Records) -> State:
     """Return what is registered by name; each object's own record is what counts."""
-    streams, views, pipelines, removed = {}, {}, {}, {}
+    streams, views, pipelines, removed, ended = {}, {}, {}, {}, {}
     for record in registered.values():
         closure = record.definition
         if record.removed_fields:
             removed[record.name] = {one.name: one for one in record.removed_fields}
+        if record.HasField("retired_stream"):
+            ended[record.name] = record.retired_stream
         if record.retired:
             continue
         if record.kind == "stream":
@@ -164,7 +167,7 @@ def _state(registered: Records) -> State:
             views[record.name] = closure.views[0]
         else:
             pipelines[record.name] = closure.pipelines[0]
-    return State(streams, views, pipelines, removed)
+    return State(streams, views, pipelines, removed, ended)
 
 
 def _change(item: Object, registered: Records) -> Change:
@@ -187,7 +190,8 @@ def _ended(key: Key, registered: Records) -> Change:
     item, removed = Object(*key, record.hash, definition.Definition()), _removed(record, ())
     if record.retired:
         return Change(item, "unchanged", record.revision, removed)
-    return Change(item, "retired", record.revision + 1, removed)
+    was = record.definition.streams[0] if record.kind == "stream" else None
+    return Change(item, "retired", record.revision + 1, removed, was)
 
 
 def _removed(before: definition.DefinitionRecord, after: Sequence[definition.Stream]) -> list[definition.Field]:

@@ -180,6 +180,7 @@ async def _store(ledger: Ledger, change: Change, before: definition.DefinitionRe
         actor=act.actor,
         retired=change.change == "retired",
         removed_fields=change.removed,
+        retired_stream=change.was,
     )
     await ledger.connection.execute(
         """INSERT INTO definitions (kind, name, revision, hash, record) VALUES ($1, $2, $3, $4, $5)

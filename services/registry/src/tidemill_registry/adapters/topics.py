@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import Sequence
 
 import structlog
-from aiokafka.errors import KafkaError
+from aiokafka.errors import InvalidPartitionsError, KafkaError
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.kafka_admin import add_partitions, create_topics
+from tidemill_contracts.reasons import Reason
 from tidemill_contracts.topics import Topic, fixed_topics, stream_topics
 from tidemill_runtime.consumer import sleep_unless
-from tidemill_runtime.errors import Retryable
+from tidemill_runtime.errors import Poison, Retryable
 from tidemill_runtime.health import Health
 from tidemill_runtime.lifecycle import Component
 from tidemill_runtime.retries import delays
@@ -48,7 +49,10 @@ class Topics(Component):
         self._stopping.set()
 
     async def ensure_streams(self, streams: Sequence[definition.Stream]) -> None:
-        """Create what is missing of the streams' topics, and partitions of theirs. Raises `Retryable`."""
+        """Create what is missing of the streams' topics, and partitions of theirs.
+
+        Raises `Retryable`, and `Poison` where a topic has more partitions, as one may that a retired stream left.
+        """
         if streams:
             topics = stream_topics((stream.name, stream.partitions) for stream in streams)
             await self._create(topics)
@@ -63,6 +67,9 @@ class Topics(Component):
     async def _grow(self, topics: Sequence[Topic]) -> None:
         try:
             grown = await add_partitions(self._kafka.client_kwargs(), topics, self._kafka.topic_prefix)
+        except InvalidPartitionsError as error:
+            fix = "declare as many as it has, or delete the topic first"
+            raise Poison(Reason.BREAKING_CHANGE, error.args[0], field="partitions", fix=fix) from error
         except (KafkaError, OSError) as error:
             raise Retryable(f"Kafka does not add partitions: {error!r}", retry_after_s=1.0) from error
         if grown:

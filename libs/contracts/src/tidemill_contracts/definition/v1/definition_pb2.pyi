@@ -1034,6 +1034,7 @@ class DefinitionRecord(_message.Message):
     ACTOR_FIELD_NUMBER: _builtins.int
     RETIRED_FIELD_NUMBER: _builtins.int
     REMOVED_FIELDS_FIELD_NUMBER: _builtins.int
+    RETIRED_STREAM_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """"stream", "view" or "pipeline"."""
     name: _builtins.str
@@ -1056,6 +1057,10 @@ class DefinitionRecord(_message.Message):
         type is a break.
         """
 
+    @_builtins.property
+    def retired_stream(self) -> Global___Stream:
+        """Of a stream that is gone: what it was. Its log still holds events by that: applied again it is held to it."""
+
     def __init__(
         self,
         *,
@@ -1068,10 +1073,11 @@ class DefinitionRecord(_message.Message):
         actor: _builtins.str = ...,
         retired: _builtins.bool = ...,
         removed_fields: _abc.Iterable[Global___Field] | None = ...,
+        retired_stream: Global___Stream | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["applied_at", b"applied_at", "definition", b"definition"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["applied_at", b"applied_at", "definition", b"definition", "retired_stream", b"retired_stream"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "applied_at", b"applied_at", "definition", b"definition", "hash", b"hash", "kind", b"kind", "name", b"name", "removed_fields", b"removed_fields", "retired", b"retired", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "applied_at", b"applied_at", "definition", b"definition", "hash", b"hash", "kind", b"kind", "name", b"name", "removed_fields", b"removed_fields", "retired", b"retired", "retired_stream", b"retired_stream", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
