@@ -1,8 +1,10 @@
 """What was signed is what is loaded; everything else is refused."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -13,7 +15,7 @@ from tidemill_models.encoding import Column, Encoding
 from tidemill_models.errors import BundleRefusedError
 from tidemill_models.keys import generate_key_pair, load_private_key, load_public_key
 from tidemill_models.linear import LinearModel, NumberTerm
-from tidemill_models.manifest import Constructor, Manifest
+from tidemill_models.manifest import Constructor, Manifest, checked_hash
 from tidemill_models.scorer import load_scorer
 from tidemill_models.store import LocalStore, bundle_path, checked_path, open_store
 
@@ -97,6 +99,47 @@ def test_another_key_another_hash_and_another_format_are_refused() -> None:
     for raw in (files[MANIFEST].replace(b'"format":1', b'"format":2'), b"[]", b"{}", b"\xff"):
         with pytest.raises(BundleRefusedError, match="format"):
             open_bundle(MemoryFolder({**files, MANIFEST: raw, SIGNATURE: KEY.sign(raw)}), KEY.public_key())
+
+
+def resealed(change: Callable[[dict[str, Any]], object]) -> MemoryFolder:
+    """Return a bundle whose manifest was changed before it was signed."""
+    files = sealed()
+    fields = json.loads(files[MANIFEST])
+    change(fields)
+    raw = json.dumps(fields).encode()
+    return MemoryFolder({**files, MANIFEST: raw, SIGNATURE: KEY.sign(raw)})
+
+
+def test_fields_that_a_newer_release_adds_to_a_manifest_are_passed_over() -> None:
+    def newer(fields: dict[str, Any]) -> None:
+        fields["scanned_by"] = "x"
+        fields["lineage"]["iceberg_ref"] = "main"
+
+    lineage = open_bundle(resealed(newer), KEY.public_key()).manifest.lineage
+    assert (lineage.rows, lineage.seed) == (3, 7)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda fields: fields.update(lineage=3),
+        lambda fields: fields.update(lineage={"rows": "many"}),
+        lambda fields: fields.update(lineage={"offsets": [{"partition": 2**40}]}),
+        lambda fields: fields.update(lineage={"from": "yesterday"}),
+        lambda fields: fields.update(metrics={"log_loss": 10**400}),
+        lambda fields: fields["files"].update({"model.linear.json": "sha256:0"}),
+    ],
+)
+def test_a_signed_manifest_that_is_malformed_is_refused(change: Callable[[dict[str, Any]], object]) -> None:
+    with pytest.raises(BundleRefusedError):
+        open_bundle(resealed(change), KEY.public_key())
+
+
+@pytest.mark.parametrize("value", ["", "sha256:", "/abs", "sha256:../../x", "0" * 64, "sha256:" + "0" * 64 + "\n"])
+def test_nothing_but_a_hash_is_taken_for_one(value: str) -> None:
+    with pytest.raises(BundleRefusedError, match=r"^the hash of x is "):
+        checked_hash(value, "the hash of x")
+    assert checked_hash(digest(b""), "the hash of x") == digest(b"")
 
 
 def test_even_a_signed_manifest_cannot_name_a_path_or_an_undeclared_model() -> None:

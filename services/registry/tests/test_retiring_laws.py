@@ -83,7 +83,11 @@ async def test_nothing_that_was_retired_comes_back_when_the_registry_starts_agai
         with pytest.raises(grpc.aio.AioRpcError, match="was retired"):
             await client.rpc.Promote(promote, metadata=client.actor)
         late = messages.RegisterVersionRequest(
-            pipeline="tips", run_id=run, bundle="tips/3", manifest_hash="sha256:0", event_time=to_timestamp(9 * HOUR_US)
+            pipeline="tips",
+            run_id=run,
+            bundle="tips/3",
+            manifest_hash="sha256:" + 64 * "0",
+            event_time=to_timestamp(9 * HOUR_US),
         )
         with pytest.raises(grpc.aio.AioRpcError, match="was retired"):
             await client.rpc.RegisterVersion(late, metadata=client.actor)

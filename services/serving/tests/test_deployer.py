@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,11 +16,15 @@ from tidemill_testkit.eventually import aeventually
 
 
 def registered(
-    revision: int, champion: int = 1, name: str = "flight-delays", older: Registered | None = None
+    revision: int,
+    champion: int = 1,
+    name: str = "flight-delays",
+    older: Registered | None = None,
+    bundle: str = "sha256:b",
 ) -> Registered:
     pipeline = definition.DefinitionRecord(kind="pipeline", name=name, revision=1, hash="sha256:d")
     deployment = registry.DeploymentRecord(
-        pipeline=name, revision=revision, champion=registry.DeployedVersion(version=champion, manifest_hash="sha256:b")
+        pipeline=name, revision=revision, champion=registry.DeployedVersion(version=champion, manifest_hash=bundle)
     )
     state = (older or Registered()).with_definition(to_json(pipeline))
     return state.with_deployment(name.encode(), to_json(deployment))
@@ -51,8 +55,8 @@ class Loader:
         if champion == 15 and not self.built:
             raise ViewsBuildingError("view plane is still being built")
 
-    async def remember(self, state: Registered) -> None:
-        self.remembered.append(state)
+    async def remember(self, served: Registered, wanted: Registered) -> None:
+        self.remembered.append(served)
 
 
 @asynccontextmanager
@@ -73,6 +77,15 @@ async def test_what_is_wanted_is_served_and_remembered() -> None:
         await deployer.settled()
         assert dict(deployer.table.entries) == {"flight-delays": 1}
         assert set(loader.remembered[-1].wanted()) == {"flight-delays"}
+
+
+async def test_what_cannot_be_loaded_now_is_remembered_beside_what_serves() -> None:
+    loader = Loader()
+    async with deploying(loader) as deployer:
+        deployer.want(registered(1, name="other", older=registered(1, champion=14)))
+        await aeventually(lambda: bool(deployer.table.entries))
+        assert dict(deployer.table.entries) == {"other": 1}
+        assert set(loader.remembered[-1].wanted()) == {"flight-delays", "other"}
 
 
 async def test_the_old_entry_serves_until_the_new_one_is_loaded() -> None:
@@ -101,6 +114,7 @@ async def test_a_refused_deployment_leaves_the_last_good_one_and_says_so() -> No
             await deployer.settled()
         assert dict(deployer.table.entries) == {"flight-delays": 1}
         assert loader.remembered[-1].wanted()["flight-delays"].deployment.revision == 1
+        assert deployer.entry("flight-delays") == 1
         deployer.want(registered(3, champion=2))
         await deployer.settled()
         assert dict(deployer.table.entries) == {"flight-delays": 2}
@@ -226,11 +240,27 @@ async def test_what_is_still_being_read_or_loaded_is_asked_again_and_is_not_call
         deployer.want(registered(1, champion=13))
         await deployer.attempted()
         with pytest.raises(Poison) as caught:
-            deployer.entry("flight-delays")
-        assert caught.value.reason is Reason.NO_MODEL
-        with pytest.raises(Poison) as caught:
             deployer.entry("another")
         assert caught.value.reason is Reason.UNKNOWN_PIPELINE
+
+
+async def test_where_what_is_deployed_is_refused_and_nothing_serves_the_answer_says_so_and_why() -> None:
+    loader = Loader()
+    async with deploying(loader) as deployer:
+        deployer.want(registered(4, champion=13))
+        await deployer.attempted()
+        with pytest.raises(Poison, match=r"\(revision 4\) cannot be served: the signature does not fit") as caught:
+            deployer.entry("flight-delays")
+        assert (caught.value.reason, caught.value.field) == (Reason.NO_MODEL, "pipeline")
+        assert "tidemill retrain flight-delays" in caught.value.fix
+        # The next deployment is not judged by the one before.
+        loader.gate = asyncio.Event()
+        deployer.want(registered(5, champion=2))
+        with pytest.raises(Retryable, match="is being loaded"):
+            deployer.entry("flight-delays")
+        loader.gate.set()
+        await deployer.settled()
+        assert deployer.entry("flight-delays") == 2
 
 
 async def test_only_the_newest_of_several_deployments_has_to_be_loaded() -> None:
@@ -256,18 +286,39 @@ def test_a_record_that_is_no_deployment_is_poison(value: bytes) -> None:
         Registered().with_deployment(b"p", value)
 
 
-def keep_nothing(hashes: list[str]) -> None:
-    raise AssertionError(hashes)
+class Shelf:
+    """What the bundles were told, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, set[str]]] = []
+
+    def ensure(self, versions: Iterable[registry.DeployedVersion]) -> None:
+        self.told.append(("ensure", {version.manifest_hash for version in versions}))
+
+    def keep_only(self, hashes: Collection[str]) -> None:
+        self.told.append(("keep only", set(hashes)))
 
 
 async def test_the_last_good_state_survives_a_restart_and_damage_is_as_good_as_none(tmp_path: Path) -> None:
-    kept: list[list[str]] = []
-    disk = LastGood(tmp_path, kept.append)
+    shelf = Shelf()
+    disk = LastGood(tmp_path, shelf)
     assert not disk.recall().wanted()
-    await disk.remember(registered(4))
-    assert LastGood(tmp_path, kept.append).recall().wanted()["flight-delays"].deployment.revision == 4
-    assert kept == [["sha256:b"]]
+    await disk.remember(registered(4), registered(5, bundle="sha256:c"))
+    assert LastGood(tmp_path, shelf).recall().wanted()["flight-delays"].deployment.revision == 4
+    assert shelf.told == [("ensure", {"sha256:b"}), ("keep only", {"sha256:b", "sha256:c"})]
     (tmp_path / "last-good.json").write_bytes(b'{"format": 1, "defin')
-    assert not LastGood(tmp_path, kept.append).recall().wanted()
-    await LastGood(None, keep_nothing).remember(registered(4))
-    assert not LastGood(None, keep_nothing).recall().wanted()
+    assert not LastGood(tmp_path, shelf).recall().wanted()
+
+
+async def test_without_a_folder_nothing_is_remembered_and_only_what_is_needed_stays_in_memory() -> None:
+    shelf = Shelf()
+    await LastGood(None, shelf).remember(registered(4), registered(5, bundle="sha256:c"))
+    assert shelf.told == [("keep only", {"sha256:b", "sha256:c"})]
+    assert not LastGood(None, shelf).recall().wanted()
+
+
+async def test_where_the_state_cannot_be_written_the_bundles_of_the_older_one_stay(tmp_path: Path) -> None:
+    shelf = Shelf()
+    (tmp_path / "last-good.json").mkdir()
+    await LastGood(tmp_path, shelf).remember(registered(4), registered(4))
+    assert [what for what, _ in shelf.told] == ["ensure"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import rfc8785
-from google.protobuf.json_format import ParseDict
+from google.protobuf.json_format import ParseDict, ParseError
 from tidemill_contracts.canonical import digest, to_dict
 from tidemill_contracts.registry.v1 import records_pb2 as records
 
@@ -82,7 +82,10 @@ def manifest_hash(raw: bytes) -> str:
 
 
 def parse_manifest(raw: bytes) -> Manifest:
-    """Read a manifest whose signature was checked. Raises `BundleRefusedError` where its form is not format 1."""
+    """Read a manifest whose signature was checked; fields that this release does not know are passed over.
+
+    Raises `BundleRefusedError` where its form is not format 1.
+    """
     try:
         fields = json.loads(raw)
         if fields["format"] != FORMAT:
@@ -92,7 +95,8 @@ def parse_manifest(raw: bytes) -> Manifest:
         return _manifest(fields)
     except BundleRefusedError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    # protobuf's own error is no ValueError, nor is a number beyond a float's or nesting without end.
+    except (KeyError, TypeError, ValueError, AttributeError, ParseError, OverflowError, RecursionError) as error:
         raise BundleRefusedError(f"manifest.json is no manifest of format {FORMAT}: {error!r}") from error
 
 
@@ -100,8 +104,7 @@ def _manifest(fields: Mapping[str, Any]) -> Manifest:
     files = {str(name): str(value) for name, value in fields["files"].items()}
     for name, value in files.items():
         checked_file_name(name)
-        if not _HASH.fullmatch(value):
-            raise BundleRefusedError(f"file {name!r} has no SHA-256 in the manifest")
+        checked_hash(value, f"the hash of file {name!r}")
     constructor = fields["constructor"]
     return Manifest(
         pipeline=str(fields["pipeline"]),
@@ -114,7 +117,7 @@ def _manifest(fields: Mapping[str, Any]) -> Manifest:
             records.FeatureColumn(name=column["name"], category=column["category"]) for column in fields["features"]
         ),
         views={str(name): str(value) for name, value in fields["views"].items()},
-        lineage=ParseDict(fields["lineage"], records.Lineage()),
+        lineage=ParseDict(fields["lineage"], records.Lineage(), ignore_unknown_fields=True),
         metrics={str(name): float(value) for name, value in fields["metrics"].items()},
         files=files,
         parity=float(fields["parity"]),
@@ -127,3 +130,10 @@ def checked_file_name(name: str) -> str:
     if not _FILE_NAME.fullmatch(name):
         raise BundleRefusedError(f"{name!r} is no file name of a bundle")
     return name
+
+
+def checked_hash(value: str, what: str) -> str:
+    """Return a SHA-256 as `digest` writes it. Raises `BundleRefusedError`, saying what it is, for any other text."""
+    if not _HASH.fullmatch(value):
+        raise BundleRefusedError(f"{what} is {value[:80]!r}, not 'sha256:' and 64 hexadecimal digits")
+    return value

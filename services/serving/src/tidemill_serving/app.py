@@ -41,8 +41,8 @@ async def open_service(settings: ServingSettings, health: Health) -> AsyncIterat
     """Open everything in order; the last good state serves at once, Kafka is waited for in the background."""
     key = load_public_key(settings.verify_key_file)
     bundles = BundleLoader(open_store(settings.artifacts), key, settings.cache)
-    last_good = LastGood(settings.cache, bundles.keep_only)
     loader = EntryLoader(bundles, Rings(settings.project, settings.feature_group))
+    last_good = LastGood(settings.cache, loader)
     producer = Producer(settings.kafka, ack_timeout_s=settings.durable_timeout_s)
     topic = PredictionTopic(producer, queue_records=settings.log_queue, drain_s=settings.drain_s / 2)
     bounds = Bounds(settings.max_batch_rows, settings.micro_batch_rows, settings.max_waiting_rows)

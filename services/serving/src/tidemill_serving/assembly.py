@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tidemill_contracts.catalogue import Catalogue
+from tidemill_contracts.fits import Shape, misfit
 from tidemill_contracts.reasons import Reason
 from tidemill_features.expressions import ExpressionError
 from tidemill_features.plan import PlanError
 from tidemill_features.reader import Reader
-from tidemill_features.vector import PipelineVector, compile_vector
+from tidemill_features.vector import compile_vector
 from tidemill_models.bundle import Bundle
 from tidemill_models.scorer import Scorer
 from tidemill_runtime.errors import Poison
@@ -42,12 +42,15 @@ def assemble(wanted: Wanted, loaded: Mapping[str, Loaded], rings: Rings) -> Serv
     try:
         pipeline = catalogue.pipelines[wanted.name]
         vector = compile_vector(pipeline, catalogue.views, catalogue.streams)
+        views = {name: catalogue.view_hash(name) for name in catalogue.views}
     except (KeyError, PlanError, ExpressionError) as error:
         raise Poison(Reason.UNSUPPORTED, f"definition of {wanted.name}: {error}") from error
+    offered = Shape(dict(zip(vector.names, vector.category, strict=True)), views)
     versions: list[Version] = []
     for deployed, role in scorers_of(wanted.deployment):
         bundle, scorer = loaded[deployed.manifest_hash]
-        _check_fits(deployed.version, bundle, vector, catalogue)
+        if why := misfit(_needs(bundle), offered):
+            raise Poison(Reason.CONFLICT, f"version {deployed.version} {why}")
         shared = next((one.encoding for one in versions if one.encoding == bundle.encoding), bundle.encoding)
         versions.append(Version(deployed.version, deployed.manifest_hash, role, shared, scorer))
     return Served(
@@ -62,12 +65,5 @@ def assemble(wanted: Wanted, loaded: Mapping[str, Loaded], rings: Rings) -> Serv
     )
 
 
-def _check_fits(version: int, bundle: Bundle, vector: PipelineVector, catalogue: Catalogue) -> None:
-    known = dict(zip(vector.names, vector.category, strict=True))
-    for column in bundle.encoding.columns:
-        if known.get(column.name) is not column.category:
-            kind = "category" if column.category else "number"
-            raise Poison(Reason.CONFLICT, f"version {version} needs the {kind} {column.name!r}, which is not declared")
-    for view, view_hash in bundle.manifest.views.items():
-        if view not in catalogue.views or catalogue.view_hash(view) != view_hash:
-            raise Poison(Reason.CONFLICT, f"version {version} was trained on another definition of view {view!r}")
+def _needs(bundle: Bundle) -> Shape:
+    return Shape({column.name: column.category for column in bundle.encoding.columns}, bundle.manifest.views)

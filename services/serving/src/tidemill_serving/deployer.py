@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Generic, TypeVar
 
 import structlog
+from tidemill_contracts.reasons import Reason
 from tidemill_runtime.errors import Poison, Retryable, TidemillError
 from tidemill_runtime.lifecycle import Component
 from tidemill_runtime.retries import delays
@@ -60,14 +61,15 @@ class Pending(Generic[E]):
 @dataclass(frozen=True, slots=True)
 class Steps(Generic[E]):
     """What a deployment goes through. `load` turns a wanted pipeline into an entry, and `views` says that its views can
-    be read; `remember` is told what is served after every change.
+    be read; `remember` is told what is served (or, where nothing is, wanted), and what is wanted, after every change.
 
-    Both raise `Retryable` where that may be right later (`views`: `ViewsBuildingError`), `Poison` where it will not.
+    The first two raise `Retryable` where that may be right later (`views`: `ViewsBuildingError`), `Poison` where it
+    will not.
     """
 
     load: Callable[[Wanted], Awaitable[E]]
     views: Callable[[E], Awaitable[None]]
-    remember: Callable[[Registered], Awaitable[None]]
+    remember: Callable[[Registered, Registered], Awaitable[None]]
 
 
 class Deployer(Component, Generic[E]):
@@ -94,20 +96,32 @@ class Deployer(Component, Generic[E]):
     def entry(self, pipeline: str) -> E:
         """Return what serves a pipeline now.
 
-        Raises `Retryable` where it may be served in a moment, as after a start; `Poison`: unknown, or without a model.
+        Raises `Retryable` where it may be served in a moment, as after a start; `Poison`: unknown, without a model, or
+        with one that is refused.
         """
-        if pipeline not in self.table.entries and (why := self._coming(pipeline)):
-            raise Retryable(why)
+        if pipeline not in self.table.entries:
+            self._check_deployed(pipeline)
         return self.table.entry(pipeline, known=self._registered.knows(pipeline))
 
-    def _coming(self, pipeline: str) -> str | None:
-        """Return what is still to be done before it is known whether a pipeline is served; None where that is known."""
-        if pipeline in self._registered.wanted():
-            pending = self._pending.get(pipeline)
-            if pending is None:
-                return f"pipeline {pipeline} is being loaded"
-            return None if pending.state is State.REFUSED else str(pending)
-        return None if self._whole else "what the registry has deployed is still being read"
+    def _check_deployed(self, pipeline: str) -> None:
+        """Raise what is still to be done, or why what is deployed is refused; return where nothing is deployed."""
+        wanted = self._registered.wanted().get(pipeline)
+        if wanted is None:
+            if not self._whole:
+                raise Retryable("what the registry has deployed is still being read")
+            return
+        pending = self._pending.get(pipeline)
+        if pending is None or pending.wanted.key != wanted.key:
+            raise Retryable(f"pipeline {pipeline} is being loaded")
+        if pending.state is not State.REFUSED:
+            raise Retryable(str(pending))
+        raise Poison(
+            Reason.NO_MODEL,
+            f"pipeline {pipeline}: what is deployed (revision {wanted.deployment.revision}) cannot be served: "
+            f"{pending.reason}",
+            field="pipeline",
+            fix=f"train a version: tidemill retrain {pipeline}, or promote one that can be served",
+        )
 
     @property
     def pending(self) -> Mapping[str, Pending[E]]:
@@ -164,7 +178,9 @@ class Deployer(Component, Generic[E]):
             self._drop(name)
         served = [await self._replace(one) for one in wanted.values() if self._is_due(one)]
         if gone or any(served):
-            await self._steps.remember(remembered(self._held.values()))
+            # What was remembered and cannot be loaded now is not forgotten for that.
+            known = {**wanted, **self._held}
+            await self._steps.remember(remembered(known.values()), remembered(wanted.values()))
 
     def _is_due(self, wanted: Wanted) -> bool:
         held, pending = self._held.get(wanted.name), self._pending.get(wanted.name)

@@ -2,6 +2,7 @@
 
 # ruff: noqa: N802 -- methods carry the names of the wire
 
+import re
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -22,6 +23,7 @@ from tidemill_registry.definitions import KINDS
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 10_000
 MAX_TEXT = 2_000
+_HASH = re.compile(r"sha256:[0-9a-f]{64}")
 
 Context = Any
 
@@ -104,6 +106,8 @@ class RegistryServicer(services.RegistryServiceServicer):
         actor = require_actor(context)
         _require(request, "pipeline", "run_id", "bundle", "manifest_hash", "event_time")
         _check_struct(request.reference, "reference")
+        if not _HASH.fullmatch(request.manifest_hash):
+            raise Poison(Reason.UNDECODABLE, "manifest_hash is no SHA-256, sha256:…", field="manifest_hash")
         return messages.RegisterVersionResponse(version=await self._models.register(request, actor=actor))
 
     async def GetVersion(self, request: messages.GetVersionRequest, context: Context) -> messages.GetVersionResponse:

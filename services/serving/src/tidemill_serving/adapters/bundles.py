@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from tidemill_contracts.reasons import Reason
 from tidemill_contracts.registry.v1 import records_pb2 as registry
 from tidemill_models.bundle import MANIFEST, MAX_MANIFEST_BYTES, SIGNATURE, Bundle, Folder, open_bundle
 from tidemill_models.errors import BundleRefusedError
+from tidemill_models.manifest import checked_hash
 from tidemill_models.scorer import Scorer, load_scorer
 from tidemill_models.store import ArtifactStore, LocalStore
 from tidemill_runtime.errors import Poison, Retryable
@@ -43,11 +44,8 @@ class BundleLoader:
 
         Raises `Poison` where the bundle is not what was signed and registered, `Retryable` where it cannot be reached.
         """
-        if not version.manifest_hash:
-            raise Poison(
-                Reason.MISSING_FIELD, f"version {version.version} names no manifest hash", field="manifest_hash"
-            )
-        bundle = self._cached(version) or self._fetched(version)
+        place = _cache_path(version)
+        bundle = self._cached(version, place) or self._fetched(version, place)
         try:
             scorer = load_scorer(bundle)
             _warm_up(scorer, bundle.encoding.width)
@@ -55,8 +53,21 @@ class BundleLoader:
             raise Poison(Reason.CONFLICT, f"version {version.version}: {error}") from error
         return Loaded(bundle, scorer)
 
+    def ensure(self, versions: Iterable[registry.DeployedVersion]) -> None:
+        """Cache what is not there, as after a disk that refused it; a store that does not have it is logged."""
+        if self._cache is None:
+            return
+        for version in versions:
+            place = _cache_path(version)
+            if (self._root / place).is_dir():
+                continue
+            try:
+                self._fetched(version, place)
+            except (Poison, Retryable) as error:
+                log.warning("bundle_not_cached", version=version.version, error=str(error))
+
     def keep_only(self, hashes: Iterable[str]) -> None:
-        """Remove cached bundles that are served no more."""
+        """Remove every other bundle from the cache."""
         if self._cache is None or not self._root.is_dir():
             return
         kept = {manifest_hash.removeprefix("sha256:") for manifest_hash in hashes}
@@ -64,28 +75,28 @@ class BundleLoader:
             if path.name not in kept:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _cached(self, version: registry.DeployedVersion) -> Bundle | None:
+    def _cached(self, version: registry.DeployedVersion, place: str) -> Bundle | None:
         if self._cache is None:
             return None
         try:
-            return open_bundle(self._cache.folder(_cache_path(version)), self._key, version.manifest_hash)
+            return open_bundle(self._cache.folder(place), self._key, version.manifest_hash)
         except (BundleRefusedError, OSError):
             # Absent, cut short or altered: the store has the last word, and its copy takes this place.
-            shutil.rmtree(self._root / _cache_path(version), ignore_errors=True)
+            shutil.rmtree(self._root / place, ignore_errors=True)
             return None
 
-    def _fetched(self, version: registry.DeployedVersion) -> Bundle:
+    def _fetched(self, version: registry.DeployedVersion, place: str) -> Bundle:
         try:
             folder = self._store.folder(version.bundle)
             bundle = open_bundle(folder, self._key, version.manifest_hash)
-            self._keep(version, bundle, folder)
+            self._keep(version, place, bundle, folder)
         except BundleRefusedError as error:
             raise Poison(Reason.CONFLICT, f"bundle {version.bundle} of version {version.version}: {error}") from error
         except OSError as error:
             raise Retryable(f"bundle {version.bundle} of version {version.version} cannot be read: {error}") from error
         return bundle
 
-    def _keep(self, version: registry.DeployedVersion, bundle: Bundle, folder: Folder) -> None:
+    def _keep(self, version: registry.DeployedVersion, place: str, bundle: Bundle, folder: Folder) -> None:
         if self._cache is None:
             return
         signed = {
@@ -93,14 +104,18 @@ class BundleLoader:
             SIGNATURE: folder.read(SIGNATURE, _SIGNATURE_BYTES),
         }
         try:
-            self._cache.publish(_cache_path(version), {**bundle.files, **signed})
+            self._cache.publish(place, {**bundle.files, **signed})
         except OSError as error:
             log.warning("bundle_not_cached", version=version.version, error=str(error))
 
 
 def _cache_path(version: registry.DeployedVersion) -> str:
-    # The store refuses a hash that is no plain path segment.
-    return version.manifest_hash.removeprefix("sha256:")
+    """Return the folder of a version in the cache, which may be deleted: nothing but a hash is one. Raises `Poison`."""
+    try:
+        whole = checked_hash(version.manifest_hash, f"the manifest hash of version {version.version}")
+    except BundleRefusedError as error:
+        raise Poison(Reason.UNDECODABLE, str(error), field="manifest_hash") from error
+    return whole.removeprefix("sha256:")
 
 
 def _warm_up(scorer: Scorer, width: int) -> None:
@@ -111,7 +126,7 @@ def _warm_up(scorer: Scorer, width: int) -> None:
 class EntryLoader:
     """Turns a wanted pipeline into what serves it; bundles are opened in a thread, never on the event loop.
 
-    Bundles stay in memory as long as the entry that they serve: a version that is served already is not loaded again.
+    Bundles stay in memory, and in the cache, until `keep_only`: a version that is served already is not loaded again.
     """
 
     def __init__(self, bundles: BundleLoader, rings: Rings) -> None:
@@ -129,3 +144,13 @@ class EntryLoader:
         served = await asyncio.to_thread(assemble, wanted, loaded, self._rings)
         self._kept[wanted.name] = loaded
         return served
+
+    def ensure(self, versions: Iterable[registry.DeployedVersion]) -> None:
+        """Cache the bundles that are not there. Blocking."""
+        self._bundles.ensure(versions)
+
+    def keep_only(self, hashes: Collection[str]) -> None:
+        """Forget every other bundle, in memory as in the cache: what is in memory is not cached again. Blocking."""
+        kept = {name: {one: loaded[one] for one in loaded if one in hashes} for name, loaded in self._kept.items()}
+        self._kept = {name: loaded for name, loaded in kept.items() if loaded}
+        self._bundles.keep_only(hashes)

@@ -3,11 +3,13 @@
 import asyncio
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 from tidemill_contracts.canonical import to_json
+from tidemill_contracts.registry.v1 import records_pb2 as registry
 from tidemill_runtime.errors import Poison
 
 from tidemill_serving.desired import Registered
@@ -19,21 +21,34 @@ FORMAT = 1
 log = structlog.get_logger(__name__)
 
 
+class Bundles(Protocol):
+    """The bundles on which a state rests. Both block."""
+
+    def ensure(self, versions: Iterable[registry.DeployedVersion]) -> None: ...
+
+    def keep_only(self, hashes: Collection[str]) -> None: ...
+
+
 class LastGood:
     """One JSON file, replaced whole; a file that cannot be read is as good as none."""
 
-    def __init__(self, folder: Path | None, keep_bundles: Callable[[list[str]], None]) -> None:
-        """`folder`: None keeps nothing. `keep_bundles` is told which bundles the state on disk needs, by their hash."""
-        self._keep_bundles = keep_bundles
+    def __init__(self, folder: Path | None, bundles: Bundles) -> None:
+        """`folder`: None keeps nothing. `bundles` are told which the state on disk needs, before it is written."""
+        self._bundles = bundles
         self._path = None if folder is None else folder / FILE
 
-    async def remember(self, registered: Registered) -> None:
-        """Write the state; a disk that refuses is logged, since serving does not depend on it."""
-        if self._path is None:
-            return
+    async def remember(self, served: Registered, wanted: Registered) -> None:
+        """Write what is served; only its bundles, and those of what is wanted and may be served next, are kept.
+
+        A disk that refuses is logged, since serving does not depend on it; the older state that it holds keeps its own.
+        """
+        needed = _versions(served)
         try:
-            await asyncio.to_thread(_replace, self._path, _encode(registered))
-            await asyncio.to_thread(self._keep_bundles, _bundles(registered))
+            if self._path is not None:
+                await asyncio.to_thread(self._bundles.ensure, needed)
+                await asyncio.to_thread(_replace, self._path, _encode(served))
+            hashes = {version.manifest_hash for version in needed + _versions(wanted)}
+            await asyncio.to_thread(self._bundles.keep_only, hashes)
         except OSError as error:
             log.warning("last_good_not_written", path=str(self._path), error=str(error))
 
@@ -48,9 +63,9 @@ class LastGood:
             return Registered()
 
 
-def _bundles(registered: Registered) -> list[str]:
+def _versions(registered: Registered) -> list[registry.DeployedVersion]:
     deployments = [record for record in registered.deployments.values() if record is not None]
-    return sorted({version.manifest_hash for record in deployments for version, _ in scorers_of(record)})
+    return [version for record in deployments for version, _ in scorers_of(record)]
 
 
 def _encode(registered: Registered) -> bytes:
