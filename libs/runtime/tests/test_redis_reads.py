@@ -5,6 +5,7 @@ import importlib
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,32 @@ async def test_every_caller_of_many_at_once_has_its_own_values_over_one_connecti
     found = await asyncio.gather(*(fetch_many(redis, keys) for keys in asked))
     assert found == [[value(key) for key in keys] for keys in asked]
     assert len([one for one in await redis.client_list() if one["cmd"] == "mget"]) == 1
+
+
+async def test_a_read_of_any_length_is_of_one_instant_where_every_write_moves_a_stamp(redis: Any) -> None:
+    stamp, ended = b"stamp:0", asyncio.Event()
+    written = [KEYS[0], KEYS[2_400], KEYS[-1], stamp]
+
+    async def write() -> None:
+        for number in count():
+            if ended.is_set():
+                return
+            await redis.mset(dict.fromkeys(written, number))
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(write())
+        try:
+            await aeventually(lambda: redis.exists(stamp), FOUND_S, claim="the first write is there")
+            # The stamp twice, as two reads in one ask for it, and short reads on the line in between.
+            asked = [[*KEYS[:2_500], stamp, *KEYS[2_500:], stamp], KEYS[1:41], [*written, b"none"]]
+            many = asked * 20
+            found = await asyncio.gather(*(fetch_many(redis, keys, stamps=b"stamp:") for keys in many))
+        finally:
+            ended.set()
+    said = [dict(zip(keys, values, strict=True)) for keys, values in zip(many, found, strict=True)]
+    assert {len({read[key] for key in written}) for read in said[::3]} == {1}
+    assert len({read[stamp] for read in said[::3]}) > 1, "what is read is written meanwhile"
+    assert all(read[key] == value(key) for read in said for key in read if key not in [*written, b"none"])
 
 
 async def test_a_caller_who_gives_up_leaves_the_others_their_answers(redis: Any) -> None:

@@ -187,6 +187,8 @@ def nullable_time(one: definition.Stream) -> definition.Stream:
         (definition.Definition(streams=[stream("x" * 101)]), "at most 100"),
         (definition.Definition(streams=[stream(), stream()]), "declared twice"),
         (definition.Definition(streams=[stream(extra=("tip", "tip"))]), "a field twice"),
+        (definition.Definition(streams=[stream(extra=("_offset",))]), "field '_offset': the offline log's own columns"),
+        (definition.Definition(streams=[stream(extra=("_tip",))]), "field '_tip': .* begin it with a letter"),
         (definition.Definition(streams=[no_key(stream())]), "key field 'nobody'"),
         (definition.Definition(streams=[nullable_time(stream())]), "must not be nullable"),
         (definition.Definition(streams=[stream(partitions=0)]), "partitions must be 1 to 256"),

@@ -62,6 +62,7 @@ _CHECKPOINT_2 = struct.Struct("<IIq")
 # Bytes of a view's hash in a checkpoint, and of the number of its build.
 _VIEW, _BUILD = 8, 4
 NO_TOPIC_ID = bytes(16)
+CHECKPOINT_PREFIX = b"tm1:checkpoint:"
 
 Words = NDArray[np.int64]
 EntityValue = str | int | bool | None
@@ -193,7 +194,7 @@ def shard_suffix(ring: RingPlan, partition: int) -> bytes:
 
 def checkpoint_key(project: str, group: str, topic: str, partition: int) -> bytes:
     """Return the key of a partition's checkpoint; `topic` is logical."""
-    return f"tm1:checkpoint:{{{project}:{group}}}:{topic}:{partition}".encode()
+    return CHECKPOINT_PREFIX + f"{{{project}:{group}}}:{topic}:{partition}".encode()
 
 
 def empty_shard(ring: RingPlan, topic_id: bytes, partition: int) -> Words:

@@ -55,7 +55,10 @@ class Line(asyncio.BufferedProtocol):
         self._transport.set_protocol(self)
 
     async def ask(self, commands: Sequence[bytes]) -> list[Any]:
-        """Send commands; return what they are answered, errors among it. Raises the library's errors of an outage."""
+        """Send commands; return what they are answered, errors among it. Raises the library's errors of an outage.
+
+        They go out one behind the other, with nobody else's between them.
+        """
         if self.lost is not None:
             raise self.lost
         trip = _Trip(len(commands), self._loop.create_future())
@@ -96,7 +99,7 @@ class Line(asyncio.BufferedProtocol):
         self._library.connection_lost(error)
 
     def pause_writing(self) -> None:
-        """Go on: a caller sends no more than a piece before it waits, and callers are bounded."""
+        """Go on: a caller sends no more than one trip before it waits, and both callers and keys are bounded."""
 
     def resume_writing(self) -> None:
         """Go on."""

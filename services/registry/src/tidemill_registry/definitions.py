@@ -237,6 +237,12 @@ def _check_stream(stream: definition.Stream) -> None:
     fields = {field.name: field for field in stream.fields}
     if len(fields) != len(stream.fields):
         raise InvalidDefinitionError(f"stream {stream.name!r} declares a field twice: keep one")
+    for name in fields:
+        if name.startswith("_"):
+            raise InvalidDefinitionError(
+                f"stream {stream.name!r}: field {name!r}: the offline log's own columns begin with _; "
+                "begin it with a letter"
+            )
     for role, name in (("key", stream.key_field), ("time", stream.time_field)):
         field = fields.get(name)
         if field is None:

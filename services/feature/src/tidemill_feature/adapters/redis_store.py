@@ -30,7 +30,7 @@ from redis.exceptions import (
 from redis.exceptions import (
     TimeoutError as RedisSlowError,
 )
-from tidemill_features.layout import Checkpoint, LayoutError, checkpoint_key
+from tidemill_features.layout import CHECKPOINT_PREFIX, Checkpoint, LayoutError, checkpoint_key
 from tidemill_runtime.errors import Fatal, Retryable
 from tidemill_runtime.positions import Partition
 from tidemill_runtime.redis_client import as_outage, send
@@ -105,9 +105,9 @@ class RedisStore:
             return {partition: _unpacked(raw) for partition, raw in zip(partitions, raws, strict=True)}
 
     async def shards(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return stored shards, None where there is none."""
+        """Return stored shards, None where there is none; they include what checkpoints among the keys tell of."""
         with translated():
-            return await fetch_many(self._redis, keys)
+            return await fetch_many(self._redis, keys, stamps=CHECKPOINT_PREFIX)
 
     async def flush(self, moves: Sequence[Move], shards: Pairs) -> dict[Partition, Checkpoint | None]:
         """Write shards, as keys with their values, and checkpoints.

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from redis.exceptions import RedisError
+from tidemill_features.layout import CHECKPOINT_PREFIX
 from tidemill_runtime.errors import Retryable
 from tidemill_runtime.redis_client import Client
 from tidemill_runtime.redis_reads import fetch_many
@@ -23,10 +24,13 @@ class OnlineFeatures:
         self._timeout_s = timeout_s
 
     async def fetch(self, keys: list[bytes]) -> Sequence[bytes | None]:
-        """Return the values of the keys, None where there is none. Raises `Retryable`."""
+        """Return the values of the keys, None where there is none. Raises `Retryable`.
+
+        Shards include what the checkpoints among the keys tell of.
+        """
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await fetch_many(self._redis, keys)
+                return await fetch_many(self._redis, keys, stamps=CHECKPOINT_PREFIX)
         except (RedisError, OSError, TimeoutError) as error:
             raise Retryable(f"Redis does not give the features: {error!r}", retry_after_s=0.5) from error
 
