@@ -7,7 +7,8 @@ from pathlib import Path
 import tidemill
 from tidemill.declarations.unsupported import Unsupported
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
-from tidemill_features.hops import HOPS_MS, HOPS_PER_WINDOW, MAX_SLOTS
+from tidemill_features.decay import MAX_HALF_LIVES, MAX_HALF_LIVES_PER_HOP
+from tidemill_features.hops import HOPS_MS, HOPS_PER_WINDOW, MAX_SLOTS, slots_of
 from tidemill_features.plan import PlanError, ViewPlan, compile_view
 
 PAGE = Path(__file__).resolve().parent / "features.md"
@@ -21,6 +22,7 @@ _EXACT = "none"
 _ROUNDING = "rounding of a float sum"
 _MERGED = "rounding of pairwise merged moments"
 _WEIGHTED = "rounding of a weighted float sum"
+_HALF_LIVES = f"hop at most {MAX_HALF_LIVES_PER_HOP} half-lives, window and hop together at most {MAX_HALF_LIVES:,}"
 # What the aggregates that need more than a window are declared with.
 _PARAMETERS = {"edges": [1.0, 2.0], "quantile": 0.5, "k": 3, "half_life_ms": 3_600_000}
 
@@ -48,8 +50,8 @@ class About:
 
 ABOUT = {
     "count": About("0", _EXACT),
-    "sum": About(_NOTHING, f"integers: none; {_ROUNDING}"),
-    "mean": About(_NOTHING, _ROUNDING),
+    "sum": About(_NOTHING, f"integers: none, modulo 2^64; {_ROUNDING}"),
+    "mean": About(_NOTHING, _ROUNDING, "the sum of integers is modulo 2^64 here too"),
     "min": About(_NOTHING, _EXACT),
     "max": About(_NOTHING, _EXACT),
     "last": About(_NOTHING, _EXACT, "the newest event's value; ties by (event time, partition, offset)"),
@@ -61,8 +63,8 @@ ABOUT = {
     "skew": About(_NOTHING, _MERGED, "of the population, g1; null where all values are equal"),
     "time_since_last": About(_NOTHING, _EXACT, "seconds before as_of"),
     "histogram": About("0", _EXACT, "counts as features name.0 to name.<edges>"),
-    "decayed_sum": About(_NOTHING, _WEIGHTED),
-    "ewma": About(_NOTHING, _WEIGHTED, "mean weighted by 2^(-age / half-life)"),
+    "decayed_sum": About(_NOTHING, _WEIGHTED, _HALF_LIVES),
+    "ewma": About(_NOTHING, _WEIGHTED, f"mean weighted by 2^(-age / half-life); {_HALF_LIVES}"),
     "approx_distinct": About("0", "standard error 2.3 %", "HyperLogLog, 2^11 registers"),
     "quantile": About(_NOTHING, "1 % of the value", "DDSketch; beyond a factor of 20,000 the lowest merge"),
     "top_k": About(_NOTHING, "a count is too low by at most n / (8 k + 1), n / 33 where k is below 4", "Misra-Gries"),
@@ -149,8 +151,14 @@ def hops_table() -> str:
         memory = f"{plan.bytes_per_key:,} | {exact.max_bytes_per_key:,}"
         lines.append(f"| {text} | {_span(ring.hop_us // 1_000_000)} | {ring.slots} | {memory} |")
     hops = ", ".join(_span(hop // 1000) for hop in HOPS_MS)
-    rule = f"The hop is the largest of {hops} that divides the window in at least {HOPS_PER_WINDOW}."
-    return f"{rule} A ring has ⌈window / hop⌉ + 2 slots, at most {MAX_SLOTS}.\n\n" + "\n".join(lines)
+    shortest, longest = _span(HOPS_MS[0] // 1000), _span(HOPS_MS[-1] // 1000 * (MAX_SLOTS - slots_of(0, 1)))
+    divided = _span(HOPS_MS[0] // 1000 * HOPS_PER_WINDOW)
+    rule = (
+        f"The hop is the largest of {hops} that divides the window in at least {HOPS_PER_WINDOW}; of a window below "
+        f"{divided} it is {shortest}. A ring has ⌈window / hop⌉ + {slots_of(0, 1)} slots, at most {MAX_SLOTS}: so a "
+        f"window is {shortest} to {longest} long."
+    )
+    return f"{rule}\n\n" + "\n".join(lines)
 
 
 def _span(seconds: int) -> str:

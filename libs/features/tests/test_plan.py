@@ -90,6 +90,19 @@ def test_what_cannot_be_computed_is_refused_with_the_reason(declared: definition
         compile_view(declared, STREAM)
 
 
+@pytest.mark.parametrize("function", ["EWMA", "DECAYED_SUM"])
+def test_a_window_and_its_hop_span_at_most_a_thousand_half_lives(function: str) -> None:
+    declared = view(("a", function, "amount", 1))
+    # 940 s and a hop of 60 s.
+    declared.features[0].window_ms, declared.features[0].half_life_ms = 940_000, 1_000
+    compile_view(declared, STREAM)
+    declared.features[0].half_life_ms = 999
+    with pytest.raises(
+        PlanError, match="feature 'a' has a window that spans, with its hop, more than 1,000 half-lives"
+    ):
+        compile_view(declared, STREAM)
+
+
 def test_keys_are_what_they_were() -> None:
     """A golden: another byte here is another format."""
     ring = compile_view(view(("a", "COUNT", "", 2)), STREAM).rings[0]

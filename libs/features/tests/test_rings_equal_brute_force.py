@@ -288,6 +288,50 @@ def assert_equal(world: RingWorld, log: list[Logged], lived: Lived, moments: lis
                 assert agree(wanted, got, answer), (wanted.name, as_of_us, got, answer)
 
 
+@pytest.mark.parametrize("exact", [False, True])
+@settings(max_examples=examples(40), deadline=None)
+@given(seed=st.integers(0, 2**32))
+@example(seed=2)
+def test_a_float_sum_beyond_the_range_of_floats_and_its_mean_are_null_live_and_offline(exact: bool, seed: int) -> None:
+    declared = view(
+        "large",
+        aggregation("sum_12", 12, "SUM", "amount"),
+        aggregation("sum_60", 60, "SUM", "amount"),
+        aggregation("mean_60", 60, "MEAN", "amount"),
+        aggregation("max_60", 60, "MAX", "amount"),
+        aggregation("units_60", 60, "SUM", "units"),
+    )
+    declared = exactly(declared) if exact else declared
+    world = RingWorld(declared, stream(), KEYS, wanted_features(declared))
+    dice = random.Random(seed)
+    largest = dice.choice([0.0, 1.7e308, 1.7e308])
+    log = [
+        replace(one, fields={**one.fields, "amount": dice.choice([None, largest, -largest, 1.5, -0.25])})
+        for one in dense_log(dice)
+    ]
+    lived = Lived(dice.choices(range(1, 7), k=4), [], (dice.randrange(8, 40), dice.randrange(8, 40)))
+    moments = [dice.choice(log).event_us + dice.choice([0, 12, 60]) * SECOND for _ in range(4)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert_equal(world, log, lived, moments)
+
+
+@pytest.mark.parametrize("amounts", [(5.0,), (5.0, 7.0, 7.0), (-0.1, 1e-6, 3.0)])
+def test_decayed_values_of_the_oldest_events_that_a_window_may_cover_keep_their_digits(
+    amounts: tuple[float, ...],
+) -> None:
+    declared = view(
+        "old",
+        aggregation("ewma", 940, "EWMA", "amount", half_life_ms=1_000),
+        aggregation("decayed", 940, "DECAYED_SUM", "amount", half_life_ms=1_000),
+    )
+    declared.max_age_ms = 0
+    world = RingWorld(declared, stream(), KEYS[:1], wanted_features(declared))
+    fields = {"who": "ann", "zone": 1, "units": None, "label": None}
+    log = [Logged(0, at, at, str(at), {**fields, "amount": amount}) for at, amount in enumerate(amounts)]
+    # The window begins in the last second of its oldest bucket; the events lie in the first.
+    assert_equal(world, log, Lived([2], [], (9, 9)), [940 * SECOND + 59 * SECOND])
+
+
 @pytest.mark.parametrize("kind", ["words", "states", "exact words", "overflowing words"])
 @settings(max_examples=examples(40), deadline=None)
 @given(log=logs(), sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3), crashes=CRASHES)

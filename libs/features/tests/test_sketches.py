@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tidemill_features.partials import Dtype, Kind, Partial
 from tidemill_features.sketch_heavy import Heavy
 from tidemill_features.sketch_quantiles import MergedQuantiles
 from tidemill_features.sketches import add_values, blank, max_bytes, merge, unpack
+from tidemill_testkit.effort import examples
 
 DISTINCT = Partial(Kind.DISTINCT, Dtype.STRING, 0, 0)
 QUANTILES = Partial(Kind.QUANTILES, Dtype.FLOAT, 0, 0)
@@ -49,6 +50,21 @@ def test_distinct_counts_stay_within_four_standard_errors_and_do_not_hang_on_ord
     assert abs(whole - count) <= (4 * 0.023 * count if count > 190 else 0)
     halves = [sketched(DISTINCT, values[::2]), sketched(DISTINCT, values[1::2])]
     assert abs(int(merge(DISTINCT, halves)) - count) <= 4 * 0.023 * count  # type: ignore[arg-type]
+
+
+@settings(max_examples=examples(60), deadline=None)
+@given(seed=st.integers(0, 2**32))
+@example(seed=1)
+def test_a_distinct_count_of_many_small_slots_does_not_hang_on_batches_nor_on_the_order_of_slots(seed: int) -> None:
+    # Each slot is an exact set of hashes; together they are more than a set holds.
+    chance = random.Random(seed)
+    slots = [
+        [chance.randrange(10**9) for _ in range(chance.randrange(30, 191))] for _ in range(chance.randrange(2, 27))
+    ]
+    whole = [sketched(DISTINCT, values) for values in slots]
+    split = [sketched(DISTINCT, values, chance.choices(range(190), k=9)) for values in slots]
+    mixed = chance.sample(split, len(split))
+    assert merge(DISTINCT, whole) == merge(DISTINCT, split) == merge(DISTINCT, mixed)
 
 
 def test_an_empty_string_is_a_value_and_one_is_no_number() -> None:

@@ -1,5 +1,6 @@
 """The training set, row by row, on made-up columns."""
 
+import tracemalloc
 from dataclasses import dataclass
 
 import numpy as np
@@ -253,6 +254,19 @@ def test_rows_come_in_time_order_with_ties_by_key_whatever_the_order_of_the_log(
     other = table([Request("a", 30), Request("b", 20), Request("c", 30, partition=1)], landings)
     assert one.labels.tolist() == other.labels.tolist() == [1.0, 0.0, 0.0]
     assert one.as_of_us.tolist() == other.as_of_us.tolist()
+
+
+def test_ties_are_ordered_by_the_characters_of_keys_and_one_long_key_makes_the_others_no_larger() -> None:
+    keys = ["b", "Ä", "a", "\uffff", "\U0001f600", "10", "9", "", "b" * 400_000, "bb"]
+    requests = [Request(key, 30 + row // len(keys)) for row, key in enumerate(keys + [f"k{row}" for row in range(500)])]
+    landings = [Landing(request.id, 600, 30.0) for request in requests]
+    declared, read = closure(wait_minutes=6_000), logs(requests, landings)
+    tracemalloc.start()
+    found = TrainingSet(declared, read, nobody_predicted(), EVER)
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most_bytes < 10_000_000
+    assert found.join_key.tolist() == [r.id for r in sorted(requests, key=lambda r: (r.minute, r.id))]
 
 
 def test_a_label_that_is_no_predicate_is_refused_by_name() -> None:

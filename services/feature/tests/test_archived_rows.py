@@ -2,22 +2,27 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from tidemill_contracts.cloudevents import watermark
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.progress.v1.progress_pb2 import TopicPartitionOffset
 from tidemill_contracts.serving.v1 import records_pb2 as serving
 from tidemill_feature.archiving import Buffer, event_rows, prediction_rows
-from tidemill_feature.decode import HEADERS
+from tidemill_feature.decode import HEADERS, StreamDecoder
 from tidemill_feature.record_columns import RecordColumns, Region, columns_of
-from tidemill_features.admission import Rules
+from tidemill_features.admission import Admission, Rules, rules_of
 from tidemill_features.archive import counting, identity_text, offsets_of, summary_of
 from tidemill_runtime.batches import Batch
 from tidemill_runtime.positions import Partition
 from tidemill_testkit.click_world import NOW_MS, Row, event, stream
+from tidemill_testkit.effort import examples
 
 # Behind them lie the records of a batch.
 HEAD_BYTES = 61
@@ -124,8 +129,46 @@ def test_offsets_survive_the_snapshot_summary() -> None:
     assert offsets_of({}) == {}
 
 
-def test_identities_of_events_and_of_nameless_records_never_meet() -> None:
-    assert identity_text((b"s", b"7")) != identity_text(7)
+# Bytes that are no UTF-8, that join a text's parts, that begin one in hexadecimal or an offset, and digits of both.
+PARTS = st.lists(
+    st.sampled_from([b"a", b"7", b"\x1f", b"\x1e", b"#", b"\xc3\xa9", b"\xff", b"1f"]), min_size=1, max_size=3
+)
+NAMES = st.one_of(PARTS.map(b"".join), st.binary(min_size=1, max_size=4))
+IDENTITIES = st.one_of(st.integers(0, 9), st.tuples(NAMES, NAMES))
+
+
+@settings(max_examples=examples(1_000), deadline=None)
+@given(one=IDENTITIES, other=IDENTITIES)
+@example(one=(b"s", b"7"), other=7)
+@example(one=(b"a\x1fb", b"c"), other=(b"a", b"b\x1fc"))
+@example(one=(b"pos", b"\xfe"), other=(b"pos", b"\xff"))
+@example(one=(b"\x1e61", b"ff"), other=(b"a", b"\xff"))
+def test_two_identities_have_one_text_only_where_they_are_one(one: Any, other: Any) -> None:
+    assert (identity_text(one) == identity_text(other)) == (one == other)
+
+
+@pytest.mark.parametrize(("source", "name"), [("s", "7"), ("https://pos/é", "\U0001f600"), ("#7", "\x1e")])
+def test_the_text_of_an_identity_in_utf_8_is_what_older_tables_hold(source: str, name: str) -> None:
+    assert identity_text((source.encode(), name.encode())) == f"{source}\x1f{name}"
+
+
+@settings(max_examples=examples(100), deadline=None)
+@given(named=st.lists(st.tuples(NAMES, NAMES), min_size=1, max_size=20))
+@example(named=[(b"pos", b"\xfe"), (b"pos", b"\xff"), (b"pos", b"\xfe")])
+def test_archived_rows_and_rows_in_columns_count_what_the_online_role_counts(named: list[tuple[bytes, bytes]]) -> None:
+    records = [
+        replace(event("t", offset), headers=[("ce_source", source), ("ce_id", name)])
+        for offset, (source, name) in enumerate(named)
+    ]
+    rules = rules_of(stream())
+    online = StreamDecoder(stream()).decode(records)
+    expected = ~Admission(rules).admit(online.offset, online.event_us, online.identities).duplicate
+    for run in (records, as_columns(records)):
+        rows = event_rows(stream(), [(0, run)]).columns
+        codes = {text: code for code, text in enumerate(dict.fromkeys(rows["_identity"]))}
+        identity = np.array([codes[text] for text in rows["_identity"]])
+        places = np.zeros(len(named), np.int64), np.arange(len(named))
+        assert counting(*places, identity, np.array(rows["_event_us"]), rules).tolist() == expected.tolist()
 
 
 def test_what_counts_is_what_the_online_role_would_fold() -> None:

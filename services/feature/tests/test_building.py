@@ -14,7 +14,7 @@ from tidemill_feature.building import Fault, Found, start_partition
 from tidemill_feature.progress import Progress
 from tidemill_feature.registered import Definitions
 from tidemill_feature.replaying import Chunk
-from tidemill_feature.retiring import SETTLE_US, retire
+from tidemill_feature.retiring import SETTLE_US, retire, unsettled
 from tidemill_feature.uses import Uses
 from tidemill_features.admission import Repeats
 from tidemill_features.expressions import Column
@@ -178,6 +178,15 @@ def test_an_old_version_ends_after_its_grace_and_not_while_a_model_reads_it() ->
     assert ended.set == {f"x:tm1:{{default:{name}:": 1_100 + SETTLE_US, f"b:{name}": 1, f"f:{name}": 1}
     points["events.paid"][1] = point(400, OLD_ID)
     assert not changes(with_old(), 1_000), "not while a partition is behind"
+
+
+def test_checkpoints_are_read_only_while_an_old_version_or_build_may_end() -> None:
+    name = NEW_ID.hex()
+    assert unsettled(registered(NEW)) == set()
+    assert unsettled(with_old()) == {"paid"}
+    assert unsettled(registered(NEW, book=Book(builds={name: 2}))) == {"paid"}
+    assert unsettled(registered(NEW, book=Book(builds={name: 2}, floors={name: 1}))) == {"paid"}
+    assert unsettled(registered(NEW, book=Book(builds={name: 2}, floors={name: 2}))) == set()
 
 
 def test_a_retired_view_ends_at_once_but_not_before_the_definitions_are_all_read() -> None:

@@ -3,7 +3,9 @@
 from typing import Any
 
 import pytest
-from tidemill_testkit.fraud_world import PAYER
+from tidemill_contracts.canonical import to_json
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_testkit.fraud_world import PAYER, PIPELINE, STREAM
 
 # conftest's Door; test modules cannot import it under importlib mode.
 Door = Any
@@ -30,6 +32,19 @@ async def test_feast_full_names_and_a_pipeline_as_a_feature_service(door: Door) 
     names = found["metadata"]["feature_names"]
     assert names[:2] == ["card", "who__payments"]
     assert len(names) == len(found["results"]) == 1 + len(PAYER.features)
+
+
+@pytest.mark.parametrize("entities", [{}, {"card": ["ann"]}])
+async def test_a_pipeline_that_looks_up_no_view_is_refused_as_a_feature_service(
+    door: Door, entities: dict[str, Any]
+) -> None:
+    bare = definition.Pipeline(name="bare", request="paid", features=[PIPELINE.features[1]])
+    closure = definition.Definition(streams=[STREAM], pipelines=[bare])
+    door.known.fold(to_json(definition.DefinitionRecord(kind="pipeline", name="bare", definition=closure)))
+    response = await door.http.post("/get-online-features", json={"feature_service": "bare", "entities": entities})
+    problem = response.json()
+    assert (response.status_code, problem["reason"], problem["field"]) == (400, "empty", "feature_service")
+    assert problem["detail"] == "pipeline 'bare' looks up no view"
 
 
 BAD_BODIES: list[tuple[dict[str, Any], int, str]] = [

@@ -15,6 +15,8 @@ import pytest
 from redis import Redis as PlainRedis
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.feature.v1 import feature_pb2 as messages
 from tidemill_runtime.outgoing import Outgoing
 from tidemill_testkit.eventually import aeventually, eventually
 from tidemill_testkit.orphans import dying_with_us
@@ -120,6 +122,30 @@ async def test_a_view_registered_later_is_built_from_the_log(world: Any) -> None
     await world.pay(payments(7, 120, world.noon_us + 120 * SECOND))
     await feature.reached(await world.ends())
     await check(world, feature, world.noon_us + 230 * SECOND)
+
+
+@pytest.mark.parametrize(
+    ("policy", "dropped", "counted"),
+    [(definition.LATE_POLICY_DROP, 3, 1), (definition.LATE_POLICY_CORRECT, 0, 4)],
+)
+async def test_a_late_event_is_told_as_dropped_only_where_it_is_left_out(
+    world: Any, policy: Any, dropped: int, counted: int
+) -> None:
+    stream = definition.Stream()
+    stream.CopyFrom(world.stream)
+    stream.late_policy = policy
+    await world.register(world.busy, stream=stream)
+    feature = await world.start()
+    fields = {"payment": "p", "payer": "ann", "amount": 1.0, "items": 1}
+    late_s = [0, 100, 100, 200]
+    await world.pay(
+        {"at_us": world.noon_us - late * SECOND, "partition": 0, "id": f"late-{number}", "fields": fields}
+        for number, late in enumerate(late_s)
+    )
+    await feature.reached(await world.ends())
+    (stats,) = (await feature.features.GetStats(messages.GetStatsRequest(), timeout=60)).views
+    assert (stats.late_dropped, stats.events_folded) == (dropped, counted)
+    assert await feature.get("busy", [1], world.noon_us) == [[("PRESENT", counted)]]
 
 
 async def test_poison_keeps_its_bytes_and_reason_and_touches_no_feature(world: Any) -> None:

@@ -8,7 +8,7 @@ from typing import NoReturn
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 
 from tidemill_features import partials as p
-from tidemill_features.decay import MAX_HALF_LIVES_PER_HOP
+from tidemill_features.decay import MAX_HALF_LIVES, MAX_HALF_LIVES_PER_HOP
 from tidemill_features.expressions import Expression, Schema, compile_expression
 from tidemill_features.expressions_tree import FLOAT64, STRING, TIMESTAMP, Type
 from tidemill_features.partials import Dtype, Input, Kind, Wanted
@@ -133,6 +133,8 @@ class _Aggregation:
             _refuse("needs a half-life")
         if half_life_us * MAX_HALF_LIVES_PER_HOP < self._hop_us:
             _refuse(f"has a half-life below its hop of {self._hop_us // 1_000_000} s / {MAX_HALF_LIVES_PER_HOP}")
+        if self._declared.window_ms * 1000 + self._hop_us > half_life_us * MAX_HALF_LIVES:
+            _refuse(f"has a window that spans, with its hop, more than {MAX_HALF_LIVES:,} half-lives")
         value = self._place(Kind.DECAYED, Dtype.FLOAT, half_life_us=half_life_us)
         if self._declared.function == p.DECAYED_SUM:
             return [Read(self._count(), value)]

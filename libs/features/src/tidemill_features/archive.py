@@ -31,6 +31,8 @@ OFFSETS_PROPERTY = "tidemill.offsets"
 # Property of a table whose `_available_us` is when records came to the log; in older tables it is the pipeline clock at
 # a commit, which may be weeks later.
 ARRIVAL_PROPERTY, ARRIVAL = "tidemill.available", "log"
+# Between source and id of an identity; and what begins one whose parts are in hexadecimal.
+_JOINER, _SPELT = b"\x1f", b"\x1e"
 
 BOOL, LONG, DOUBLE, STRING, INSTANT = "bool", "long", "double", "string", "instant"
 KINDS: Mapping[int, str] = {
@@ -148,11 +150,26 @@ def available_us(timestamp_ms: int) -> int:
 
 
 def identity_text(identity: tuple[bytes, bytes] | int) -> str:
-    """Return an identity as one string: (source, id), or the record's own offset."""
+    """Return an identity as one string, another one for every other: (source, id), or the record's own offset.
+
+    What is no UTF-8, or could be read as another pair, is spelt in hexadecimal.
+
+    >>> identity_text((b"pos-7", b"1")), identity_text(7), identity_text((b"pos-7", bytes([255])))
+    ('pos-7\\x1f1', '#7', '\\x1e706f732d37\\x1fff')
+    """
     if isinstance(identity, int):
         return f"#{identity}"
-    source, event_id = identity
-    return f"{source.decode('utf-8', 'replace')}\x1f{event_id.decode('utf-8', 'replace')}"
+    raw = _JOINER.join(identity)
+    if raw.count(_JOINER) > 1 or raw.startswith(_SPELT):
+        return _spelt(identity)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return _spelt(identity)
+
+
+def _spelt(identity: tuple[bytes, bytes]) -> str:
+    return _SPELT.decode() + _JOINER.decode().join(part.hex() for part in identity)
 
 
 def counting(partition: Ints, offset: Ints, identity: Ints, event_us: Ints, rules: Rules) -> Bools:

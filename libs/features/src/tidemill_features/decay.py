@@ -14,6 +14,8 @@ Floats = NDArray[np.float64]
 
 # The head bucket is weighted by up to 2^(hop / half-life).
 MAX_HALF_LIVES_PER_HOP = 64
+# Of a window and its hop, which are as old as what is merged may be. Below 2^-1022 floats lose digits, then vanish.
+MAX_HALF_LIVES = 1_000
 _LN_2 = 0.6931471805599453
 # 2^f = Σ (f ln 2)^k / k!; for |f| ≤ 1/2 the terms left out lie below 2^-56. Highest first.
 _TAYLOR = list(accumulate(range(1, 14), lambda term, power: term * _LN_2 / power, initial=1.0))[::-1]

@@ -1,7 +1,7 @@
 """From merged partials to a value with its status; one piece of code for reads and for training sets.
 
 - COUNT, RATE, APPROX_DISTINCT and each bin of a HISTOGRAM are 0 of nothing; everything else is null, as in SQL. So are
-  a variance of one value, a skew of equal ones, and what is beyond the range of floats.
+  a variance of one value, a skew of equal ones, and what is beyond the range of floats (a mean where its sum is).
 - NOT_FOUND: no event of this entity was ever folded, or a part of its key is null. The value is null.
 - OUTSIDE_MAX_AGE: the entity's newest event is older than the view's max_age. The value is that of an entity without
   events: counts 0, all else null. A last without a window looks at the age of its own value besides.
@@ -78,6 +78,7 @@ class Known:
             self._null = self.withheld
         # What features share, by the array that they have in common, which is kept so that no other takes its id.
         self._of_counts: dict[int, tuple[Any, Bytes, Any]] = {}
+        self._of_sums: dict[int, tuple[Any, Bytes, Any]] = {}
         self._of_times: dict[int, tuple[Ints, Ints]] = {}
 
     def of_count(self, count: Any) -> tuple[Bytes, Any]:
@@ -90,6 +91,18 @@ class Known:
                 status = np.where(none & (self.status == PRESENT), np.uint8(NULL), self.status)
                 null = status != PRESENT
             known = self._of_counts[id(count)] = count, status, null
+        return known[1:]
+
+    def of_sum(self, count: Any, total: Any) -> tuple[Bytes, Any]:
+        """Return the same of what is null, too, where the sum of the values that `count` counts is no finite float."""
+        known = self._of_sums.get(id(total))
+        if known is None:
+            status, null = self.of_count(count)
+            finite = np.isfinite(total)
+            if np.count_nonzero(finite) < len(finite):
+                status = np.where(~finite & (status == PRESENT), np.uint8(NULL), status)
+                null = status != PRESENT
+            known = self._of_sums[id(total)] = total, status, null
         return known[1:]
 
     def beyond(self, ring: RingPlan, window_us: int) -> Bools | None:
@@ -175,7 +188,8 @@ def _finalised(feature: Feature, merged: Merged, entity: Known, as_of_us: Any) -
         merged = Merged(None, None, merged.value)
     event_us = entity.of_times(merged.event_us)
     if feature.function in _PLAIN:
-        status, null = entity.of_count(merged.count)
+        summed = feature.function in _SUMMED and merged.value.dtype.kind == "f"
+        status, null = entity.of_sum(merged.count, merged.value) if summed else entity.of_count(merged.count)
         value = _calculated(feature, merged)
         if null is not None or value.dtype != np.float64:
             value = _typed(feature, value, status != PRESENT if null is None else null)
@@ -196,6 +210,8 @@ def _finalised(feature: Feature, merged: Merged, entity: Known, as_of_us: Any) -
 _COUNTING = frozenset({p.COUNT, p.RATE, p.HISTOGRAM, p.APPROX_DISTINCT})
 # Null where there is nothing to aggregate, and else a number.
 _PLAIN = frozenset({p.SUM, p.MEAN, p.MIN, p.MAX})
+# Null, too, where the sum of finite floats is beyond their range.
+_SUMMED = frozenset({p.SUM, p.MEAN})
 # What an absent event time says of these.
 _OF_EVENTS = frozenset({p.FIRST, p.LAST, p.LAST_K, p.TIME_SINCE_LAST})
 _FLOATING = frozenset({p.VARIANCE, p.STD, p.SKEW, p.DECAYED_SUM, p.EWMA})

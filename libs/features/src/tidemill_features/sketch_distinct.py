@@ -1,9 +1,10 @@
 """How many different values: HyperLogLog of Apache DataSketches, 2^11 registers, standard error 2.3 %.
 
-Two properties of that library would make the answer depend on more than the set of values. The estimator of a sketch
-that was never merged (HIP) follows the order of arrival; so every estimate is that of a union which took each sketch
-with registers twice, which leaves them alone and switches to the estimator that looks only at them (without registers
-a sketch is an exact set of hashes). And empty strings are ignored; so strings are hashed here, to integers.
+Two properties of that library would make the answer depend on more than the set of values. The estimator of what was
+never merged (HIP) follows the order of arrival, and a union's own registers, which it makes of many small sketches, are
+no different; so a union with registers takes them in once more, which leaves them alone and switches to the estimator
+that looks only at them (without registers it is an exact set of hashes). And empty strings are ignored; so strings are
+hashed here, to integers.
 
 P. Flajolet, É. Fusy, O. Gandouet, F. Meunier, "HyperLogLog: the analysis of a near-optimal cardinality estimation
 algorithm", AofA 2007.
@@ -16,9 +17,9 @@ from typing import Any
 from datasketches import hll_sketch, hll_union, tgt_hll_type
 
 LG_REGISTERS = 11
-# A sketch of at least as many bytes has registers, of four bits; a set of hashes stays below.
-_REGISTER_BYTES = 1 << (LG_REGISTERS - 1)
-# Those, a header, and the few registers that need more.
+# A merged sketch of at least as many bytes has registers, of a byte each; a set of hashes stays below.
+_REGISTER_BYTES = 1 << LG_REGISTERS
+# Registers of four bits, a header, and the few registers that need more.
 MAX_BYTES = 1_152
 
 
@@ -48,10 +49,8 @@ class Distinct:
             raise ValueError(f"no HyperLogLog sketch: {error}") from error
 
     def into(self, union: hll_union) -> None:
-        """Add the values to a union, by the way that forgets the order of arrival."""
+        """Add the values to a union."""
         union.update(self._held)
-        if self._held.get_compact_serialization_bytes() >= _REGISTER_BYTES:
-            union.update(self._held)
 
 
 def estimate(sketches: Iterable[Distinct]) -> int:
@@ -59,6 +58,9 @@ def estimate(sketches: Iterable[Distinct]) -> int:
     union = hll_union(LG_REGISTERS)
     for sketch in sketches:
         sketch.into(union)
+    merged = union.get_result(tgt_hll_type.HLL_8)
+    if merged.get_compact_serialization_bytes() >= _REGISTER_BYTES:
+        union.update(merged)
     return int(union.get_estimate() + 0.5)
 
 

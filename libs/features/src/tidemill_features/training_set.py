@@ -363,4 +363,7 @@ def _numbered(keys: Objects, numbers: Mapping[Any, int]) -> Ints:
 
 
 def _in_order(as_of_us: Ints, keys: Objects) -> Ints:
-    return np.lexsort((keys.astype(np.str_), as_of_us))
+    # As an array of text every key would take the room of the longest.
+    texts = keys.tolist()
+    by_key = np.array(sorted(range(len(texts)), key=texts.__getitem__), np.int64)
+    return by_key[np.argsort(as_of_us[by_key], kind="stable")]

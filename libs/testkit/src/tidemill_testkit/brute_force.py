@@ -1,14 +1,16 @@
 """What a windowed feature is, in plain Python over all events: the specification that engines are compared with.
 
 It knows nothing of Tidemill's code. Integers, extremes, counts, first and last values are exact; a float sum is given
-twice: as a fraction, and with the rounding of the order that the stored format lays down. Variance, skew and decayed
-sums are fractions or decimals of fifty digits; distinct counts, quantiles and top-k are those of all values.
+twice: as a fraction, and with the rounding of the order that the stored format lays down; where that leaves the range
+of floats, the sum and its mean are null. Variance, skew and decayed sums are fractions or decimals of fifty digits;
+distinct counts, quantiles and top-k are those of all values.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from decimal import Context, Decimal, localcontext
 from fractions import Fraction
+from math import isfinite
 from typing import Any
 
 
@@ -161,6 +163,8 @@ def _calculated(wanted: Wanted, values: list[tuple[Logged, Any]], as_of_us: int)
     numbers = [Fraction(value) for _, value in values]
     total, exact, count = _ordered_sum(values, wanted.hop_us), sum(numbers, Fraction(0)), len(numbers)
     scale = max(abs(float(value)) for _, value in values)
+    if wanted.function in ("sum", "mean") and isinstance(total, float) and not isfinite(total):
+        return Answer("NULL")
     if wanted.function == "sum":
         return Answer("PRESENT", total, exact, scale)
     if wanted.function == "mean":

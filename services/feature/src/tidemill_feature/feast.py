@@ -115,6 +115,9 @@ def _of_pipeline(name: str, definitions: Definitions, *, full_names: bool) -> Se
             column = Column(_name(part.name, feature.name, full_names), len(selection.sources), feature.name)
             selection.columns.append(column)
         selection.sources.append((plan, tuple(part.view.on)))
+    if not selection.sources:
+        message = f"pipeline {name!r} looks up no view"
+        raise Poison(Reason.EMPTY, message, field="feature_service", fix="give features")
     return selection
 
 
@@ -224,9 +227,5 @@ def _vector(feature: FeatureValues) -> dict[str, Any]:
 
 
 def _shown(value: Any, kind: int) -> Any:
-    """Return a value as JSON can say it; infinities of sums as protobuf's JSON writes them."""
-    if kind == definition.FIELD_TYPE_TIMESTAMP:
-        return format_us(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
+    """Return a value as JSON can say it."""
+    return format_us(value) if kind == definition.FIELD_TYPE_TIMESTAMP else value

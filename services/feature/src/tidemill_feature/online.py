@@ -32,11 +32,12 @@ _OFFSET = attrgetter("offset")
 
 @dataclass(slots=True)
 class StreamCounts:
-    """What became of a stream's records since the assignment."""
+    """What became of a stream's records since the assignment; `left_out`: those of the late that were not folded."""
 
     events: int = 0
     duplicates: int = 0
     late: int = 0
+    left_out: int = 0
     refused: int = 0
 
 
@@ -191,6 +192,7 @@ def _admitted(
     keep = ~verdict.duplicate
     if not place.admission.rules.late_counts:
         keep &= ~late
+        counts.left_out += int(late.sum())
     return decoded, keep
 
 

@@ -25,6 +25,17 @@ class Changes:
         return bool(self.set or self.first or self.delete)
 
 
+def unsettled(definitions: Definitions) -> set[str]:
+    """Return the streams of which an old version or build may end once checkpoints tell that the newest answers."""
+    floors = definitions.book.floors
+    return {
+        plan.stream
+        for versions in definitions.versions.values()
+        for plan in versions
+        if plan is not versions[-1] or plan.build != floors.get(name_of(plan), 0)
+    }
+
+
 def retire(
     definitions: Definitions,
     points: Mapping[str, Sequence[Checkpoint]],
@@ -35,7 +46,8 @@ def retire(
 ) -> Changes:
     """Return what follows from how far the new ones have come.
 
-    `points`: by topic, the checkpoints that there are. `in_use`: hashes of views that a live model version reads.
+    `points`: by topic, the checkpoints that there are, of streams that are `unsettled`. `in_use`: hashes of views that
+    a live model version reads.
     """
     changes = Changes()
     for versions in definitions.versions.values():

@@ -16,7 +16,7 @@ from tidemill_feature.adapters.builds import stream_points
 from tidemill_feature.adapters.redis_store import RedisStore
 from tidemill_feature.adapters.view_book import ViewBook
 from tidemill_feature.registered import Definitions
-from tidemill_feature.retiring import Changes, retire
+from tidemill_feature.retiring import Changes, retire, unsettled
 from tidemill_feature.uses import Uses
 
 _EVERY_S = 1.0
@@ -59,16 +59,9 @@ class Keeper(Component):
             return
         now_us = time_ns() // 1000
         # Only where something may end: the checkpoints of all partitions are read for it.
-        streams = {plan.stream for versions in self.definitions.versions.values() for plan in versions[:-1]}
-        streams |= {
-            plan.stream
-            for versions in self.definitions.versions.values()
-            for plan in versions
-            if plan.build and plan.build != book.floors.get(plan.hash)
-        }
         points = {
             events_topic(stream): await stream_points(self.store, self.definitions, stream)
-            for stream in sorted(streams)
+            for stream in sorted(unsettled(self.definitions))
         }
         changes = retire(self.definitions, points, self.uses.hashes, now_us, self.grace_us, self.project)
         if changes:

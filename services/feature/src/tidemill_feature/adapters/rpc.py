@@ -77,7 +77,7 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
                 view_hash=plan.hash,
                 events_folded=view.folded,
                 duplicates=stream.duplicates,
-                late_dropped=stream.late + view.too_late,
+                late_dropped=stream.left_out + view.too_late,
                 null_keys=view.null_keys,
                 dead_lettered=stream.refused,
             )
