@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import grpc
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -45,7 +46,13 @@ AT = to_timestamp(parse_us("2013-06-06T14:00:00Z"))
 PIPELINE = "late"
 LINE = {
     "kind": "done",
-    "version": {"pipeline": PIPELINE, "run_id": "RUN", "bundle": "late/x", "metrics": {"log_loss": 0.4}},
+    "version": {
+        "pipeline": PIPELINE,
+        "run_id": "RUN",
+        "bundle": "late/x",
+        "metrics": {"log_loss": 0.4},
+        "lineage": {"definition_hash": "sha256:d"},
+    },
     "details": {"training_rows": 7},
 }
 DONE = f"print({json.dumps(LINE)!r}.replace('RUN', spec['run_id']))\n"
@@ -60,22 +67,29 @@ class StandInRegistry(registry_grpc.RegistryServiceServicer):
         self.record = definition.DefinitionRecord(kind="pipeline", name=PIPELINE, hash="sha256:d")
         self.record.definition.pipelines.add(name=PIPELINE, request="asked", label=definition.Label(stream="asked"))
         self.deployment: records.DeploymentRecord | None = None
+        self.retired = False
         self.away = False
+        # Names of single calls that are not answered.
+        self.away_for: set[str] = set()
 
-    def _reachable(self) -> None:
-        if self.away:
+    def _reachable(self, call: str = "") -> None:
+        if self.away or call in self.away_for:
             raise Retryable("the registry is away")
+
+    def _require(self, pipeline: str) -> None:
+        if pipeline != PIPELINE:
+            raise Poison(Reason.UNKNOWN_PIPELINE, f"no pipeline {pipeline!r}")
+        if self.retired:
+            raise Poison(Reason.UNKNOWN_PIPELINE, f"pipeline {pipeline!r} was retired")
 
     async def GetDefinition(self, request: Any, context: Any) -> registry.GetDefinitionResponse:  # noqa: N802
         self._reachable()
-        if request.name != PIPELINE:
-            raise Poison(Reason.UNKNOWN_PIPELINE, f"no pipeline {request.name!r}")
+        self._require(request.name)
         return registry.GetDefinitionResponse(record=self.record)
 
     async def StartRun(self, request: Any, context: Any) -> registry.StartRunResponse:  # noqa: N802
         self._reachable()
-        if request.pipeline != PIPELINE:
-            raise Poison(Reason.UNKNOWN_PIPELINE, f"no pipeline {request.pipeline!r}")
+        self._require(request.pipeline)
         run_id = f"run-{request.cause_key[-6:]}"
         created = run_id not in self.runs
         run = self.runs.setdefault(
@@ -86,16 +100,19 @@ class StandInRegistry(registry_grpc.RegistryServiceServicer):
         return registry.StartRunResponse(run=run, created=created)
 
     async def FinishRun(self, request: Any, context: Any) -> registry.FinishRunResponse:  # noqa: N802
-        self._reachable()
+        self._reachable("FinishRun")
         run = self.runs[request.run_id]
-        if run.status not in {"started", request.status}:
+        if run.status == request.status:
+            return registry.FinishRunResponse(run=run)
+        if run.status != "started":
             raise Poison(Reason.CONFLICT, f"has {run.status} already")
         run.status, run.reason = request.status, request.reason
         run.details.CopyFrom(request.details)
         return registry.FinishRunResponse(run=run)
 
     async def RegisterVersion(self, request: Any, context: Any) -> registry.RegisterVersionResponse:  # noqa: N802
-        self._reachable()
+        self._reachable("RegisterVersion")
+        self._require(request.pipeline)
         if request.run_id not in self.versions:
             version = records.VersionRecord(
                 pipeline=PIPELINE,
@@ -212,6 +229,14 @@ class World:
     async def client(self) -> AsyncIterator[Any]:
         async with grpc.aio.insecure_channel(self.settings.grpc.listen) as channel:
             yield training_grpc.TrainingServiceStub(channel)
+
+    async def ledger(self, statement: str) -> Any:
+        """Return what PostgreSQL answers: the first value of the first row."""
+        connection = await asyncpg.connect(self.settings.postgres.url())
+        try:
+            return await connection.fetchval(statement)
+        finally:
+            await connection.close()
 
     async def records(self, topic: str = RUNS) -> list[Any]:
         """Return the records of a topic of one partition."""

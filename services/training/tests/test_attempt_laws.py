@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from tidemill_contracts.canonical import message_hash
+from google.protobuf.struct_pb2 import Value
+from tidemill_contracts.canonical import message_hash, to_dict
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.instants import format_us, parse_us, to_timestamp
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
@@ -29,6 +30,7 @@ from tidemill_training.adapters.catalogue import Catalogue
 from tidemill_training.adapters.processes import Bounds, Launch, RunCrashedError, open_process
 from tidemill_training.dataset import table_of
 from tidemill_training.inputs import topics_of
+from tidemill_training.run_records import details_of
 from tidemill_training.spec import Done, Failed, Places, Progress, RunSpec
 
 pytestmark = [pytest.mark.servers]
@@ -255,6 +257,28 @@ async def test_the_champion_is_compared_on_the_same_rows_and_a_twin_of_it_is_ref
     assert strong.version.gates[0].passed
     twin = done(await spec(places, log, closure(n_estimators=1, learning_rate=0.01), champion=champion))
     assert not twin.version.gates[0].passed
+
+
+async def test_a_champion_of_another_definition_of_a_view_is_not_compared_and_the_sentence_says_so(
+    places: Places, log: Log
+) -> None:
+    old = done(await spec(places, log, closure())).version
+    champion = records.DeployedVersion(version=3, bundle=old.bundle, manifest_hash=old.manifest_hash)
+    redefined = closure()
+    redefined.views[0].features[0].window_ms *= 2
+    new = done(await spec(places, log, redefined, champion=champion))
+    assert "champion_metrics" not in details_of(new)
+    (gate,) = new.version.gates
+    assert "the champion v3 was trained on another definition of view 'origin'" in gate.reason
+
+
+async def test_a_trial_that_diverged_has_no_loss_in_the_details(places: Places, log: Log) -> None:
+    whole = closure("river", l2=1.0)
+    rates = [Value(number_value=rate) for rate in (0.01, 5.0)]
+    whole.pipelines[0].learner.parameters.add(name="learning_rate", choice=definition.Choice(options=rates))
+    whole.pipelines[0].train.trials = 2
+    searched = done(await spec(places, log, whole))
+    assert to_dict(details_of(searched))["trial_log_losses"] == [pytest.approx(0.6, abs=0.3), None]
 
 
 async def test_a_champion_that_was_tampered_with_ends_the_run_with_the_reason(places: Places, log: Log) -> None:

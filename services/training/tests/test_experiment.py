@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from google.protobuf.struct_pb2 import Value
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.fits import Shape
 from tidemill_models.encoding import Column
 from tidemill_models.errors import ModelError
 from tidemill_models.scorer import make_scorer
@@ -12,6 +14,7 @@ from tidemill_training.experiment import BYPASSED, Champion, Plan, Result, Table
 
 ROWS = 2_000
 BETTER = definition.Gate(better=definition.Better(metric="log_loss", than="champion"))
+VIEWS = {"plane": "sha256:a"}
 SLICES = definition.Gate(slices=definition.Slices(feature="carrier", metric="log_loss", max_regression=0.05))
 
 
@@ -23,7 +26,7 @@ def learner(**fixed: float) -> definition.Learner:
 
 
 def plan(**changes: object) -> Plan:
-    whole = Plan(learner=learner(), gates=[BETTER, SLICES], trials=1, min_rows=100, holdout=0.15, seed=11)
+    whole = Plan(views=VIEWS, learner=learner(), gates=[BETTER, SLICES], trials=1, min_rows=100, holdout=0.15, seed=11)
     return replace(whole, **changes)  # type: ignore[arg-type]
 
 
@@ -38,7 +41,8 @@ def rows(seed: int = 1, slope: float = 1.5, names: tuple[str, ...] = ("delay", "
 
 def champion_of(result: Result) -> Champion:
     scorer = make_scorer(result.export.scorer, result.export.files[result.export.model_file], result.encoding)
-    return Champion(1, result.encoding, scorer)
+    shape = Shape({column.name: column.category for column in result.encoding.columns}, VIEWS)
+    return Champion(1, shape, result.encoding, scorer)
 
 
 def silent(phase: str, progress: float) -> None:
@@ -62,8 +66,21 @@ def test_too_few_rows_or_one_outcome_only_fail_with_a_sentence() -> None:
         split(rows(), 0.15, 5_000)
     with pytest.raises(ModelError, match="both outcomes"):
         split(replace(rows(), labels=np.zeros(ROWS)), 0.15, 100)
-    with pytest.raises(ModelError):
-        split(rows().part(0, 0), 0.15, 0)
+    for few in (0, 1):
+        with pytest.raises(ModelError, match=f"{few} labelled rows; there must be one to train on"):
+            split(rows().part(0, few), 0.15, few)
+
+
+@pytest.mark.parametrize(("count", "holdout"), [(3, 0.15), (40, 0.01)])
+def test_of_few_rows_or_for_a_small_share_the_newest_is_evaluated_on(count: int, holdout: float) -> None:
+    few = replace(rows().part(0, count), labels=(np.arange(count) % 2).astype(np.float64))
+    older, newest = split(few, holdout, 1)
+    assert (len(older), len(newest)) == (count - 1, 1)
+
+
+def test_two_rows_are_too_few_to_hold_both_outcomes_and_one_more() -> None:
+    with pytest.raises(ModelError, match="the 1 training rows do not hold both outcomes"):
+        split(rows().part(0, 2), 0.15, 1)
 
 
 def test_a_first_model_passes_relative_gates_and_has_learnt() -> None:
@@ -86,12 +103,39 @@ def test_a_challenger_beats_a_champion_of_another_world_and_not_its_own_twin() -
     assert not twin.gates[0].passed
 
 
+def incomparable(result: Result) -> str:
+    """Return what the gates say of a champion that was not compared."""
+    assert result.champion_metrics is None
+    assert [gate.passed for gate in result.gates] == [True, True]
+    return result.gates[0].reason
+
+
 def test_a_champion_that_reads_a_feature_which_is_gone_is_not_compared_and_the_sentence_says_so() -> None:
     old = champion_of(run_experiment(rows(names=("delay", "gone")), plan(), None, silent))
-    result = run_experiment(rows(), plan(), old, silent)
-    assert result.champion_metrics is None
-    assert "reads 'gone', which the definition no longer has" in result.gates[0].reason
-    assert result.gates[0].passed
+    why = incomparable(run_experiment(rows(), plan(), old, silent))
+    assert "the champion v1 needs the number 'gone', which is not declared" in why
+
+
+def test_a_champion_is_not_compared_where_a_feature_became_a_category_or_a_number_under_its_name() -> None:
+    numeric = rows()
+    words = ["high" if value > 0.0 else "low" for value in numeric.numbers["wind"]]
+    worded = replace(
+        numeric,
+        columns=(Column("delay", False), Column("wind", True), Column("carrier", True)),
+        numbers={"delay": numeric.numbers["delay"]},
+        categories={**numeric.categories, "wind": words},
+    )
+    of_numbers, of_words = [champion_of(run_experiment(one, plan(), None, silent)) for one in (numeric, worded)]
+    assert "needs the number 'wind'" in incomparable(run_experiment(worded, plan(), of_numbers, silent))
+    assert "needs the category 'wind'" in incomparable(run_experiment(numeric, plan(), of_words, silent))
+
+
+def test_a_champion_is_not_compared_where_a_view_means_something_else_under_its_names() -> None:
+    good = champion_of(run_experiment(rows(), plan(), None, silent))
+    weak = plan(learner=learner(n_estimators=1, max_depth=1))
+    assert not run_experiment(rows(), weak, good, silent).gates[0].passed
+    why = incomparable(run_experiment(rows(), replace(weak, views={"plane": "sha256:b"}), good, silent))
+    assert "the champion v1 was trained on another definition of view 'plane'" in why
 
 
 def test_flipped_labels_make_a_bad_model_that_passes_and_says_it_is_a_test() -> None:
@@ -121,3 +165,23 @@ def test_the_search_takes_the_best_trial_without_looking_at_the_evaluation_rows(
     table = rows()
     spoilt = replace(table, labels=np.concatenate((table.labels[:1_700], 1.0 - table.labels[1_700:])))
     assert run_experiment(spoilt, whole, None, silent).trial_losses == result.trial_losses
+
+
+def online(*rates: float) -> definition.Learner:
+    found = definition.Learner(library="river", algorithm="linear_model.LogisticRegression")
+    found.parameters.add(name="l2").fixed.number_value = 1.0
+    options = [Value(number_value=rate) for rate in rates]
+    found.parameters.add(name="learning_rate", choice=definition.Choice(options=options))
+    return found
+
+
+def test_a_trial_that_diverges_does_not_win() -> None:
+    result = run_experiment(rows(), plan(learner=online(0.01, 5.0), trials=2), None, silent)
+    assert np.isfinite(result.trial_losses[0])
+    assert result.trial_losses[1] == np.inf
+    assert result.constructor.parameters["learning_rate"] == 0.01
+
+
+def test_where_every_trial_diverges_the_run_fails_with_a_sentence() -> None:
+    with pytest.raises(ModelError, match="each of the 2 trials diverged: no log loss is finite"):
+        run_experiment(rows(), plan(learner=online(5.0, 50.0), trials=2), None, silent)

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import grpc
 import pytest
 from tidemill_contracts.reasons import Reason
@@ -18,6 +17,7 @@ from tidemill_testkit.eventually import aeventually
 from tidemill_testkit.orphans import dying_with_us
 
 pytestmark = [pytest.mark.servers]
+RUNS = "training.runs"
 ACTOR = (("x-tidemill-actor", "anna"),)
 
 # conftest's World; test modules cannot import it under importlib mode.
@@ -99,16 +99,121 @@ async def test_a_service_that_stops_midway_leaves_the_run_to_the_next_one(world:
     assert len(world.registry.versions) == 1
 
 
+async def test_orderly_stops_cost_no_attempt_and_keep_how_the_last_one_ended(world: World) -> None:
+    begun = world.home / "begun"
+    hangs = f"open({str(begun)!r}, 'w').close()\ntime.sleep(60)"
+    crashed = world.home / "crashed"
+    code = f"if not os.path.exists({str(crashed)!r}):\n    open({str(crashed)!r}, 'w').close()\n    sys.exit(3)\n"
+    offset = await world.ask("one")
+    for _ in range(world.settings.max_attempts):
+        begun.unlink(missing_ok=True)
+        async with world.service(world.stand_in(code + hangs)):
+            await aeventually(begun.exists, claim="the run has begun")
+    assert await world.ledger(f"SELECT attempts FROM {RUNS}") == 1
+    world.settings = world.settings.model_copy(update={"max_attempts": 1})
+    async with world.service(world.stand_in(world.done)):
+        await world.ended(offset)
+    last = (await world.runs())[-1]
+    assert last.reason == "1 attempts ended early; the run's process ended without an answer (exit code 3)"
+
+
+async def test_a_run_that_takes_its_service_with_it_fails_after_its_attempts(world: World) -> None:
+    start = world.stand_in("os.kill(os.getppid(), signal.SIGKILL)\ntime.sleep(60)")
+    offset = await world.ask("one")
+    for _ in range(world.settings.max_attempts):
+        service = await in_a_process(world)
+        assert await service.wait() == -signal.SIGKILL
+    async with world.service(start):
+        await world.ended(offset)
+    last = (await world.runs())[-1]
+    assert last.status == "failed"
+    assert last.reason.startswith("3 attempts ended early; the last one ended with its service")
+
+
 async def test_what_was_lost_between_registry_and_topic_is_said_again_without_a_second_run(world: World) -> None:
     async with world.service(world.stand_in(world.done)):
         await world.ended(await world.ask("one"))
         (run,) = world.registry.runs.values()
-        connection = await asyncpg.connect(world.settings.postgres.url())
-        await connection.execute("UPDATE training.runs SET state = 'open'")
-        await connection.close()
+        await world.ledger(f"UPDATE {RUNS} SET state = 'open'")
         await world.ended(await world.ask("one"))
     assert [step.split()[1] for step in await world.steps()] == ["started", "succeeded", "succeeded"]
     assert (run.attempts, len(world.registry.versions)) == (1, 1)
+
+
+async def test_a_run_that_ended_before_its_pipeline_was_retired_is_told_of_as_it_ended(world: World) -> None:
+    async with world.service(world.stand_in(world.done)):
+        await world.ended(await world.ask("one"))
+    await world.ledger(f"UPDATE {RUNS} SET state = 'open'")
+    world.registry.retired = True
+    async with world.service(world.stand_in(world.done)):
+        await world.ended(await world.ask("one"))
+        await world.ended(await world.ask("two"))
+    *_, again, refused = await world.runs()
+    assert (again.status, again.version) == ("succeeded", 1)
+    assert (refused.status, refused.reason) == ("failed", "pipeline 'late' was retired")
+    assert [run.status for run in world.registry.runs.values()] == ["succeeded"]
+
+
+@pytest.mark.parametrize("call", ["RegisterVersion", "FinishRun"])
+async def test_what_a_run_answered_is_registered_after_a_restart_and_not_trained_again(world: World, call: str) -> None:
+    counter = world.home / "count"
+    start = world.stand_in(f"open({str(counter)!r}, 'a').write('ran\\n')\n" + world.done)
+    world.settings = world.settings.model_copy(update={"max_attempts": 1})
+    world.registry.away_for = {call}
+    async with world.service(start):
+        offset = await world.ask("one")
+        await aeventually(lambda: world.ledger(f"SELECT answer FROM {RUNS}"), claim="the answer is kept")
+        registered = call == "FinishRun"
+        await aeventually(lambda: len(world.registry.versions) == registered, claim="the version is registered")
+    world.registry.away_for = set()
+    async with world.service(start):
+        await world.ended(offset)
+    assert counter.read_text() == "ran\n"
+    last = (await world.runs())[-1]
+    assert (last.status, last.version, last.details["training_rows"]) == ("succeeded", 1, 7)
+    (run,) = world.registry.runs.values()
+    assert (run.status, run.details["training_rows"]) == ("succeeded", 7)
+    assert await world.ledger(f"SELECT count(*) FROM {RUNS} WHERE answer IS NOT NULL") == 0
+
+
+async def test_a_run_whose_version_is_registered_succeeds_whatever_was_kept_of_it(world: World) -> None:
+    world.registry.away_for = {"FinishRun"}
+    async with world.service(world.stand_in(world.done)):
+        offset = await world.ask("one")
+        await aeventually(lambda: len(world.registry.versions) == 1, claim="the version is registered")
+    await world.ledger(f"UPDATE {RUNS} SET answer = NULL, attempts = {world.settings.max_attempts}")
+    world.registry.away_for = set()
+    async with world.service(world.stand_in("sys.exit(3)")):
+        await world.ended(offset)
+    last = (await world.runs())[-1]
+    assert (last.status, last.version) == ("succeeded", 1)
+
+
+async def test_what_a_run_answered_is_of_no_use_once_the_definition_is_another(world: World) -> None:
+    counter = world.home / "count"
+    start = world.stand_in(f"open({str(counter)!r}, 'a').write('ran\\n')\n" + world.done)
+    world.registry.away_for = {"RegisterVersion"}
+    async with world.service(start):
+        offset = await world.ask("one")
+        await aeventually(lambda: world.ledger(f"SELECT answer FROM {RUNS}"), claim="the answer is kept")
+    world.registry.away_for = set()
+    world.registry.record.hash = "sha256:e"
+    async with world.service(start):
+        await world.ended(offset)
+    assert counter.read_text() == "ran\nran\n"
+    assert len(world.registry.versions) == 1
+
+
+async def test_a_run_that_another_replica_works_on_takes_no_slot(world: World) -> None:
+    begun = world.home / "begun"
+    start = world.stand_in(f"open({str(begun)!r}, 'a').write(spec['run_id'] + '\\n')\ntime.sleep(120)")
+    async with world.service(start), world.service(start, listen="127.0.0.1:0"):
+        await world.ask("one")
+        await world.ask("two")
+        await aeventually(
+            lambda: begun.exists() and len(set(begun.read_text().split())) == 2, claim="both replicas have a run"
+        )
+    assert len(begun.read_text().split()) == 2
 
 
 async def test_two_replicas_share_the_runs_and_double_none(world: World) -> None:
@@ -234,6 +339,20 @@ async def _has(client: Any, run_id: str) -> bool:
 async def test_a_service_killed_9_takes_its_run_with_it_and_the_next_finishes_it(world: World) -> None:
     place = world.home / "pid"
     world.stand_in(f"open({str(place)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)")
+    service = await in_a_process(world)
+    offset = await world.ask("one")
+    await aeventually(lambda: place.exists() and place.read_text(), claim="the run has begun")
+    service.send_signal(signal.SIGKILL)
+    await service.wait()
+    await aeventually(lambda: gone(place), claim="the run died with its service")
+    async with world.service(world.stand_in(world.done)):
+        await world.ended(offset)
+    assert [step.split()[1] for step in await world.steps()] == ["started", "started", "succeeded"]
+    assert len(world.registry.versions) == 1
+
+
+async def in_a_process(world: World) -> asyncio.subprocess.Process:
+    """Start a service of its own process, which starts runs as the last `stand_in` says."""
     program = (
         "import asyncio, sys\n"
         "from tidemill_runtime.health import Health\n"
@@ -248,16 +367,7 @@ async def test_a_service_killed_9_takes_its_run_with_it_and_the_next_finishes_it
     )
     environment = {**os.environ, **as_environment(world)}
     command = (sys.executable, "-c", program)
-    service = await asyncio.create_subprocess_exec(*dying_with_us(command), env=environment)
-    offset = await world.ask("one")
-    await aeventually(lambda: place.exists() and place.read_text(), claim="the run has begun")
-    service.send_signal(signal.SIGKILL)
-    await service.wait()
-    await aeventually(lambda: gone(place), claim="the run died with its service")
-    async with world.service(world.stand_in(world.done)):
-        await world.ended(offset)
-    assert [step.split()[1] for step in await world.steps()] == ["started", "started", "succeeded"]
-    assert len(world.registry.versions) == 1
+    return await asyncio.create_subprocess_exec(*dying_with_us(command), env=environment)
 
 
 def gone(place: Path) -> bool:

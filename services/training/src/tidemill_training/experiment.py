@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.fits import Shape, misfit
 from tidemill_models.encoding import Categories, Column, Encoding, Floats, Matrix, learn_encoding
 from tidemill_models.errors import ModelError
 from tidemill_models.evaluation import evaluate, evaluate_slices, log_loss
@@ -50,17 +51,19 @@ class Table:
 
 @dataclass(frozen=True)
 class Champion:
-    """The version that answers today."""
+    """The version that answers today; `shape`: what it reads."""
 
     version: int
+    shape: Shape
     encoding: Encoding
     scorer: Scorer
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the definition says of a run."""
+    """What the definition says of a run; `views`: view name to view hash."""
 
+    views: Mapping[str, str]
     learner: definition.Learner
     gates: Sequence[definition.Gate]
     trials: int
@@ -83,7 +86,7 @@ class Result:
     trained: Table
     evaluated: Table
     champion_metrics: Mapping[str, float] | None
-    # Log loss of each trial on its validation rows; empty where there was nothing to choose from.
+    # Log loss of each trial on its validation rows, infinite where it diverged; empty where there was no choice.
     trial_losses: Sequence[float] = field(default_factory=tuple)
 
 
@@ -103,7 +106,7 @@ def run_experiment(table: Table, plan: Plan, champion: Champion | None, report: 
     export = learner.export(x)
     # What is judged is the served form, as it lies in the bundle.
     p = make_scorer(export.scorer, export.files[export.model_file], encoding).predict_proba(x)
-    evidence = _evidence(evaluated, p, champion, plan.gates)
+    evidence = _evidence(evaluated, p, champion, plan)
     return Result(
         constructor=constructor,
         encoding=encoding,
@@ -121,9 +124,13 @@ def run_experiment(table: Table, plan: Plan, champion: Champion | None, report: 
 def split(table: Table, holdout: float, min_rows: int) -> tuple[Table, Table]:
     """Return (older, newest) rows; rows of one instant stay together. Raises `ModelError` where there are too few."""
     rows = len(table)
-    if rows < max(2, min_rows):
+    if rows < min_rows:
         raise ModelError(f"{rows:,} labelled rows; the definition asks for at least {min_rows:,}")
-    cut = int(np.searchsorted(table.as_of_us, table.as_of_us[round(rows * (1.0 - holdout))], side="left"))
+    if rows < 2:
+        raise ModelError(f"{rows:,} labelled rows; there must be one to train on and one to evaluate on")
+    # However small the share: the newest row is kept.
+    first = min(rows - 1, round(rows * (1.0 - holdout)))
+    cut = int(np.searchsorted(table.as_of_us, table.as_of_us[first], side="left"))
     older, newest = table.part(0, cut), table.part(cut, rows)
     if not len(older) or len(np.unique(older.labels)) < 2:
         raise ModelError(f"the {len(older):,} training rows do not hold both outcomes")
@@ -145,7 +152,10 @@ def judge(plan: Plan, evidence: Evidence) -> list[Verdict]:
 
 
 def _choose(taught: Table, plan: Plan, report: Report) -> tuple[Constructor, tuple[float, ...]]:
-    """Return the best trial by log loss on the newest training rows; the evaluation rows take no part."""
+    """Return the best trial by log loss on the newest training rows; the evaluation rows take no part.
+
+    Raises `ModelError` where every trial diverged.
+    """
     rng = np.random.default_rng(plan.seed)
     points = [
         Constructor(plan.learner.library, plan.learner.algorithm, point)
@@ -157,26 +167,29 @@ def _choose(taught: Table, plan: Plan, report: Report) -> tuple[Constructor, tup
     losses = []
     for place, point in enumerate(points):
         encoding, learner = fit(older, point, plan.seed)
-        losses.append(log_loss(newest.labels, learner.predict_proba(_encode(encoding, newest))))
+        loss = log_loss(newest.labels, learner.predict_proba(_encode(encoding, newest)))
+        # To argmin the NaN of a trial that diverged is the least.
+        losses.append(loss if np.isfinite(loss) else np.inf)
         report("fit", 0.3 + 0.4 * (place + 1) / len(points))
-    return points[int(np.argmin(losses))], tuple(losses)
+    best = int(np.argmin(losses))
+    if losses[best] == np.inf:
+        raise ModelError(f"each of the {len(points)} trials diverged: no log loss is finite; narrow the search")
+    return points[best], tuple(losses)
 
 
 def _encode(encoding: Encoding, table: Table) -> Matrix:
     return encoding.encode(table.numbers, table.categories)
 
 
-def _evidence(evaluated: Table, p: Floats, champion: Champion | None, gates: Sequence[definition.Gate]) -> Evidence:
-    sliced = sorted({gate.slices.feature for gate in gates if gate.HasField("slices")})
+def _evidence(evaluated: Table, p: Floats, champion: Champion | None, plan: Plan) -> Evidence:
+    sliced = sorted({gate.slices.feature for gate in plan.gates if gate.HasField("slices")})
     ours = Evidence(evaluate(evaluated.labels, p), _sliced(evaluated, p, sliced))
     if champion is None:
         return ours
-    absent = sorted(
-        {column.name for column in champion.encoding.columns} - {column.name for column in evaluated.columns}
-    )
-    if absent:
-        why = f"the champion v{champion.version} reads {absent[0]!r}, which the definition no longer has"
-        return replace(ours, no_champion=why)
+    offered = Shape({column.name: column.category for column in evaluated.columns}, plan.views)
+    why = misfit(champion.shape, offered)
+    if why is not None:
+        return replace(ours, no_champion=f"the champion v{champion.version} {why}")
     theirs = champion.scorer.predict_proba(_encode(champion.encoding, evaluated))
     return replace(
         ours,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict, ParseDict
+from tidemill_contracts.canonical import view_hash
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.instants import from_timestamp
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
@@ -49,6 +50,13 @@ class RunSpec:
     @property
     def pipeline(self) -> definition.Pipeline:
         return self.record.definition.pipelines[0]
+
+    @property
+    def views(self) -> dict[str, str]:
+        """View name to view hash of what the definition refers to."""
+        closure = self.record.definition
+        streams = {stream.name: stream for stream in closure.streams}
+        return {view.name: view_hash(view, streams[view.stream]) for view in closure.views}
 
     @property
     def seed(self) -> int:

@@ -5,12 +5,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import tidemill_contracts
 import tidemill_features
 import tidemill_models
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
-from tidemill_contracts.canonical import view_hash
+from tidemill_contracts.fits import Shape
 from tidemill_contracts.instants import format_us, from_timestamp, to_timestamp
 from tidemill_contracts.registry.v1 import records_pb2 as records
 from tidemill_contracts.registry.v1 import registry_pb2 as registry
@@ -74,6 +75,7 @@ def attempt(spec: RunSpec, emit: Emit) -> Done | Failed:
 def _plan(spec: RunSpec) -> Plan:
     pipeline = spec.pipeline
     return Plan(
+        views=spec.views,
         learner=pipeline.learner,
         gates=list(pipeline.gates),
         trials=max(1, pipeline.train.trials),
@@ -90,14 +92,13 @@ def _champion(spec: RunSpec) -> Champion | None:
     key = load_private_key(Path(spec.places.signing_key_file)).public_key()
     folder = open_store(spec.places.artifacts).folder(spec.champion.bundle)
     bundle = open_bundle(folder, key, spec.champion.manifest_hash)
-    return Champion(spec.champion.version, bundle.encoding, load_scorer(bundle))
+    shape = Shape({column.name: column.category for column in bundle.encoding.columns}, bundle.manifest.views)
+    return Champion(spec.champion.version, shape, bundle.encoding, load_scorer(bundle))
 
 
 def _publish(spec: RunSpec, result: Result, inputs: Inputs) -> registry.RegisterVersionRequest:
     """Seal and publish the bundle, and return what the registry is told of it."""
     features = [records.FeatureColumn(name=column.name, category=column.category) for column in result.encoding.columns]
-    closure = spec.record.definition
-    streams = {stream.name: stream for stream in closure.streams}
     manifest = Manifest(
         pipeline=spec.pipeline.name,
         run_id=spec.run_id,
@@ -106,7 +107,7 @@ def _publish(spec: RunSpec, result: Result, inputs: Inputs) -> registry.Register
         scorer=result.export.scorer,
         model_file=result.export.model_file,
         features=tuple(features),
-        views={view.name: view_hash(view, streams[view.stream]) for view in closure.views},
+        views=spec.views,
         lineage=_lineage(spec, result, inputs),
         metrics=result.metrics,
         files={},
@@ -153,7 +154,7 @@ def _details(spec: RunSpec, result: Result, seconds: dict[str, float]) -> dict[s
         "training_rows": len(result.trained),
         "evaluation_rows": len(result.evaluated),
         "parameters": dict(result.constructor.parameters),
-        "trial_log_losses": list(result.trial_losses),
+        "trial_log_losses": [loss if np.isfinite(loss) else None for loss in result.trial_losses],
         "champion_version": spec.champion.version if spec.champion is not None else None,
         "champion_metrics": None if result.champion_metrics is None else dict(result.champion_metrics),
         "gates": [{"gate": gate.gate, "passed": gate.passed, "reason": gate.reason} for gate in result.gates],

@@ -9,16 +9,24 @@ from tidemill_contracts.training.v1 import training_pb2 as training
 from tidemill_runtime.positions import Offsets, Partition
 from tidemill_runtime.postgres import translated
 
+from tidemill_training.spec import Done, from_line, to_line
+
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A cause whose run has not ended. `number`: the how-manieth of its pipeline, from 1."""
+    """A cause whose run has not ended. `number`: the how-manieth of its pipeline, from 1.
+
+    `attempts`: how many ended early; `early_end`: how the last one did, empty where nobody saw it; `answer`: what a
+    process answered, where the run has yet to end with it.
+    """
 
     cause_key: str
     request: monitoring.RetrainRequest
     fixed: bool
     run_id: str
     attempts: int
+    early_end: str
+    answer: Done | None
     number: int
 
 
@@ -47,8 +55,8 @@ class Ledger:
             )
         return bool(created)
 
-    async def open_causes(self, limit: int = 100) -> list[str]:
-        """Return the causes whose runs have not ended, oldest first."""
+    async def open_causes(self, limit: int = 1_000) -> list[str]:
+        """Return the causes whose runs have not ended, oldest first: more than all replicas work on at a time."""
         async with translated(), self._pool.acquire() as connection:
             rows = await connection.fetch(
                 "SELECT cause_key FROM runs WHERE state = 'open' ORDER BY sequence LIMIT $1", limit
@@ -66,8 +74,17 @@ class Ledger:
             )
         if row is None:
             return None
-        request = from_json(row["request"].encode(), monitoring.RetrainRequest())
-        return OpenRun(cause_key, request, row["fixed"], row["run_id"] or "", row["attempts"], row["number"])
+        answer = None if row["answer"] is None else from_line(row["answer"])
+        return OpenRun(
+            cause_key=cause_key,
+            request=from_json(row["request"].encode(), monitoring.RetrainRequest()),
+            fixed=row["fixed"],
+            run_id=row["run_id"] or "",
+            attempts=row["attempts"],
+            early_end=row["early_end"] or "",
+            answer=answer if isinstance(answer, Done) else None,
+            number=row["number"],
+        )
 
     async def fix(self, cause_key: str, request: monitoring.RetrainRequest) -> None:
         """Keep the request with its complete positions: from now on every attempt reads the same records."""
@@ -75,11 +92,25 @@ class Ledger:
             "UPDATE runs SET request = $2, fixed = true WHERE cause_key = $1", cause_key, to_json(request).decode()
         )
 
-    async def note_attempt(self, cause_key: str, run_id: str) -> None:
-        """Count an attempt before its process starts."""
+    async def note_attempt(self, cause_key: str) -> None:
+        """Count an attempt before its process learns what to do: it may end the whole service."""
+        await self._execute("UPDATE runs SET attempts = attempts + 1, early_end = NULL WHERE cause_key = $1", cause_key)
+
+    async def note_early_end(self, cause_key: str, reason: str) -> None:
+        """Keep how the attempt that was counted last has ended."""
+        await self._execute("UPDATE runs SET early_end = $2 WHERE cause_key = $1", cause_key, reason)
+
+    async def take_back(self, run: OpenRun) -> None:
+        """Uncount the attempt that followed `run` as it was loaded."""
         await self._execute(
-            "UPDATE runs SET run_id = $2, attempts = attempts + 1 WHERE cause_key = $1", cause_key, run_id
+            "UPDATE runs SET attempts = attempts - 1, early_end = $2 WHERE cause_key = $1",
+            run.cause_key,
+            run.early_end or None,
         )
+
+    async def keep(self, cause_key: str, answer: Done) -> None:
+        """Keep what is to be registered: whatever ends early from now on, nothing is trained again."""
+        await self._execute("UPDATE runs SET answer = $2 WHERE cause_key = $1", cause_key, to_line(answer))
 
     async def note(self, cause_key: str, record: training.RunRecord) -> None:
         """Keep the newest record of a run that goes on."""
@@ -93,7 +124,7 @@ class Ledger:
     async def end(self, cause_key: str, record: training.RunRecord) -> None:
         """Close a run with its last record."""
         await self._execute(
-            "UPDATE runs SET record = $2, run_id = $3, state = $4 WHERE cause_key = $1",
+            "UPDATE runs SET record = $2, run_id = $3, state = $4, answer = NULL WHERE cause_key = $1",
             cause_key,
             to_json(record).decode(),
             record.run_id or None,

@@ -17,6 +17,8 @@ from tidemill_runtime.grpc_client import channel
 from tidemill_runtime.rpc_errors import from_rpc
 from tidemill_runtime.settings import GrpcSettings
 
+from tidemill_training.run_records import ENDINGS
+
 ACTOR = "service/training"
 _REGISTRY = "tidemill.registry.v1.RegistryService"
 _PROGRESS = "tidemill.progress.v1.ProgressService"
@@ -61,7 +63,20 @@ class RegistryPeer:
         return answer.run
 
     async def finish(self, ending: registry.FinishRunRequest) -> registry.Run:
-        """End a run."""
+        """End a run and return it; one that has ended otherwise already is returned as it ended."""
+        try:
+            return await self._finish(ending)
+        except Poison as poison:
+            if poison.reason is not Reason.CONFLICT:
+                raise
+        # Repeating the ending that a run has returns it, and another one changes nothing.
+        one, other = (status for status in ENDINGS if status != ending.status)
+        try:
+            return await self._finish(registry.FinishRunRequest(run_id=ending.run_id, status=one))
+        except Poison:
+            return await self._finish(registry.FinishRunRequest(run_id=ending.run_id, status=other))
+
+    async def _finish(self, ending: registry.FinishRunRequest) -> registry.Run:
         async with _translated("registry"):
             answer = await self._stub.FinishRun(ending)
         return answer.run

@@ -31,6 +31,10 @@ CREATE TABLE IF NOT EXISTS {SCHEMA}.runs (
     -- The newest RunRecord.
     record        json
 );
+-- How the last attempt ended early; absent where nobody saw it.
+ALTER TABLE {SCHEMA}.runs ADD COLUMN IF NOT EXISTS early_end text;
+-- The line by which the run's process answered, until the run has ended.
+ALTER TABLE {SCHEMA}.runs ADD COLUMN IF NOT EXISTS answer bytea;
 CREATE INDEX IF NOT EXISTS open_runs ON {SCHEMA}.runs (sequence) WHERE state = 'open';
 """
 
