@@ -53,6 +53,12 @@ _DEAD_LETTER = {
     "x-dlq-consumer-group": {**_TEXT, "description": "The group that refused the record; others may have taken it."},
     "x-dlq-attempt": {"type": "string", "pattern": "^[0-9]+$"},
     "x-dlq-first-failed-at": {"type": "string", "format": "date-time"},
+    "x-dlq-value-bytes": {
+        "type": "string",
+        "pattern": "^[0-9]+$",
+        "description": "Of a letter without its value, which did not fit: the value's length.",
+    },
+    "x-dlq-value-sha256": {**_TEXT, "description": "Of such a letter: SHA-256 of the value, in hexadecimal digits."},
     "__connect.errors.topic": {**_TEXT, "description": "Where the record lay, in Kafka Connect's words."},
     "__connect.errors.partition": {"type": "string", "pattern": "^[0-9]+$"},
     "__connect.errors.offset": {"type": "string", "pattern": "^[0-9]+$"},

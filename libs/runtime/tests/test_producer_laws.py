@@ -68,6 +68,30 @@ async def test_many_records_lie_where_single_ones_would_in_their_order_over_more
     assert {tuple(record.headers) for record in lies.values()} == {(("h", b"v"),)}
 
 
+@pytest.mark.parametrize("count", [1, 50])
+async def test_records_that_go_alone_lie_where_they_were_given_among_the_others(
+    kafka: KafkaSettings, make_topic: MakeTopic, read_topic: ReadTopic, count: int
+) -> None:
+    await make_topic("t", partitions=2)
+    records = [Outgoing("t", b"%d" % n, partition=1) for n in range(count)]
+    # Neither a key nor a value; and one that is larger than the topic and the producer take, but for compression.
+    records += [Outgoing("t", None, partition=1, timestamp_ms=7)]
+    records += [Outgoing("t", b"x" * 5_000_000, b"k", [("h", b"v")], partition=1, compress=True)]
+    records += [Outgoing("t", b"last", partition=1)]
+    async with Producer(kafka) as producer:
+        placed = await producer.send_all(records)
+        keyed = await producer.send(Outgoing("t", b"x" * 5_000_000, b"k", compress=True))
+        assert (await producer.send(Outgoing("t", b"small", b"k"))).partition == keyed.partition
+        lacking = await producer.send_each([Outgoing("t", None, partition=7)])
+        assert isinstance(lacking[0], Retryable)
+    assert [(one.partition, one.offset) for one in placed] == [(1, offset) for offset in range(count + 3)]
+    found = [one for one in await read_topic("t") if one.partition == 1][: count + 3]
+    assert [(one.key, one.value, list(one.headers)) for one in found] == [
+        (one.key, one.value, list(one.headers)) for one in records
+    ]
+    assert found[count].timestamp == 7
+
+
 @pytest.mark.parametrize("count", [1, 100])
 async def test_a_partition_that_was_added_a_moment_ago_takes_records_and_one_that_is_not_there_none(
     kafka: KafkaSettings, count: int

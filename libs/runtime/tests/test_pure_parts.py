@@ -1,8 +1,11 @@
 """The pure parts: stall detection, dead-letter headers and limits, back-off, batches, log thinning, metrics, actor."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from itertools import islice
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,10 +14,11 @@ from tidemill_contracts import dead_letters as dlq
 from tidemill_contracts.reasons import Reason
 from tidemill_runtime.actor import require_actor
 from tidemill_runtime.batches import Batch, Record, Refused, portions
-from tidemill_runtime.dead_letters import DeadLetterLimit, Tally, letter_headers
+from tidemill_runtime.dead_letters import DeadLetterLimit, Tally, letter_headers, without_value
 from tidemill_runtime.errors import Poison
 from tidemill_runtime.logs import Thinning
 from tidemill_runtime.metrics import OTHER, Bounded, counter
+from tidemill_runtime.outgoing import Outgoing
 from tidemill_runtime.positions import Partition
 from tidemill_runtime.retries import delays
 from tidemill_runtime.watchdog import Sighting, StallDetector
@@ -81,16 +85,99 @@ def test_a_foreign_attempt_header_that_is_no_number_counts_as_none() -> None:
     assert headers[dlq.ATTEMPT] == b"1"
 
 
+@pytest.mark.parametrize("attempt", [None, b"", b"9" * 5_000], ids=["null", "empty", "endless"])
+def test_headers_of_ours_that_a_record_brings_as_null_or_nonsense_count_as_none(attempt: Any) -> None:
+    record = Sample(headers=[(dlq.ATTEMPT, attempt), (dlq.FIRST_FAILED_AT, None)])  # type: ignore[list-item]
+    headers = letter_headers(record, Refused(record, POISON), topic="t", group="g", now_us=0)
+    assert headers[:2] == record.headers
+    ours = dict(headers[2:])
+    assert (ours[dlq.ATTEMPT], ours[dlq.FIRST_FAILED_AT]) == (b"1", b"1970-01-01T00:00:00Z")
+
+
+def test_what_a_refusal_quotes_of_a_record_neither_bursts_its_letter_nor_need_be_unicode() -> None:
+    poison = Poison(Reason.UNKNOWN_FIELD, "\ud800" + "x" * 5_000, field="\ud800" + "y" * 5_000)
+    headers = dict(letter_headers(Sample(), Refused(Sample(), poison), topic="t", group="g", now_us=0))
+    assert headers[dlq.MESSAGE] == rb"\ud800" + b"x" * 999
+    assert headers[dlq.FIELD] == rb"\ud800" + b"y" * 999
+
+
+def test_a_letter_without_its_value_says_what_it_lacks_and_keeps_key_and_headers_that_are_small() -> None:
+    for key, kept in ((b"k", b"k"), (b"k" * 1_000_000, None)):
+        record = Sample(value=b"v" * 3_000_000, key=key, headers=[("h", b"1")])
+        headers = letter_headers(record, Refused(record, POISON), topic="t", group="g", now_us=0)
+        cut = without_value(Outgoing("t.dlq", record.value, key, headers), record)
+        assert (cut.value, cut.key) == (None, kept)
+        assert (("h", b"1") in cut.headers) == (kept is not None)
+        assert dlq.left_out(cut.headers) == sha256(record.value or b"").hexdigest().encode()
+        said = dict(cut.headers)
+        assert (said[dlq.VALUE_BYTES], said[dlq.OFFSET], said[dlq.REASON]) == (b"3000000", b"0", b"wrong_type")
+        assert dlq.left_out(headers) is None
+        assert dlq.original_headers(cut.headers) == ([("h", b"1")] if kept else [])
+
+
+PLACES = [Partition("t", number) for number in range(3)]
+NO_WINDOW = 10**9
+
+
+def told(tally: Tally, batch: Mapping[Partition, Sequence[tuple[int, bool]]], window: int = NO_WINDOW) -> Tally:
+    """Return the tally after a batch, given as offset and whether it is bad, by partition."""
+    bad = {place: {offset for offset, is_bad in records if is_bad} for place, records in batch.items()}
+    judged = {place: [Sample(offset) for offset, _ in records] for place, records in batch.items() if records}
+    return tally.add(sum(map(len, batch.values())), bad, judged, window)
+
+
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 50)), max_size=60))
 def test_few_refusals_never_stop_the_line_and_only_refusals_always_do(batches: list[tuple[int, int]]) -> None:
     limit = DeadLetterLimit(share=0.5, window=100, run=500)
     tally = Tally()
     for count, _ in batches:
-        tally = tally.add(count, count // 3, limit.window)
+        tally = tally.add(count, {PLACES[0]: set(range(count // 3))}, {}, limit.window)
         assert not tally.exceeds(limit)
     for _ in range(11):
-        tally = tally.add(50, 50, limit.window)
+        tally = tally.add(50, {PLACES[0]: set(range(50))}, {}, limit.window)
     assert tally.exceeds(limit)
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(1, 30), st.integers(1, 3)), min_size=1, max_size=20),
+    st.integers(1, 40),
+    st.integers(2, 20),
+)
+def test_a_row_of_refusals_is_as_long_as_it_is_however_its_records_come_in_batches(
+    rows: list[tuple[bool, int, int]], size: int, run: int
+) -> None:
+    records, offset, longest, row = list[tuple[int, bool]](), 0, 0, 0
+    for is_bad, count, step in rows:
+        for _ in range(count):
+            records.append((offset, is_bad))
+            # A log has gaps: where it was compacted, or a transaction ended.
+            offset += step
+            row = row + 1 if is_bad else 0
+            longest = max(longest, row)
+    tally, stops = Tally(), False
+    for first in range(0, len(records), size):
+        # Another partition, in which all is well, is in each batch.
+        tally = told(tally, {PLACES[0]: records[first : first + size], PLACES[1]: [(first, False)]})
+        stops = stops or tally.exceeds(DeadLetterLimit(run=run))
+    assert stops == (longest >= run)
+
+
+@given(st.integers(2, 9), st.integers(1, 5_000))
+def test_bad_records_that_are_scattered_are_no_row_whatever_their_number(every: int, size: int) -> None:
+    records = [(offset, offset % every == 0) for offset in range(5_000)]
+    tally = Tally()
+    for first in range(0, len(records), size):
+        tally = told(tally, {PLACES[0]: records[first : first + size]})
+        assert not tally.exceeds(DeadLetterLimit(run=2))
+
+
+def test_a_topic_of_which_nothing_passes_is_a_row_over_all_its_partitions() -> None:
+    tally, limit = Tally(), DeadLetterLimit(run=100)
+    for batch in range(4):
+        assert not tally.exceeds(limit)
+        tally = told(tally, {place: [(batch * 10 + n, True) for n in range(10)] for place in PLACES})
+    assert tally.exceeds(limit)
+    assert not told(tally, {place: [(40, place == PLACES[0])] for place in PLACES}).exceeds(limit)
 
 
 def test_delays_grow_to_their_limit_and_stay_spread() -> None:

@@ -1,7 +1,9 @@
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import SettingsConfigDict
 from tidemill_runtime.settings import (
@@ -128,13 +130,59 @@ def test_a_refused_setting_shows_no_secret(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
-        ("redis://:p@ss/w@h:1/0", f"redis://:{STARS}@h:1/0"),
+        ("redis://:p%40ss%2Fw@h:1/0", f"redis://:{STARS}@h:1/0"),
         ("rediss://h/0?password=hush&db=1", f"rediss://h/0?password={STARS}&db=1"),
         ("redis://h:1/0", "redis://h:1/0"),
     ],
 )
 def test_no_part_of_a_password_in_a_url_is_printed(url: str, shown: str) -> None:
     assert redacted(Settings(redis=RedisSettings(url=url)))["redis"]["url"] == shown
+
+
+ADDRESSES = {"redis": "redis://u:{}@h:1/0", "postgres": "postgresql://u:{}@h:1/d"}
+
+
+def refusal(name: str, password: str) -> str | None:
+    """Return why an address with this password in it is refused; None where it is taken."""
+    url = ADDRESSES[name].format(password)
+    try:
+        RedisSettings(url=url) if name == "redis" else PostgresSettings(dsn=SecretStr(url))
+    except ValidationError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("name", ADDRESSES)
+@given(st.text("/#?@[]:%a1=&", min_size=1, max_size=12))
+def test_a_password_in_an_address_is_read_as_it_was_meant_or_refused(name: str, password: str) -> None:
+    assert refusal(name, quote(password, safe="")) is None
+    refused = refusal(name, password)
+    if set(password) & set("/#?@"):
+        # In the same words whatever it holds.
+        assert refused == refusal(name, "/")
+        assert "/ # ? @ [ ] of a user name or password as %2F %23 %3F %40 %5B %5D" in str(refused)
+    elif refused is None:
+        read = urlsplit(ADDRESSES[name].format(password))
+        assert (read.username, read.password, read.hostname, read.port) == ("u", password, "h", 1)
+
+
+@pytest.mark.parametrize("name", ADDRESSES)
+def test_a_letter_that_unicode_takes_for_a_sign_of_addresses_is_not_quoted(name: str) -> None:
+    assert refusal(name, "hush\N{ACCOUNT OF}") == refusal(name, "/")
+
+
+@pytest.mark.parametrize("url", ["redis://h:S3cret/x", "S3cret", "http://h:1", "redis://h:1/0?password=S3@cret"])
+def test_an_address_that_is_none_is_not_quoted_either(url: str) -> None:
+    with pytest.raises(ValidationError, match="write redis://") as refused:
+        RedisSettings(url=url)
+    assert "S3" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "dsn", ["postgresql:///d?host=%2Frun%2Fpg", "postgres://u@a:1,b:2/d", "postgresql://[::1]:5432/d", "postgresql://"]
+)
+def test_an_address_may_leave_out_parts_and_name_several_hosts(dsn: str) -> None:
+    assert PostgresSettings(dsn=SecretStr(dsn)).dsn == SecretStr(dsn)
 
 
 def test_a_clusters_url_names_several_nodes_and_nobody_elses_does() -> None:

@@ -83,6 +83,23 @@ async def test_what_was_refused_once_stays_refused_when_the_log_is_read_again(
     assert len(await read_topic("events.s.dlq")) == 2
 
 
+async def test_what_was_refused_stays_so_where_its_letter_has_no_value(
+    kafka: KafkaSettings, make_topic: MakeTopic, read_topic: ReadTopic
+) -> None:
+    limit = 8 * 1024 * 1024
+    for topic in ("events.s", "events.s.dlq"):
+        await make_topic(topic, **{"max.message.bytes": str(limit)})
+    async with Producer(kafka, max_request_bytes=limit) as producer:
+        # With a key that its letter keeps, and with one that it does not.
+        for key in (b"k", b"k" * 1_000_000):
+            await producer.send(Outgoing("events.s", b"bad" + b"x" * 5_000_000, key=key))
+        await producer.send(Outgoing("events.s", b"a", key=b"k"))
+    assert (await consume(kafka, "g", 3, strict=True)).applied == [b"a"]
+    assert (await consume(kafka, "g", 3, strict=False)).applied == [b"a"]
+    letters = await read_topic("events.s.dlq")
+    assert [(letter.key, letter.value) for letter in letters] == [(b"k", None), (None, None)]
+
+
 @pytest.mark.usefixtures("topics")
 async def test_what_was_late_counts_where_it_lies_once_the_rules_allow_it(kafka: KafkaSettings) -> None:
     async with Producer(kafka) as producer:

@@ -3,10 +3,14 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from hashlib import sha256
+from random import Random
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaProducer
 from aiokafka.client import AIOKafkaClient
+from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 from tidemill_contracts import dead_letters as dlq
 from tidemill_contracts.reasons import Reason
@@ -117,27 +121,95 @@ async def test_poison_goes_to_the_dead_letters_with_its_bytes_untouched_before_t
     assert await committed("events.s") == 2
 
 
-async def test_the_largest_record_that_a_topic_takes_fits_its_dead_letters(
-    kafka: KafkaSettings, make_topic: MakeTopic, read_topic: ReadTopic
-) -> None:
+MEBIBYTE = 1024 * 1024
+
+
+class Refusing(Collecting):
+    """Refuses everything but what is good."""
+
+    def step(self, state: int, batch: Batch, now_us: int) -> Step[int, list[bytes]]:
+        refused = [Refused(one, Poison(Reason.OVERSIZED, "y" * 5_000)) for one in batch if one.value != b"good"]
+        return Step(state, [b"good"] * (batch.count - len(refused)), refused)
+
+
+@pytest.fixture
+async def large_topics(make_topic: MakeTopic) -> None:
+    """A topic that takes what its producer likes, and its dead letters as the catalogue has them."""
     (dead,) = (topic for topic in stream_topics([("s", 1)]) if topic.name.endswith(".dlq"))
-    await make_topic("events.s")
+    assert dead.config()["max.message.bytes"] == str(dlq.MAX_LETTER_BYTES)
+    await make_topic("events.s", **{"max.message.bytes": str(20 * MEBIBYTE)})
     await make_topic(dead.name, **dead.config())
-    largest = b"x" * (1024 * 1024 - 100)
 
-    class Refusing(Collecting):
-        def step(self, state: int, batch: Batch, now_us: int) -> Step[int, list[bytes]]:
-            return Step(state, [], [Refused(record, Poison(Reason.OVERSIZED, "y" * 5_000)) for record in batch])
 
-    async with Producer(kafka) as producer:
-        await producer.send(Outgoing("events.s", largest))
+async def put(kafka: KafkaSettings, record: Outgoing, *, compressed: bool = False) -> None:
+    """Write a record as producers of others may: without key and value too, and compressed."""
+    size = {"max_request_size": 20 * MEBIBYTE, "max_batch_size": 20 * MEBIBYTE}
+    async with AIOKafkaProducer(
+        **kafka.client_kwargs(), **size, compression_type="gzip" if compressed else None
+    ) as client:
+        batch = client.create_batch()
+        batch.append(key=record.key, value=record.value, timestamp=None, headers=list(record.headers))
+        await (await client.send_batch(batch, kafka.physical(record.topic), partition=0))
+
+
+RECORDS = {
+    "as large as a topic takes by default": (Outgoing("events.s", b"x" * (MEBIBYTE - 100)), False),
+    "large only once it is unpacked": (Outgoing("events.s", b"x" * 3 * MEBIBYTE, b"k", [("h", b"1")]), True),
+    "large headers that are small when packed": (Outgoing("events.s", b"x", b"k", [("h", b"1" * 3 * MEBIBYTE)]), True),
+    "without key and value": (Outgoing("events.s", None), False),
+    "with headers that are null": (
+        Outgoing("events.s", b"x", b"k", [(name, None) for name in sorted(dlq.OURS - {dlq.REDRIVEN_FOR})]),  # type: ignore[misc]
+        False,
+    ),
+}
+
+
+@pytest.mark.usefixtures("large_topics")
+@pytest.mark.parametrize("kind", RECORDS)
+async def test_every_record_that_a_topic_takes_fits_its_dead_letters_and_holds_up_no_other(
+    kafka: KafkaSettings, read_topic: ReadTopic, kind: str
+) -> None:
+    record, compressed = RECORDS[kind]
+    await put(kafka, record, compressed=compressed)
+    letter = await dead_letter(kafka, read_topic)
+    assert (letter.key, letter.value) == (record.key, record.value)
+    assert list(letter.headers[: len(record.headers)]) == list(record.headers)
+    assert dlq.left_out(letter.headers) is None
+
+
+@pytest.mark.usefixtures("large_topics")
+@pytest.mark.parametrize("size", [3 * MEBIBYTE, 6 * MEBIBYTE])
+async def test_a_record_that_fits_no_dead_letter_leaves_its_place_its_reason_and_what_tells_its_bytes(
+    kafka: KafkaSettings, read_topic: ReadTopic, size: int
+) -> None:
+    value = Random(size).randbytes(size)
+    await put(kafka, Outgoing("events.s", value, b"k", [("h", b"1")]))
+    before = cut_letters()
+    letter = await dead_letter(kafka, read_topic)
+    assert cut_letters() == before + 1
+    assert (letter.key, letter.value, letter.headers[0]) == (b"k", None, ("h", b"1"))
+    assert dlq.left_out(letter.headers) == sha256(value).hexdigest().encode()
+    said = dict(letter.headers)
+    assert (said[dlq.VALUE_BYTES], said[dlq.REASON]) == (str(size).encode(), b"oversized")
+    assert (said[dlq.TOPIC], said[dlq.PARTITION], said[dlq.OFFSET]) == (b"events.s", b"0", b"0")
+
+
+def cut_letters() -> float:
+    labels = {"group": "laws", "topic": "events.s.dlq"}
+    return REGISTRY.get_sample_value("tidemill_dead_letters_cut_total", labels) or 0
+
+
+async def dead_letter(kafka: KafkaSettings, read_topic: ReadTopic) -> Any:
+    """Refuse the record that lies in the topic, and apply a good one behind it; return the letter."""
+    pipeline = Refusing()
+    async with asyncio.timeout(60), Producer(kafka) as producer:
+        await producer.send(Outgoing("events.s", b"good"))
         letters = DeadLetters(producer, kafka, "laws")
-        async with running(
-            StreamRunner(Refusing(), kafka, OPTIONS, topics=["events.s"], dead_letters=letters)
-        ) as runner:
-            await runner.reached({Partition("events.s", 0): 1})
+        async with running(StreamRunner(pipeline, kafka, OPTIONS, topics=["events.s"], dead_letters=letters)) as runner:
+            await runner.reached({Partition("events.s", 0): 2})
+    assert pipeline.applied == [b"good"]
     (letter,) = await read_topic("events.s.dlq")
-    assert letter.value == largest
+    return letter
 
 
 async def test_a_topic_full_of_poison_stops_the_service_and_is_not_drained(
@@ -154,6 +226,20 @@ async def test_a_topic_full_of_poison_stops_the_service_and_is_not_drained(
                 await asyncio.Event().wait()
     assert await read_topic("events.s.dlq") == []
     assert await committed("events.s") == -1
+
+
+@pytest.mark.parametrize("size", [5_000, 500])
+async def test_a_stream_of_which_a_fifth_is_bad_goes_on(kafka: KafkaSettings, make_topic: MakeTopic, size: int) -> None:
+    await make_topic("events.s")
+    await make_topic("events.s.dlq")
+    pipeline, options = Collecting(), StreamOptions("laws", max_records=size)
+    async with asyncio.timeout(60), Producer(kafka) as producer:
+        await fill(producer, "events.s", [b"bad" if n % 5 == 0 else b"good" for n in range(10_000)])
+        letters = DeadLetters(producer, kafka, "laws")
+        runner = StreamRunner(pipeline, kafka, options, topics=["events.s"], dead_letters=letters)
+        async with running(runner):
+            await runner.reached({Partition("events.s", 0): 10_000})
+    assert pipeline.applied == [b"good"] * 8_000
 
 
 async def test_retryable_repeats_the_same_effects_and_loses_nothing(

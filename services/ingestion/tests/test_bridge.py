@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
+from hashlib import sha256
 from typing import Any
 from uuid import uuid4
 
@@ -12,8 +13,11 @@ import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from prometheus_client import REGISTRY
+from tidemill_contracts.canonical import to_json
 from tidemill_contracts.cloudevents import from_headers, identity
-from tidemill_contracts.dead_letters import redriven_headers
+from tidemill_contracts.dead_letters import left_out, redriven_headers
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.progress.v1 import progress_pb2
 from tidemill_ingestion.settings import Settings
 from tidemill_testkit.eventually import aeventually
@@ -29,8 +33,9 @@ Record = tuple[bytes | None, list[tuple[str, bytes]]]
 class Raw:
     """A producer's own topic, named without any prefix of Tidemill's."""
 
-    def __init__(self, producer: AIOKafkaProducer, name: str) -> None:
+    def __init__(self, producer: AIOKafkaProducer, name: str, bootstrap: str) -> None:
         self._producer = producer
+        self._bootstrap = bootstrap
         self.name = name
         self.ends = dict.fromkeys(range(PARTITIONS), 0)
 
@@ -40,6 +45,15 @@ class Raw:
                 self.name, value, key=b"\xfekey", headers=headers, partition=partition
             )
             self.ends[partition] = placed.offset + 1
+
+    async def write_as_it_is(self, value: bytes | None, headers: list[tuple[str, bytes | None]]) -> None:
+        """Write one record without a key, compressed, as its producer may."""
+        size = {"max_request_size": 16 * 1024 * 1024, "max_batch_size": 16 * 1024 * 1024}
+        async with AIOKafkaProducer(bootstrap_servers=self._bootstrap, **size, compression_type="gzip") as producer:
+            batch = producer.create_batch()
+            batch.append(key=None, value=value, timestamp=None, headers=headers)
+            placed = await (await producer.send_batch(batch, self.name, partition=0))
+        self.ends[0] = placed.offset + 1
 
     async def fill(self, values: Sequence[bytes]) -> None:
         """Write many plain records, over all partitions."""
@@ -62,7 +76,7 @@ async def raw(kafka: Any) -> AsyncIterator[Raw]:
     await admin.start()
     await admin.create_topics([NewTopic(name, PARTITIONS, 1)])
     async with AIOKafkaProducer(**kafka.client_kwargs()) as producer:
-        yield Raw(producer, name)
+        yield Raw(producer, name, kafka.bootstrap)
     await admin.delete_topics([name])
     await admin.close()
 
@@ -217,6 +231,74 @@ async def test_a_bridge_waits_for_its_stream_and_its_topic(kafka: Any, open_door
         assert fault == "stream 'walks' is not registered yet"
         # A replica that is a bridge alone has no doors.
         assert (await door.http.post("/v1/streams/rides/events", content=b"{}")).status_code == 404
+
+
+@pytest.mark.parametrize("kind", ["large once unpacked", "larger than its letter", "null", "null header"])
+async def test_no_record_that_a_topic_holds_stops_its_bridge(
+    kafka: Any, open_door: Any, raw: Raw, options: dict[str, Any], rides_of: Callable[..., Sequence[int]], kind: str
+) -> None:
+    large = b'{"ride_id": "' + b"x" * (3 if kind == "large once unpacked" else 8) * 1024 * 1024
+    value = {"null": None, "null header": b"{"}.get(kind, large)
+    await raw.write_as_it_is(value, [("x-dlq-attempt", None)] if kind == "null header" else [])
+    async with open_door(kafka, **options) as door:
+        await raw.write(*plain(door.ride(1)))
+        await bridged(door, raw)
+        (letter,) = await door.log("events.rides.dlq")
+        assert rides_of(await door.log()) == [1]
+        assert "producer" not in (await door.http.get("/ready")).json()["faults"]
+    said = dict(letter.headers)
+    assert (said["__connect.errors.topic"].decode(), said["__connect.errors.offset"]) == (raw.name, b"0")
+    if kind == "larger than its letter":
+        assert (letter.value, said["x-dlq-value-bytes"]) == (None, str(len(large)).encode())
+        assert left_out(letter.headers) == sha256(large).hexdigest().encode()
+    else:
+        assert letter.value == value
+
+
+async def test_a_bridge_waits_while_its_stream_is_retired_and_goes_on_where_it_was(
+    kafka: Any,
+    open_door: Any,
+    raw: Raw,
+    options: dict[str, Any],
+    rides_of: Callable[..., Sequence[int]],
+    announce_stream: Any,
+) -> None:
+    group = kafka.physical(f"ingestion-bridge.{raw.name}")
+    retired = definition.DefinitionRecord(kind="stream", name="rides", retired=True)
+    async with open_door(kafka, **options) as door:
+
+        async def fault() -> str:
+            found: str = (await door.http.get("/ready")).json()["faults"].get(f"bridge:{raw.name}", "")
+            return found
+
+        async def says(sentence: str) -> None:
+            async def said() -> bool:
+                return await fault() == sentence
+
+            await aeventually(said, claim=f"the bridge says {sentence!r}")
+
+        await raw.write(*plain(door.ride(1)))
+        await bridged(door, raw)
+        async with AIOKafkaProducer(**kafka.client_kwargs()) as producer:
+            topic = kafka.physical("registry.pipelines.v1")
+            await producer.send_and_wait(topic, to_json(retired), key=b"stream/rides")
+        await says("stream 'rides' is not registered any more")
+        # One is good and one is bad, by the definition that comes.
+        await raw.write(*plain(door.ride(2), b"{"))
+        waiting = asyncio.ensure_future(bridged(door, raw))
+        await aeventually(lambda: retries(group) >= 3, claim="the bridge holds what it read")
+        assert (waiting.done(), await door.log("events.rides.dlq")) == (False, [])
+        await announce_stream(kafka)
+        await waiting
+        await says("")
+        assert rides_of(await door.log()) == [1, 2]
+        assert len(await door.log("events.rides.dlq")) == 1
+
+
+def retries(group: str) -> float:
+    """Return how often a bridge has tried what it could not do yet."""
+    labels = {"group": group}
+    return REGISTRY.get_sample_value("tidemill_stream_retries_total", labels) or 0
 
 
 async def test_a_bridge_pauses_before_a_broken_topic_is_drained_into_the_dead_letters(

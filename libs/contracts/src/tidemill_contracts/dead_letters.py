@@ -16,8 +16,8 @@ FIELD = "x-dlq-field"
 GROUP = "x-dlq-consumer-group"
 ATTEMPT = "x-dlq-attempt"
 FIRST_FAILED_AT = "x-dlq-first-failed-at"
-# Of a letter without its value, which did not fit: the value's length, and its SHA-256 in hexadecimal digits. Where the
-# record's key and headers are large as well, it has neither. The record itself lies at its place, while its topic has it.
+# The last headers of a letter without its value, which did not fit: the value's length, and its SHA-256 in hexadecimal
+# digits. Where the record's key and headers are large too, it has none of them. Only the record's own topic has it all.
 VALUE_BYTES = "x-dlq-value-bytes"
 VALUE_SHA256 = "x-dlq-value-sha256"
 # Of a record that was sent again: the dead letter that it was, and the consumer groups (with commas) it is meant for.
@@ -50,6 +50,17 @@ def addressed_to(headers: Headers, group: str) -> bool:
     if not headers or headers[-1][0] != REDRIVEN_FOR:
         return True
     return group.encode() in (headers[-1][1] or b"").split(b",")
+
+
+def left_out(headers: Headers) -> bytes | None:
+    """Return the SHA-256 of the value that a dead letter was written without; None where it has the record's own.
+
+    >>> left_out([("h", b"1"), (VALUE_BYTES, b"3000000"), (VALUE_SHA256, b"9f86d0")])
+    b'9f86d0'
+    >>> left_out([(VALUE_SHA256, b"9f86d0"), (FIRST_FAILED_AT, b"2026-11-21T10:00:00Z")]) is None
+    True
+    """
+    return headers[-1][1] if headers and headers[-1][0] == VALUE_SHA256 else None
 
 
 def original_headers(headers: Headers) -> list[tuple[str, bytes]]:

@@ -226,7 +226,8 @@ class FaustApp(Component):
                 ) from poison
             refused = [Refused(record, poison)]
         if self._dead_letters is not None:
-            await self._dead_letters.send(refused, 1)
+            place = Partition(self._kafka.logical(record.topic), record.partition)
+            await self._dead_letters.send(refused, 1, {place: [record]})
 
     def _fail(self, error: Exception) -> None:
         self._failure = self._failure or error

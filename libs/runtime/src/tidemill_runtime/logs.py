@@ -52,7 +52,9 @@ def configure_logs(level: str = "info", style: str = "auto") -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    renderer: Any = structlog.dev.ConsoleRenderer() if pretty else structlog.processors.JSONRenderer()
+    # With rich installed the default prints the variables of every frame, passwords among them.
+    console = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    renderer: Any = console if pretty else structlog.processors.JSONRenderer()
     tail: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if not pretty:
         tail.append(structlog.processors.format_exc_info)

@@ -58,6 +58,9 @@ stream_lost = counter(
     "stream_lost_records", "Records that retention removed before the group read them.", ("group", "topic")
 )
 dead_letters = counter("dead_letters", "Records sent to a dead-letter topic.", ("group", "topic", "reason"))
+dead_letters_cut = counter(
+    "dead_letters_cut", "Dead letters written without their record's value, which does not fit.", ("group", "topic")
+)
 produced = counter("produced_records", "Records acknowledged by Kafka.", ("topic",))
 produce_failures = counter("produce_failures", "Records that Kafka did not acknowledge.", ("topic",))
 outbox_relayed = counter("outbox_relayed", "Outbox rows acknowledged by Kafka.", ("topic",))

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A record to write; `topic` is the logical name; without a partition the key decides."""
+    """A record to write; `topic` is the logical name; without a partition the key decides.
+
+    `compress`: it goes alone, in gzip; only what is left of it counts against the topic's `max.message.bytes`, and the
+    producer's own bound does not hold. Compressing holds up the loop, by up to a second for 4 MiB.
+    """
 
     topic: str
     value: bytes | None
@@ -14,6 +18,7 @@ class Outgoing:
     headers: Sequence[tuple[str, bytes]] = ()
     partition: int | None = None
     timestamp_ms: int | None = None
+    compress: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,9 +48,11 @@ def partition_of(key: bytes | None, partitions: Sequence[int], available: Sequen
 
 
 def packable(records: Sequence[Outgoing], max_batch_bytes: int) -> bool:
-    """Return whether packing pays and no record could be too large for a batch."""
+    """Return whether packing pays, no record is to go alone, and none could be too large for a batch."""
     largest = max_batch_bytes // 4
-    return len(records) >= PACKED_FROM and all(len(record.value or b"") <= largest for record in records)
+    return len(records) >= PACKED_FROM and all(
+        len(record.value or b"") <= largest and not record.compress for record in records
+    )
 
 
 def pack(

@@ -2,14 +2,17 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka_errors
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.record.default_records import DefaultRecordBatch
 from tidemill_contracts.kafka_refusals import refusal
 from tidemill_contracts.reasons import Reason
 
@@ -214,7 +217,19 @@ class Producer:
             await self._pack(records, handed)
             return
         for number, record in enumerate(records):
-            handed[number] = await self._hand_over_one(record)
+            if record.compress or record.key is record.value is None:
+                # The client's `send` has no compression of one record, and refuses one without key and value.
+                alone: list[Handed | None] = [None]
+                await self._pack([record], alone)
+                handed[number] = alone[0]
+            else:
+                handed[number] = await self._hand_over_one(record)
+
+    def _new_batch(self, compress: bool) -> Callable[[], Any]:
+        if not compress:
+            create: Callable[[], Any] = self._client.create_batch
+            return create
+        return partial(BatchBuilder, self._options["max_batch_size"], DefaultRecordBatch.CODEC_GZIP)
 
     async def _pack(self, records: Sequence[Outgoing], handed: list[Handed | None]) -> None:
         try:
@@ -225,7 +240,7 @@ class Producer:
         except kafka_errors.KafkaError as error:
             handed[:] = [translate(error)] * len(records)
             return
-        for packed in pack(records, partitions, self._client.create_batch):
+        for packed in pack(records, partitions, self._new_batch(records[0].compress)):
             future: asyncio.Future[Any] | TidemillError
             try:
                 future = self._lacking(packed.topic, packed.partition)

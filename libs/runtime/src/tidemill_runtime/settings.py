@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any, Literal, Self, TypeAlias
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
@@ -19,6 +19,8 @@ MEBIBYTE = 1024 * 1024
 _REDIS_PORT = 6379
 _STARS = "*" * 10
 # Up to the last @: whoever forgets to quote one in a password should not find its end in a log.
+# Host and port, of which either may be left out.
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]*)(:[0-9]*)?")
 _URL_PASSWORD = re.compile(r"(://[^/@:]*:).*@|(\bpassword=)[^&]*")
 
 
@@ -40,6 +42,30 @@ def _readable(path: str) -> str:
 
 # A file of PEM certificates or keys: looked at once, at the start, since later errors do not say which file they mean.
 Pem: TypeAlias = Annotated[str, AfterValidator(_readable)]
+
+
+def _address(url: str, form: str, schemes: Collection[str]) -> str:
+    """Return an address that every library reads alike; what they say of another may quote parts of its password."""
+    try:
+        parts = urlsplit(url)
+        at, hosts = parts.netloc.rpartition("@")[1:]
+        # An @ elsewhere tells of a password that was cut off at a / # or ?.
+        whole = url.count("@") == len(at) and not parts.fragment and all(map(_HOST.fullmatch, hosts.split(",")))
+        fits = whole and parts.scheme in schemes
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"write {form}, with / # ? @ [ ] of a user name or password as %2F %23 %3F %40 %5B %5D")
+    return url
+
+
+def _redis_address(url: str) -> str:
+    return _address(url, "redis://user:password@host:port/db", {"redis", "rediss", "unix"})
+
+
+def _postgres_address(dsn: SecretStr) -> SecretStr:
+    _address(dsn.get_secret_value(), "postgresql://user:password@host:port/database", {"postgresql", "postgres"})
+    return dsn
 
 
 def _secret(value: SecretStr | None) -> str | None:
@@ -111,7 +137,7 @@ class KafkaSettings(Group):
 class RedisSettings(Group):
     """Where Redis is: `redis://host:port/db`, `rediss://…` for TLS, `unix:///path`, or a cluster: `redis://a:1,b:2`."""
 
-    url: str = "redis://127.0.0.1:6379/0"
+    url: Annotated[str, AfterValidator(_redis_address)] = "redis://127.0.0.1:6379/0"
     cluster: bool = Field(
         default=False,
         description="the URL names nodes of a Redis Cluster (`redis://a:7000,b:7000`), of which one must answer",
@@ -176,7 +202,7 @@ class RedisSettings(Group):
 class PostgresSettings(Group):
     """Where PostgreSQL is: a DSN, or its parts; `host` may be the folder of a Unix socket."""
 
-    dsn: SecretStr | None = None
+    dsn: Annotated[SecretStr, AfterValidator(_postgres_address)] | None = None
     host: str = "127.0.0.1"
     port: int = 5432
     user: str = "postgres"

@@ -9,12 +9,22 @@ one included, applies anew. So they are never redriven, and count where they lie
 """
 
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
-from tidemill_contracts.dead_letters import GROUP, OFFSET, PARTITION, REASON, REDRIVEN_FOR, TOPIC, addressed_to
+from tidemill_contracts.dead_letters import (
+    GROUP,
+    OFFSET,
+    PARTITION,
+    REASON,
+    REDRIVEN_FOR,
+    TOPIC,
+    addressed_to,
+    left_out,
+)
 from tidemill_contracts.reasons import Reason
 from tidemill_contracts.topics import dead_letter_topic
 
@@ -62,8 +72,10 @@ class Sieve:
         return Batch({place: records for place, records in kept.items() if records}, batch.next_offsets)
 
     def _mine(self, refused: Mapping[int, int], record: Record) -> bool:
-        if record.offset in refused and refused[record.offset] == hash((record.key, record.value)):
-            return False
+        if (mark := refused.get(record.offset)) is not None:
+            digest = _digest(record.value)
+            if mark in (hash((record.key, digest)), hash(digest)):
+                return False
         return addressed_to(record.headers, self._group)
 
     async def _read(self, topics: Sequence[str], start: Offsets) -> None:
@@ -104,7 +116,14 @@ class Sieve:
             return
         place = Partition((headers.get(TOPIC) or b"").decode("utf-8", "replace"), int(number))
         if place in start and int(offset) >= start[place]:
-            self._refused.setdefault(place, {})[int(offset)] = hash((letter.key, letter.value))
+            # A letter without its value, which did not fit, may lack the key too.
+            cut = left_out(letter.headers)
+            mark = hash((letter.key, _digest(letter.value))) if cut is None else hash(cut)
+            self._refused.setdefault(place, {})[int(offset)] = mark
+
+
+def _digest(value: bytes | None) -> bytes:
+    return sha256(value or b"").hexdigest().encode()
 
 
 def _marked(records: Sequence[Record]) -> bool:

@@ -260,9 +260,10 @@ class StreamRunner(Component, Generic[S, E]):
         await self._count_gaps(batch)
         if epoch != self._epoch:
             raise Abandoned
-        step = self._pipeline.step(state, self._sieve.sift(batch), time_ns() // 1000)
+        judged = self._sieve.sift(batch)
+        step = self._pipeline.step(state, judged, time_ns() // 1000)
         if self._dead_letters is not None or step.refused:
-            await self._retried(lambda: self._refuse(step.refused, batch.count))
+            await self._retried(lambda: self._refuse(step.refused, judged))
         await self._retried(lambda: self._pipeline.apply(step.effects))
         self._held = Restored(step.state)
         self._flushing.applied.advance(batch.next_offsets)
@@ -272,9 +273,9 @@ class StreamRunner(Component, Generic[S, E]):
             metrics.stream_records.labels(group, partition.topic).inc(len(records))
         metrics.stream_batch_seconds.labels(group).observe(perf_counter() - began)
 
-    async def _refuse(self, refused: Sequence[Refused], count: int) -> None:
+    async def _refuse(self, refused: Sequence[Refused], judged: Batch) -> None:
         if self._dead_letters is not None:
-            await self._dead_letters.send(refused, count)
+            await self._dead_letters.send(refused, judged.count, judged.partitions)
             return
         record, poison = refused[0]
         raise Fatal(

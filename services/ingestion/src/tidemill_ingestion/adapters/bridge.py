@@ -14,13 +14,13 @@ from uuid import uuid4
 
 from tidemill_contracts.dead_letters import BRIDGE_GROUP
 from tidemill_contracts.topics import dead_letter_topic, events_topic
-from tidemill_runtime import metrics as shared
 from tidemill_runtime.batches import Assignment, Batch, Pipeline, Record, Refused, Restored, Step, StreamOptions
-from tidemill_runtime.dead_letters import DeadLetters, letter_headers
-from tidemill_runtime.errors import Fatal, Poison, TidemillError
+from tidemill_runtime.dead_letters import DeadLetters, Judged
+from tidemill_runtime.errors import Poison, Retryable, StateLost, TidemillError
 from tidemill_runtime.health import Health
-from tidemill_runtime.outgoing import Outgoing, Placed
+from tidemill_runtime.outgoing import Placed
 from tidemill_runtime.producer import Producer
+from tidemill_runtime.settings import KafkaSettings
 from tidemill_runtime.stream import StreamRunner
 
 from tidemill_ingestion import metrics
@@ -41,7 +41,6 @@ _FETCH_WAIT_MS = 50
 class Copies:
     """What a batch writes; what Kafka has acknowledged is not written again where the rest is."""
 
-    gate: Gate
     admitted: list[tuple[Record, Admitted]] = field(default_factory=list)
     repeats: int = 0
     # What Kafka itself refuses, such as a record that is too large for the broker.
@@ -51,12 +50,15 @@ class Copies:
 class BridgeLetters(DeadLetters):
     """Dead letters of a bridged topic: beside those of its stream, with the topic's own name as origin."""
 
-    def __init__(self, bridge: "Bridge") -> None:
-        super().__init__(bridge.producer, bridge.settings.kafka, bridge.group)
+    def __init__(self, bridge: "Bridge", raw: KafkaSettings) -> None:
+        super().__init__(bridge.producer, raw, bridge.group, topic=dead_letter_topic(events_topic(bridge.stream)))
         self._bridge = bridge
 
-    async def send(self, refused: Sequence[Refused], count: int) -> None:
-        """Write the refused records of a batch of `count`. Raises `StreamPausedError` with nothing written."""
+    async def send(self, refused: Sequence[Refused], count: int, judged: Judged | None = None) -> None:
+        """Write the refused records of a batch of `count`; the stream's pauses stand for the runner's limit.
+
+        Raises `StreamPausedError`, and what `Bridge.gate` raises, with nothing written.
+        """
         gate, now_us = self._bridge.gate(), self._bridge.clock()
         pause = gate.paused(now_us)
         if pause is not None:
@@ -66,24 +68,9 @@ class BridgeLetters(DeadLetters):
         gate.judged(count - len(refused), refusals, now_us)
 
     async def write(self, refused: Sequence[Refused]) -> None:
-        """Write refused records as dead letters. Raises `Retryable` from Kafka."""
-        if not refused:
-            return
-        bridge = self._bridge
-        topic = dead_letter_topic(events_topic(bridge.stream))
-        now_us = bridge.clock()
-        headers = [
-            letter_headers(one.record, one, topic=bridge.topic, group=bridge.group, now_us=now_us) for one in refused
-        ]
-        await bridge.producer.send_all(
-            [
-                Outgoing(topic, one.record.value, one.record.key, said)
-                for one, said in zip(refused, headers, strict=True)
-            ]
-        )
-        for one in refused:
-            shared.dead_letters.labels(bridge.group, topic, one.poison.reason).inc()
-        bridge.count("refused", len(refused))
+        """Write refused records as dead letters, and count them. Raises `Retryable` from Kafka."""
+        await super().write(refused)
+        self._bridge.count("refused", len(refused))
 
 
 class BridgePipeline(Pipeline[None, Copies]):
@@ -99,9 +86,12 @@ class BridgePipeline(Pipeline[None, Copies]):
 
     def step(self, state: None, batch: Batch, now_us: int) -> Step[None, Copies]:
         """Judge the records with the gate that the doors ask too."""
-        gate = self._bridge.gate()
+        copies, refused = Copies(), list[Refused]()
+        gate = self._bridge.next_gate()
+        if gate is None:
+            # Neither the letters nor `apply` let the batch pass.
+            return Step(None, copies, refused)
         records = list(batch)
-        copies, refused = Copies(gate), list[Refused]()
         judged = gate.judge((event_of(record) for record in records), "", now_us, lambda: str(uuid4()))
         for record, verdict in zip(records, judged, strict=True):
             if isinstance(verdict, Admitted):
@@ -113,7 +103,8 @@ class BridgePipeline(Pipeline[None, Copies]):
         return Step(None, copies, refused)
 
     async def apply(self, effects: Copies) -> None:
-        """Write what is not written yet. Raises `Retryable` from Kafka."""
+        """Write what is not written yet. Raises `Retryable` from Kafka, and what `Bridge.gate` raises."""
+        gate = self._bridge.gate()
         pending = effects.admitted
         outcomes = await self._bridge.producer.send_each([admitted.outgoing() for _, admitted in pending])
         now_us = self._bridge.clock()
@@ -121,7 +112,7 @@ class BridgePipeline(Pipeline[None, Copies]):
         failure: TidemillError | None = None
         for (record, admitted), outcome in zip(pending, outcomes, strict=True):
             if isinstance(outcome, Placed):
-                effects.gate.accepted(admitted, outcome.partition, now_us)
+                gate.accepted(admitted, outcome.partition, now_us)
             elif isinstance(outcome, Poison):
                 effects.never.append(Refused(record, outcome))
             else:
@@ -150,9 +141,9 @@ class Bridge:
         self.clock = clock
         self.group = BRIDGE_GROUP + topic
         self._gates = gates
-        letters = BridgeLetters(self)
         # The topic is its producer's and has no prefix; the group is ours and has one.
         raw = settings.kafka.model_copy(update={"topic_prefix": ""})
+        letters = BridgeLetters(self, raw)
         options = StreamOptions(
             settings.kafka.physical(self.group),
             letters_of=self.group,
@@ -164,6 +155,7 @@ class Bridge:
             seed=settings.test_seed,
         )
         self._runner = StreamRunner(BridgePipeline(self, letters), raw, options, topics=[topic], dead_letters=letters)
+        self._judge: Gate | None = None
         self._begin = asyncio.Event()
         self._stopped = False
         self.reached = self._runner.reached
@@ -178,7 +170,7 @@ class Bridge:
         await self._runner.__aexit__(kind, error, trace)
 
     async def run(self) -> None:
-        """Copy until `stop`, from when the stream is registered."""
+        """Copy until `stop`, from when the stream is registered; while it is retired, what was read waits."""
         await self._begin.wait()
         if not self._stopped:
             await self._runner.run()
@@ -190,11 +182,23 @@ class Bridge:
         self._runner.stop()
 
     def gate(self) -> Gate:
-        """Return the gate of the stream; the topic is read only once there is one."""
+        """Return the gate that judges the batch in work.
+
+        Raises `Retryable` while the stream is retired: the batch waits. Raises `StateLost` once the stream is defined
+        anew: the batch is read again, and judged by the new gate.
+        """
         gate = self._gates.find(self.stream)
         if isinstance(gate, Refusal):
-            raise Fatal(gate.message)
+            raise Retryable(gate.message)
+        if gate is not self._judge:
+            raise StateLost(f"stream {self.stream!r} was defined anew with a batch in work")
         return gate
+
+    def next_gate(self) -> Gate | None:
+        """Return the gate that is to judge the next batch; None while the stream is retired."""
+        gate = self._gates.find(self.stream)
+        self._judge = None if isinstance(gate, Refusal) else gate
+        return self._judge
 
     def follow(self) -> None:
         """Begin to read once the stream is registered."""
@@ -205,7 +209,7 @@ class Bridge:
         """Return what is wrong, for readiness. A pause is not: the doors of this replica go on."""
         gate = self._gates.find(self.stream)
         if isinstance(gate, Refusal):
-            return f"stream {self.stream!r} is not registered yet"
+            return f"stream {self.stream!r} is not registered {'any more' if self._begin.is_set() else 'yet'}"
         return None if gate.brake.pause is not None else self._runner.fault()
 
     def count(self, outcome: str, records: int) -> None:
