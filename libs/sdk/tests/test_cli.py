@@ -57,6 +57,14 @@ def test_check_names_every_fault_and_answers_no(tmp_path: Path) -> None:
     assert [problem["subject"] for problem in found["problems"]] == ["view 'origin'", "view 'carrier'"]
 
 
+def test_check_answers_a_mistake_of_any_kind_with_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "flights.py"
+    path.write_text(FLIGHTS.read_text().replace("    monitors=[", "    monitors=None and [", 1))
+    result = run("check", path, "--offline")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert ": monitors: a list is wanted, not None\n1 fault\n" in result.stderr
+
+
 COMMANDS = [
     ("apply", FLIGHTS),
     ("diff", FLIGHTS),
@@ -115,6 +123,14 @@ def test_a_command_says_whom_it_cannot_reach(command: tuple[object, ...], rows: 
         (("incidents", "list", "--status", "new"), "unknown status 'new'; there are open, acknowledged, resolved"),
         (("models", "promote", "p", "1"), "Missing option '--why'"),
         (("retrain", "p", "--why", "x", "--at", "2013-06-04"), "has no UTC offset"),
+        (
+            ("retrain", "p", "--why", "x", "--at", "0001-01-01T00:00:00+01:00"),
+            "lies outside the years 1 to 9999 of UTC",
+        ),
+        (("predict", "p", "-", "--as-of", "9999-12-31T23:59:59-01:00"), "lies outside the years 1 to 9999 of UTC"),
+        (("predict", "p", "-", "--as-of", "1970-01-01T00:00:00Z"), "calls write now as this instant"),
+        (("features", "read", "v", "k", "--as-of", "1970-01-01T00:00:00Z"), "calls write now as this instant"),
+        (("push", "s", "-", "--format", "parquet"), "Parquet is read from a file"),
         (("dead-letters", "list", "--state", "lost"), "unknown state 'lost'; there are open, redriving, redriven"),
         (("dead-letters", "list", "--since", "noon"), "no instant"),
         (("dead-letters", "show", "12"), "'12' is no letter's id; they look like events.rides.dlq/0/12"),
@@ -128,6 +144,13 @@ def test_wrong_usage_is_code_two(command: tuple[str, ...], message: str) -> None
     result = run(*command, env=ADDRESSES)
     assert result.exit_code == 2, result.output
     assert message in result.output
+
+
+def test_a_dataset_is_not_written_over_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "rows.parquet").mkdir()
+    result = run("dataset", "p", "-o", tmp_path / "rows.parquet", env=ADDRESSES)
+    assert result.exit_code == 2
+    assert "rows.parquet is a folder; name a file" in result.stderr
 
 
 def test_a_file_of_an_unknown_kind_asks_for_its_format(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from tidemill.clients.decoding import Decoder, dead_letter
@@ -42,6 +43,13 @@ def test_what_cannot_be_decoded_is_shown_as_it_is() -> None:
     assert Decoder.of("events.flights").value(b"not json") == "not json"
     assert Decoder.of("events.flights").value(b"\xff") == "base64:/w=="
     assert Decoder.of("somebody.elses").value(b'{"a": 1}') == {"a": 1}
+
+
+def test_a_header_without_a_value_is_shown_as_empty() -> None:
+    headers: list[tuple[str, Any]] = [("h", None), ("x-dlq-reason", None)]
+    found = Decoder.of("events.flights.dlq").envelope(Kept(headers=headers))
+    assert found["headers"] == {"h": "", "x-dlq-reason": ""}
+    assert dead_letter(found)["reason"] == ""
 
 
 def test_a_dead_letter_says_why_and_where_from() -> None:

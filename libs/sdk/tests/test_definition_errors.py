@@ -82,6 +82,8 @@ FAULTS = [
     ("seats: int", "seats: int | str", "flights.py:7: event Scheduled: field 'seats': type int | str is not possible"),
     ("seats: int", "seats: Seats", "flights.py:7: NameError: name 'Seats' is not defined"),
     ("seats: int", "seats: int = 3", "flights.py:7: event Scheduled: field 'seats': a field has no default value"),
+    ("seats: int", "_offset: int", "flights.py:7: event Scheduled: field '_offset': the offline log's own columns begin with _; begin it with a letter"),
+    ("seats: int", "_seats: int | None", "flights.py:7: event Scheduled: field '_seats': the offline log's own columns begin with _; begin it with a letter"),
     # Views.
     ('tm.count("2h")', 'tm.counts("2h")', "flights.py:17: tidemill: unknown 'counts'; did you mean 'count'?"),
     ('tm.count("2h")', 'tm.mean("dep_dealy_minutes", "2h")', "flights.py:17: view 'origin': no field 'dep_dealy_minutes' in Departed; did you mean 'dep_delay_minutes'?"),
@@ -97,8 +99,8 @@ FAULTS = [
     ('tm.count("2h")', 'tm.last_k("carrier", 33, "2h")', "flights.py:17: view 'origin': feature 'departures_2h': k: a whole number from 1 to 32 is needed, not 33"),
     ('tm.count("2h")', 'tm.top_k("dep_delay_minutes", 3, "2h")', "flights.py:17: view 'origin': feature 'departures_2h': top_k takes bool, int64, string, timestamp, not float64"),
     ('tm.count("2h")', 'tm.quantile("dep_delay_minutes", 95, "2h")', "flights.py:17: view 'origin': feature 'departures_2h': q: a number from 0 to 1 is needed, not 95"),
-    ('tm.count("2h")', 'tm.histogram("dep_delay_minutes", [15, 0], "2h")', "flights.py:17: view 'origin': feature 'departures_2h': edges are 1 to 64 numbers that rise, not [15, 0]"),
-    ('tm.count("2h")', 'tm.histogram("dep_delay_minutes", [0, float("inf")], "2h")', "flights.py:17: view 'origin': feature 'departures_2h': edges are 1 to 64 numbers that rise, not [0, inf]"),
+    ('tm.count("2h")', 'tm.histogram("dep_delay_minutes", [15, 0], "2h")', "flights.py:17: view 'origin': feature 'departures_2h': edges are a list of 1 to 64 numbers that rise, not [15, 0]"),
+    ('tm.count("2h")', 'tm.histogram("dep_delay_minutes", [0, float("inf")], "2h")', "flights.py:17: view 'origin': feature 'departures_2h': edges are a list of 1 to 64 numbers that rise, not [0, inf]"),
     ('tm.count("2h")', 'tm.share("dep_delay_minutes", "2h")', "flights.py:17: view 'origin': feature 'departures_2h': share takes bool, not float64"),
     ('tm.count("2h")', 'tm.ewma("dep_delay_minutes", "an hour")', "flights.py:17: view 'origin': feature 'departures_2h': half-life: 'an hour' is not a duration; write \"30s\", \"5m\", \"2h\" or \"7d\""),
     ('tm.count("2h")', 'tm.ewma("dep_delay_minutes", "1s", "30d")', "flights.py:16: view 'origin': feature 'departures_2h' has a half-life below its hop of 86400 s / 64"),
@@ -157,6 +159,37 @@ FAULTS = [
     ('[tm.Drift(), tm.Every("28d")]', "[]", "flights.py:30: pipeline 'delays': retrain: on=[…] names no trigger; there are tm.Drift() and tm.Every(…)"),
     ('tm.Every("28d")]', 'tm.Every("28d")], budget="six a month"', "flights.py:30: pipeline 'delays': retrain: budget: 'six a month' is not a budget; write \"6 per 90d\""),
     ('tm.Every("28d")]', 'tm.Every("28d")], false_alarms="0 per 90d"', "flights.py:30: pipeline 'delays': retrain: false_alarms: a count and a period above zero are needed"),
+    # What is of another kind than wanted.
+    ('key="flight_id", time="asked_at"', 'key=["flight_id"], time="asked_at"', "flights.py:3: event Scheduled: key: the name of a field is wanted, not ['flight_id']"),
+    ("seats: int", 'seats: "int("', "flights.py:3: event Scheduled: a field's type is not understood: "),
+    ('tm.View("origin"', 'tm.View(["origin"]', "flights.py:16: view: ['origin'] is no name; use a-z, 0-9, - and _, at most 100 characters"),
+    ('by="origin"', "by=None", "flights.py:16: view 'origin': by takes a field (\"flight_id\") or a list of fields, not None"),
+    ('by="origin"', "by=5", "flights.py:16: view 'origin': by takes a field (\"flight_id\") or a list of fields, not 5"),
+    ('by="origin"', "by=Departed", "flights.py:16: view 'origin': by takes a field (\"flight_id\") or a list of fields, not <class "),
+    ('by="origin"', 'by=[["origin"]]', "flights.py:16: view 'origin': the name of a field is wanted, not ['origin']"),
+    ('by="origin"', 'by="origin", accuracy="exact", edge_events=True', "flights.py:16: view 'origin': edge_events is a number from 1 to 10,000, not True"),
+    ('tm.count("2h")', 'tm.histogram("dep_delay_minutes", 5, "2h")', "flights.py:17: view 'origin': feature 'departures_2h': edges are a list of 1 to 64 numbers that rise, not 5"),
+    ('tm.count("2h")', 'tm.histogram("dep_delay_minutes", None, "2h")', "flights.py:17: view 'origin': feature 'departures_2h': edges are a list of 1 to 64 numbers that rise, not None"),
+    ('tm.count("2h")', 'tm.histogram("dep_delay_minutes", [10**400], "2h")', "flights.py:17: view 'origin': feature 'departures_2h': edges are a list of 1 to 64 numbers that rise, not [1000"),
+    ('tm.count("2h")', 'tm.count("2h", where="carrier = \'\\ud800\'")', "flights.py:17: view 'origin': where: '\\ud800' is half of a surrogate pair and no character; leave it out"),
+    ('tm.count("2h")', 'tm.count(["2h"])', "flights.py:17: view 'origin': feature 'departures_2h': ['2h'] is not a duration"),
+    ('tm.Pipeline(\n    "delays"', 'tm.Pipeline(\n    ["delays"]', "flights.py:20: pipeline: ['delays'] is no name"),
+    ('origin.on("origin")', 'origin.on(["origin"])', "flights.py:23: pipeline 'delays': feature 'origin': the name of a field is wanted, not ['origin']"),
+    ('by="flight_id", wait', 'by=["flight_id"], wait', "flights.py:24: pipeline 'delays': label: by: the name of a field is wanted, not ['flight_id']"),
+    ("max_depth=tm.Int(3, 8)", "learning_rate=10**400", "flights.py:25: pipeline 'delays': learner: parameter 'learning_rate': a finite number is needed, not 1000"),
+    ('tm.Better("log_loss", than="champion")', 'tm.Slices(["carrier"], metric="log_loss", max_regression=0.1)', "flights.py:27: pipeline 'delays': gates: Slices: unknown category feature ['carrier']; there are origin.carrier"),
+    ('[tm.Better("log_loss", than="champion")]', 'tm.Better("log_loss")', "flights.py:20: pipeline 'delays': gates: a list is wanted, write [tm.Better(…)]"),
+    ('[tm.Performance("log_loss", limit=0.05)]', 'tm.Performance("log_loss", limit=0.05)', "flights.py:20: pipeline 'delays': monitors: a list is wanted, write [tm.Performance(…)]"),
+    ('[tm.Performance("log_loss", limit=0.05)]', "None", "flights.py:20: pipeline 'delays': monitors: a list is wanted, not None"),
+    ('[tm.Performance("log_loss", limit=0.05)]', '(one for one in [tm.Performance("log_loss", limit=0.05)])', "flights.py:20: pipeline 'delays': monitors: a list is wanted, not <generator"),
+    ("max_depth=tm.Int(3, 8)", 'gamma=tm.Float(1, 2, log="yes")', "flights.py:25: pipeline 'delays': learner: parameter 'gamma': log is True or False, not 'yes'"),
+    # What a learner's library does not take.
+    ("max_depth=tm.Int(3, 8)", "max_depth=-3", "flights.py:25: pipeline 'delays': learner: parameter 'max_depth': it must be at least 0, not -3"),
+    ("max_depth=tm.Int(3, 8)", "n_estimators=tm.Int(0, 8)", "flights.py:25: pipeline 'delays': learner: parameter 'n_estimators': it must be at least 1, not 0"),
+    ("max_depth=tm.Int(3, 8)", "learning_rate=tm.Float(-1, 0.5)", "flights.py:25: pipeline 'delays': learner: parameter 'learning_rate': it must be at least 0 and at most 1, not -1"),
+    ("max_depth=tm.Int(3, 8)", "subsample=tm.Choice(0.5, 7.0)", "flights.py:25: pipeline 'delays': learner: parameter 'subsample': it must be above 0 and at most 1, not 7.0"),
+    ("max_depth=tm.Int(3, 8)", "colsample_bytree=0.0", "flights.py:25: pipeline 'delays': learner: parameter 'colsample_bytree': it must be above 0 and at most 1, not 0.0"),
+    ("tm.XGBoost(max_depth=tm.Int(3, 8))", 'tm.River("linear_model.LogisticRegression", l2=-1)', "flights.py:25: pipeline 'delays': learner: parameter 'l2': it must be at least 0, not -1"),
     # Python itself.
     ("import tidemill as tm", "import tidemill as tm\nimport nowhere_at_all", "flights.py:3: ModuleNotFoundError: No module named 'nowhere_at_all'"),
     ("    request=Scheduled,", "    request=Scheduled", "flights.py:22: not Python: "),
@@ -186,6 +219,43 @@ def test_a_fault_in_a_stream_is_told_once_and_not_again_by_all_that_stands_on_it
 ) -> None:
     found = problems_of(tmp_path, monkeypatch, GOOD.replace("dep_delay_minutes: float", "dep_delay_minutes: bytes"))
     assert len(found) == 1
+
+
+def test_monitors_that_are_no_list_are_not_said_to_watch_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = GOOD.replace('[tm.Performance("log_loss", limit=0.05)]', 'tm.Performance("log_loss", limit=0.05)')
+    assert len(problems_of(tmp_path, monkeypatch, text)) == 1
+
+
+ODD = """\
+class Odd(dict):
+    def items(self):
+        raise RuntimeError("no such thing")
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "wanted"),
+    [
+        (
+            "features={\n",
+            "features=Odd(a=1) or {\n",
+            "flights.py:19: view 'origin': it is not understood: RuntimeError: ",
+        ),
+        (
+            'features={"origin"',
+            'features=Odd(a=1) or {"origin"',
+            "flights.py:23: pipeline 'delays': it is not understood: R",
+        ),
+    ],
+)
+def test_what_nobody_foresaw_is_a_fault_of_its_declaration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, wanted: str
+) -> None:
+    found = problems_of(tmp_path, monkeypatch, HEAD + ODD + (VIEW + PIPELINE).replace(old, new, 1))
+    assert len(found) == 1
+    assert found[0].startswith(wanted)
 
 
 def test_the_place_in_an_expression_is_pointed_at(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Laws of sending dead letters again, on the real Kafka: once, whole, and no more than what would be accepted."""
 
+import asyncio
+import base64
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -11,9 +13,18 @@ import pytest_asyncio
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.structs import RecordMetadata
-from tidemill.clients.dead_letters import ActionLog, Deed, letter_topics, producing, read_fates, read_letters
+from tidemill.cli.main import app
+from tidemill.clients.dead_letters import (
+    ActionLog,
+    Deed,
+    letter_topics,
+    newest_letters,
+    producing,
+    read_fates,
+    read_letters,
+)
 from tidemill.clients.judging import Judge
-from tidemill.clients.letters import DISCARDED, LEASE_US, OPEN, REDRIVEN, REDRIVING, Selection
+from tidemill.clients.letters import DISCARDED, LEASE_US, OPEN, REDRIVEN, REDRIVING, Letter, Selection
 from tidemill.clients.redrive import Redrive, Report, discard
 from tidemill.clients.topics import KafkaTarget, read_topic
 from tidemill_contracts import dead_letters as wire
@@ -26,6 +37,7 @@ from tidemill_contracts.kafka_admin import create_topics
 from tidemill_contracts.progress.v1 import progress_pb2
 from tidemill_contracts.topics import fixed_topics, stream_topics
 from tidemill_testkit.plugin import Servers
+from typer.testing import CliRunner
 
 pytestmark = pytest.mark.servers
 
@@ -134,6 +146,44 @@ async def corner(servers: Servers, topic_prefix: str) -> AsyncIterator[Corner]:
         yield Corner(KafkaTarget(servers.kafka, topic_prefix), producer)
 
 
+async def test_records_of_a_topic_and_of_the_one_made_anew_in_its_place_are_two(corner: Corner) -> None:
+    for number in (1, 2):
+        value, headers = body(f"of {number}"), [("ce_id", b"id-%d" % number), ("ce_source", b"s")]
+        for group in ("online", "join"):
+            await corner.letter(value, headers, (TOPIC, 1, 0), group, 1)
+    report = await corner.redrive()
+    assert (report.chosen, report.accepted) == (2, 2)
+    assert sorted(dict(one.headers)["ce_id"] for one in await corner.sent()) == [b"id-1", b"id-2"]
+    assert await corner.states() == [REDRIVEN] * 4
+
+
+async def test_a_structured_event_is_judged_by_its_data_however_it_is_written(corner: Corner) -> None:
+    kind = [("content-type", b" Application/CloudEvents+JSON; charset=utf-8")]
+    envelope = {"specversion": "1.0", "id": "1", "source": "s", "type": "t"}
+    hopeless = base64.b64encode(body("hopeless")).decode()
+    await corner.refuse(json.dumps(envelope | {"data_base64": hopeless}).encode(), headers=kind)
+    await corner.refuse(json.dumps(envelope | {"data": {"at": "2013-01-01T00:00:00Z"}}).encode(), headers=kind)
+    await corner.refuse(body())
+    report = await corner.redrive(dry_run=True)
+    assert report.refused == {"wrong_type": 1, "too_late": 1}
+
+
+async def test_a_letter_without_its_record_s_value_is_never_sent(corner: Corner) -> None:
+    cut = [(wire.VALUE_BYTES, b"3000000"), (wire.VALUE_SHA256, b"ab")]
+    headers = {
+        wire.TOPIC: TOPIC,
+        wire.PARTITION: "1",
+        wire.OFFSET: "7",
+        wire.REASON: "wrong_type",
+        wire.GROUP: "online",
+    }
+    said = [*((name, text.encode()) for name, text in headers.items()), *cut]
+    await corner.producer.send_and_wait(corner.target.prefix + LETTERS, None, key=b"k", headers=said)
+    report = await corner.redrive()
+    assert report.refused == {"oversized": 1}
+    assert not await corner.sent()
+
+
 async def test_what_a_bridge_refused_is_left_to_its_producer_and_hinders_no_other(corner: Corner) -> None:
     await corner.refuse(body())
     await corner.letter(body(), [], ("legacy.readings", 0, 3), wire.BRIDGE_GROUP + "legacy.readings", 1)
@@ -193,6 +243,34 @@ async def test_filters_and_the_limit_leave_the_rest_open(corner: Corner) -> None
     assert (report.accepted, report.more) == (3, True)
     assert await corner.states() == [OPEN, REDRIVEN, REDRIVEN, REDRIVEN, OPEN]
     assert (await corner.redrive()).accepted == 2
+
+
+async def test_a_filter_finds_the_newest_of_those_it_holds_behind_any_number_of_others(corner: Corner) -> None:
+    for number, reason in enumerate(["too_late", "bad_utf8", "bad_utf8", "too_late", "too_late"]):
+        await corner.letter(body(str(number)), [], (TOPIC, 1, number), "online", 1, reason)
+
+    async def offsets(last: int, wanted: Callable[[Letter], bool] | None) -> list[int]:
+        found = await newest_letters(corner.target, [LETTERS], wanted, last=last)
+        return [letter.place[2] for letter in found]
+
+    assert await offsets(2, None) == [3, 4]
+    assert await offsets(2, lambda letter: letter.reason == "bad_utf8") == [1, 2]
+    assert await offsets(1, lambda letter: letter.reason == "bad_utf8") == [2]
+    assert await offsets(9, lambda letter: letter.reason == "too_late") == [0, 3, 4]
+    assert await offsets(0, lambda letter: True) == []
+
+
+async def test_the_list_of_letters_is_filtered_before_it_is_cut(corner: Corner) -> None:
+    await corner.letter(body("old"), [], (TOPIC, 1, 0), "join", 1, "bad_utf8")
+    await corner.letter(body("new"), [], (TOPIC, 1, 1), "online", 1, "too_late")
+    letters = (await read_letters(corner.target, [LETTERS], lambda _: True)).letters
+    await discard(ActionLog(corner.target, corner.producer), deed("lost"), letters[:1], lambda _done, _total: None)
+    where = ["--kafka", corner.target.bootstrap, "--topic-prefix", corner.target.prefix, "--json"]
+    for chosen in (["--reason", "bad_utf8"], ["--group", "join"], ["--state", DISCARDED]):
+        done = await asyncio.to_thread(
+            CliRunner().invoke, app, ["dead-letters", "list", "readings", "-n", "1", *chosen, *where]
+        )
+        assert [one["from_offset"] for one in json.loads(done.stdout)["dead_letters"]] == ["0"], chosen
 
 
 async def test_a_repeat_is_sent_once_but_what_was_refused_again_is_no_repeat(corner: Corner) -> None:

@@ -12,6 +12,7 @@ from tidemill.stack import kafka, ports, postgres, redis
 from tidemill.stack.endpoints import Endpoints, ServiceAddress, redacted
 from tidemill.stack.plan import NEEDS, Layout, kafka_security, port_names, service_environment
 from tidemill.stack.restart import HEALTHY_AFTER_S, LONGEST_DELAY_S, Backoff
+from tidemill.stack.servers import service_programs
 from tidemill.stack.spec import SERVICES, External, StackError, StackSpec, default_home, services_of
 from tidemill.stack.state import ProcessState, StackState
 
@@ -158,6 +159,16 @@ def test_a_stack_name_cannot_leave_its_folder(name: str) -> None:
 def test_empty_environment_means_embedded_servers() -> None:
     assert External.from_environment({"TIDEMILL_KAFKA": ""}).given() == frozenset()
     assert External.from_environment({"TIDEMILL_REDIS": "redis://r"}).given() == frozenset({"redis"})
+
+
+@pytest.mark.parametrize("sign", "#?")
+def test_a_home_that_urls_cannot_name_is_refused_before_anything_is_written_beside_it(
+    tmp_path: Path, sign: str
+) -> None:
+    home = tmp_path / f"a{sign}b"
+    with pytest.raises(StackError, match=r"the offline log takes no folder with # or \? in its path: "):
+        service_programs(StackSpec(name="n", home=home), Layout(home), ENDPOINTS)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_server_listens_on_loopback_alone() -> None:

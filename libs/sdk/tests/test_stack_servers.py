@@ -121,6 +121,26 @@ def test_two_stacks_run_side_by_side(stack: Stack, tmp_path: Path) -> None:
         other.remove()
 
 
+@pytest.mark.parametrize("folder", ["a b's c", ' "d"=e:f\\g é[1]*$HOME'])
+def test_a_stack_starts_and_starts_again_in_a_folder_of_any_name(tmp_path: Path, folder: str) -> None:
+    stack = Stack("odd", tmp_path / folder)
+    try:
+        for _ in range(2):
+            stack.start(only="servers")
+            assert stack.state is not None
+            assert {process.name for process in stack.state.processes} == SERVERS
+            stack.stop()
+        for written in ("kafka/log/meta.properties", "redis/appendonly.aof"):
+            assert (tmp_path / folder / written).exists()
+    finally:
+        stack.remove()
+
+
+def test_a_folder_that_kafka_would_take_for_two_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(StackError, match=r"Kafka takes no folder with a comma in its path: .*/a, b/kafka"):
+        Stack("odd", tmp_path / "a, b").start(only="servers")
+
+
 def test_an_existing_server_is_used_and_not_started(stack: Stack, tmp_path: Path) -> None:
     theirs = stack.endpoints
     external = External(kafka=theirs.kafka, redis=theirs.redis, postgres=theirs.postgres_dsn)

@@ -1,6 +1,7 @@
 """How a command answers: rich on a terminal, plain in a pipe, JSON on request, and one exit code."""
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ class Answer:
 
     def json(self, value: Any) -> None:
         """Print the whole answer of a command as one line of JSON."""
-        typer.echo(json.dumps(value, ensure_ascii=False))
+        typer.echo(_json(value))
 
     def say(self, text: str) -> None:
         """Print a line for a person."""
@@ -45,7 +46,7 @@ class Answer:
     def value(self, value: Any) -> None:
         """Print a value: indented and coloured on a terminal, one line of JSON elsewhere."""
         if self.terminal:
-            self._console.print(JSON(json.dumps(value, ensure_ascii=False), ensure_ascii=False))
+            self._console.print(JSON(_json(value), ensure_ascii=False))
         else:
             self.json(value)
 
@@ -68,6 +69,22 @@ class Answer:
         widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
         for row in (list(columns), *cells):
             typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _json(value: Any) -> str:
+    """Return a value as JSON, which has no numbers that are not finite: they go by name, as protobuf writes them."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_named(value), ensure_ascii=False, allow_nan=False)
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {name: _named(one) for name, one in value.items()}
+    return [_named(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 @contextmanager

@@ -53,6 +53,8 @@ def dataset(
     with answering(as_json) as answer:
         if output.suffix.lower() not in SUFFIXES:
             raise RefusedError(f"{output.name}: a dataset ends in {', '.join(sorted(SUFFIXES))}", USAGE)
+        if output.is_dir():
+            raise RefusedError(f"{output} is a folder; name a file", USAGE)
         if not output.absolute().parent.is_dir():
             raise RefusedError(f"there is no folder {output.absolute().parent}", USAGE)
         target = Target(stack, home)

@@ -18,7 +18,15 @@ from tidemill.cli.answers import NO, USAGE, Answer, RefusedError, answering
 from tidemill.cli.scalars import instant_us
 from tidemill.cli.targets import DEFAULT_STACK, Home, Ingestion, Json, Kafka, Prefix, Registry, StackName, Target
 from tidemill.clients.calls import actor
-from tidemill.clients.dead_letters import ActionLog, Deed, letter_topics, producing, read_fates, read_letters
+from tidemill.clients.dead_letters import (
+    ActionLog,
+    Deed,
+    letter_topics,
+    newest_letters,
+    producing,
+    read_fates,
+    read_letters,
+)
 from tidemill.clients.decoding import Decoder, dead_letter, text_of
 from tidemill.clients.ingestion import IngestionClient
 from tidemill.clients.judging import Judge
@@ -64,7 +72,7 @@ def list_dead_letters(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """List refused records with their reason and what became of them."""
+    """List refused records with their reason and what became of them: of those that are asked for, the newest."""
     with answering(as_json) as answer:
         if state is not None and state not in STATES:
             raise RefusedError(f"unknown state {state!r}; there are {', '.join(STATES)}", USAGE)
@@ -73,9 +81,13 @@ def list_dead_letters(
         async def find() -> list[dict[str, Any]]:
             chosen = await _selection(target, stream, reason=reason, group=group, since=since)
             fates = await read_fates(target)
-            found = await read_letters(target, chosen.topics, chosen.holds, last=last)
-            entries = [_entry(letter, fates.of(letter.place)) for letter in found.letters]
-            return [entry for entry in entries if state is None or entry["state"] == state]
+
+            def wanted(letter: Letter) -> bool:
+                return chosen.holds(letter) and state in (None, fates.of(letter.place).state)
+
+            every = reason is None and group is None and since is None and state is None
+            found = await newest_letters(target, chosen.topics, None if every else wanted, last=last)
+            return [_entry(letter, fates.of(letter.place)) for letter in found]
 
         letters = _run(find())
         if as_json:

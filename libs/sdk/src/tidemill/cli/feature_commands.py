@@ -13,7 +13,7 @@ from tidemill.cli.answers import USAGE, RefusedError, answering
 from tidemill.cli.build_commands import backfill, rebuild
 from tidemill.cli.explanations import explained, show, shown_duration
 from tidemill.cli.rows import cell
-from tidemill.cli.scalars import instant_us
+from tidemill.cli.scalars import as_of_us
 from tidemill.cli.targets import DEFAULT_STACK, Home, Json, Registry, StackName, Target
 from tidemill.clients.feature_table import FeatureTable, Key, KeyPart, moment
 from tidemill.clients.features import FeatureClient
@@ -75,7 +75,7 @@ def read(
 
 
 def _instant(text: str | None) -> datetime | None:
-    found_us = instant_us(text)
+    found_us = as_of_us(text)
     return None if found_us is None else moment(found_us)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyarrow import ArrowInvalid
+from pyarrow import ArrowException
 from pyarrow.parquet import ParquetFile
 
 from tidemill.cli.answers import USAGE, RefusedError
@@ -15,7 +15,7 @@ BATCH_ROWS = 2_000
 def _open(path: Path) -> ParquetFile:
     try:
         return ParquetFile(path)
-    except ArrowInvalid as error:
+    except (ArrowException, OSError) as error:
         raise RefusedError(f"{path} is no Parquet file: {error}", USAGE) from error
 
 
@@ -26,7 +26,13 @@ def rows_of(path: Path) -> int:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file as dictionaries."""
+    """Yield the rows of a file as dictionaries. Raises `RefusedError` where a part of it cannot be read."""
+    done = 0
     with _open(path) as file:
-        for batch in file.iter_batches(batch_size=BATCH_ROWS):
-            yield from batch.to_pylist()
+        try:
+            for batch in file.iter_batches(batch_size=BATCH_ROWS):
+                rows = batch.to_pylist()
+                yield from rows
+                done += len(rows)
+        except (ArrowException, OSError, ValueError) as error:
+            raise RefusedError(f"{path} cannot be read beyond row {done:,}: {error}") from error

@@ -1,18 +1,17 @@
 """predict: a file's rows through serving, one answer for each."""
 
-import json
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from tidemill_contracts.feature.v1 import feature_pb2 as feature
-from tidemill_contracts.instants import format_us
 from tidemill_contracts.serving.v1 import serving_pb2
 
 from tidemill.cli.answers import NO, USAGE, RefusedError, answering
+from tidemill.cli.requests import Ask, entries_of
 from tidemill.cli.rows import Row, Schema, Source
-from tidemill.cli.scalars import instant_us, python_value, scalar
+from tidemill.cli.scalars import as_of_us
 from tidemill.cli.targets import DEFAULT_STACK, Home, Json, Registry, Serving, StackName, Target
 from tidemill.clients.predictions import PredictionClient
 from tidemill.clients.registry import RegistryClient
@@ -42,7 +41,7 @@ def predict(
         if log not in _LOG:
             raise RefusedError(f"unknown log mode {log!r}; there are {', '.join(_LOG)}", USAGE)
         source = Source.of(file, file_format)
-        as_of_us = instant_us(as_of) or 0
+        when_us = as_of_us(as_of) or 0
         target = Target(stack, home)
         with target.connect("registry", registry) as connection:
             client = RegistryClient(connection)
@@ -50,55 +49,34 @@ def predict(
         results: list[dict[str, Any]] = []
         with target.connect("serving", serving) as connection:
             predictions = PredictionClient(connection)
-            rows = source.rows(schema, null)
-            while batch := list(islice(rows, BATCH_ROWS)):
+
+            def ask(asked: Sequence[serving_pb2.PredictRow]) -> Sequence[serving_pb2.RowResult]:
                 request = serving_pb2.PredictBatchRequest(
-                    pipeline=pipeline,
-                    rows=[serving_pb2.PredictRow(fields=_fields(row, schema)) for row in batch],
-                    as_of_us=as_of_us,
-                    log=_LOG[log],
-                    return_features=features,
+                    pipeline=pipeline, rows=asked, as_of_us=when_us, log=_LOG[log], return_features=features
                 )
-                answers = predictions.predict(request).results
-                for row, result in zip(batch, answers, strict=True):
-                    entry = _entry(row, result)
+                return predictions.predict(request).results
+
+            try:
+                for entry in _entries(source.rows(schema, null), schema, ask):
                     results.append(entry)
                     if as_json or features:
                         answer.json(entry)
-        if not features:
-            answer.table(_COLUMNS, [[entry.get(name) for name in _COLUMNS] for entry in results], "no rows")
+            finally:
+                # Also where it breaks off: what was predicted until then is in the log.
+                if results and not features:
+                    answer.table(_COLUMNS, [[entry.get(name) for name in _COLUMNS] for entry in results], "")
+        if not results:
+            answer.say("no rows")
         if any("reason" in entry for entry in results):
             raise typer.Exit(NO)
+
+
+def _entries(rows: Iterator[Row], schema: Schema, ask: Ask) -> Iterator[dict[str, Any]]:
+    while batch := list(islice(rows, BATCH_ROWS)):
+        yield from entries_of(batch, schema, ask)
 
 
 def _request_schema(client: RegistryClient, pipeline: str) -> Schema:
     closure = client.definition("pipeline", pipeline).definition
     request = next(found.request for found in closure.pipelines if found.name == pipeline)
     return {field.name: field for stream in closure.streams if stream.name == request for field in stream.fields}
-
-
-def _fields(row: Row, schema: Schema) -> dict[str, feature.Scalar]:
-    try:
-        found = json.loads(row.data)
-    except ValueError as error:
-        raise RefusedError(f"row {row.number} is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise RefusedError(f"row {row.number} is no JSON object")
-    return {name: scalar(value, schema.get(name)) for name, value in found.items()}
-
-
-def _entry(row: Row, result: serving_pb2.RowResult) -> dict[str, Any]:
-    if result.HasField("error"):
-        error = result.error
-        return {"row": row.number, "reason": error.reason, "field": error.field, "message": error.message}
-    found = result.prediction
-    entry: dict[str, Any] = {
-        "row": row.number,
-        "prediction_id": found.prediction_id,
-        "probability": found.probability,
-        "version": found.model_version,
-        "as_of": format_us(found.as_of_us),
-    }
-    if found.features:
-        entry["features"] = {used.name: python_value(used.value.value) for used in found.features}
-    return entry

@@ -49,6 +49,8 @@ class Source:
         if format_ is not None and format_ not in known:
             raise RefusedError(f"unknown format {format_!r}; there are {', '.join(known)}", USAGE)
         if path == STDIN:
+            if format_ == "parquet":
+                raise RefusedError("Parquet is read from a file: its end says where everything lies", USAGE)
             return cls(path, format_ or "ndjson", None)
         if not path.is_file():
             raise RefusedError(f"there is no file {path}", USAGE)
@@ -73,7 +75,11 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     if path == STDIN:
         yield sys.stdin.buffer
         return
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise RefusedError(f"{path} cannot be read: {error.strerror}", USAGE) from error
+    with file:
         yield file
 
 
@@ -143,11 +149,22 @@ def cell(text: str | None, field: definition.Field | None, null: str) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Return a Parquet value as JSON can say it; a number that is not finite becomes its name, to be refused."""
+    """Return a Parquet value as JSON can say it; a number that is not finite becomes its name, to be refused.
+
+    >>> plain([b"JFK", 1, float("nan")])
+    ['JFK', 1, 'nan']
+    """
+    if isinstance(value, bytes):
+        # Bytes that are no UTF-8 travel on as they are, as those of a CSV do.
+        return value.decode("utf-8", "surrogateescape")
     if isinstance(value, datetime | date):
         return value.isoformat()
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
+    if isinstance(value, Mapping):
+        return {str(name): plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
     return value if isinstance(value, bool | int | float | str | None) else str(value)
 
 

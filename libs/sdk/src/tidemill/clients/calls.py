@@ -86,7 +86,24 @@ class Tls:
 
 def actor(environment: Mapping[str, str] = os.environ) -> str:
     """Return who a change is ascribed to: TIDEMILL_ACTOR, else the user's name."""
-    return environment.get("TIDEMILL_ACTOR") or environment.get("USER") or getpass.getuser()
+    given = environment.get("TIDEMILL_ACTOR") or environment.get("USER")
+    if given:
+        return given
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # A container's user need not be in its passwd file.
+        return f"uid {os.getuid()}"
+
+
+def _metadata(by: str | None) -> list[tuple[str, str]]:
+    """Return what a call says of itself. Raises `ClientError` for an actor that gRPC does not carry."""
+    if by is None:
+        return []
+    if not (by.isascii() and by.isprintable()):
+        message = f"{by!r} cannot be sent as the actor, which is printable ASCII: set TIDEMILL_ACTOR"
+        raise ClientError(message, reached=True, reason="missing_actor", field=ACTOR_KEY)
+    return [(ACTOR_KEY, by)]
 
 
 def channel_options() -> list[tuple[str, Any]]:
@@ -122,8 +139,8 @@ class Connection:
     def call(
         self, method: Callable[..., T], request: object, *, by: str | None = None, deadline_s: float = DEADLINE_S
     ) -> T:
-        """Return the method's answer; `by` is the actor of a change. Raises `CallError`."""
-        metadata: Sequence[tuple[str, str]] = [] if by is None else [(ACTOR_KEY, by)]
+        """Return the method's answer; `by` is the actor of a change. Raises `ClientError`, mostly a `CallError`."""
+        metadata = _metadata(by)
         try:
             return method(request, metadata=metadata, timeout=deadline_s)
         except grpc.RpcError as error:

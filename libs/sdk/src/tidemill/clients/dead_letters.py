@@ -12,7 +12,7 @@ from tidemill_contracts.cloudevents import Attributes, to_headers
 from tidemill_contracts.ingestion.v1 import dead_letters_pb2 as messages
 from tidemill_contracts.instants import from_timestamp, to_timestamp
 
-from tidemill.clients.letters import ACTIONS_TOPIC, Fates, Letter, Place, letter_of
+from tidemill.clients.letters import ACTIONS_TOPIC, Fates, Letter, Newest, Place, letter_of
 from tidemill.clients.topics import KafkaTarget, TopicError, kafka_fault, list_topics, read_topic
 
 OTHERS_TOPIC = "ingestion.dead-letters.v1"
@@ -21,7 +21,8 @@ MAX_LETTERS = 50_000
 MAX_BYTES = 256 * 1024 * 1024
 # Shorter than a claim holds, so that nothing is sent after it is void.
 SEND_TIMEOUT_MS = 20_000
-MAX_RECORD_BYTES = 2 * 1024 * 1024
+# A letter's value may be as large where it went compressed.
+MAX_RECORD_BYTES = 5 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,12 @@ async def read_fates(target: KafkaTarget) -> Fates:
     return fates
 
 
-async def read_letters(
-    target: KafkaTarget, topics: Sequence[str], wanted: Callable[[Letter], bool], *, last: int | None = None
-) -> Found:
-    """Return the letters that are wanted, oldest of each topic first; of the newest `last` of each topic only."""
+async def read_letters(target: KafkaTarget, topics: Sequence[str], wanted: Callable[[Letter], bool]) -> Found:
+    """Return the letters that are wanted, oldest of each topic first."""
     found: list[Letter] = []
     size = 0
     for topic in topics:
-        async with aclosing(read_topic(target, topic, last=last, follow=False)) as records:
+        async with aclosing(read_topic(target, topic, last=None, follow=False)) as records:
             async for record in records:
                 letter = letter_of(topic, record)
                 if not wanted(letter):
@@ -71,6 +70,27 @@ async def read_letters(
                 if len(found) >= MAX_LETTERS or size >= MAX_BYTES:
                     return Found(found, more=True)
     return Found(found, more=False)
+
+
+async def newest_letters(
+    target: KafkaTarget, topics: Sequence[str], wanted: Callable[[Letter], bool] | None, *, last: int
+) -> list[Letter]:
+    """Return the newest `last` of the letters that are wanted (None: of all) of each topic, oldest first.
+
+    What is wanted may lie anywhere, so a topic is then read whole; held of it are `last` letters, and fewer where they
+    are larger than the topic's share of `MAX_BYTES`.
+    """
+    found: list[Letter] = []
+    for topic in topics:
+        newest = Newest(last, MAX_BYTES // len(topics))
+        reading = read_topic(target, topic, last=last if wanted is None else None, follow=False)
+        async with aclosing(reading) as records:
+            async for record in records:
+                letter = letter_of(topic, record)
+                if wanted is None or wanted(letter):
+                    newest.add(letter)
+        found += newest.letters
+    return found
 
 
 @dataclass(frozen=True)

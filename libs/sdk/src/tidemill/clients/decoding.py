@@ -70,7 +70,8 @@ class Decoder:
             "offset": record.offset,
             "time": format_us(record.timestamp * 1000),
             "key": None if record.key is None else text_of(record.key),
-            "headers": {name: text_of(value) for name, value in record.headers},
+            # Kafka knows headers without a value, which nothing here writes.
+            "headers": {name: text_of(value or b"") for name, value in record.headers},
             "value": self.value(record.value),
         }
 

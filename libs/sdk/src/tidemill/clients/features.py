@@ -7,6 +7,7 @@ from tidemill_contracts.feature.v1 import feature_pb2 as feature
 from tidemill_contracts.feature.v1.feature_pb2_grpc import FeatureServiceStub
 
 from tidemill.clients.calls import AsyncConnection, Connection
+from tidemill.clients.errors import ClientError
 from tidemill.clients.feature_table import FeatureTable, Key, instant_of, keys_of, table_of
 
 READ_DEADLINE_S = 5.0
@@ -74,4 +75,10 @@ def _request(view: str, keys: Sequence[Key], as_of: datetime | None, version: st
 
 
 def _as_of_us(as_of: datetime | None) -> int:
-    return 0 if as_of is None else instant_of(as_of, "as_of")
+    if as_of is None:
+        return 0
+    found = instant_of(as_of, "as_of")
+    if not found:
+        message = f"as_of {as_of}: calls write now as this instant; ask for a microsecond later"
+        raise ClientError(message, reached=True, reason="out_of_range", field="as_of")
+    return found

@@ -1,6 +1,7 @@
 """Whether dead letters would be accepted now, and why not."""
 
 import asyncio
+import base64
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
+from tidemill_contracts import dead_letters as wire
 from tidemill_contracts.canonical import from_json
 from tidemill_contracts.cloudevents import WATERMARK_TYPE
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
@@ -83,6 +85,12 @@ class Judge:
         if item.origin is None:
             message = "its headers do not say which record it was: discard it"
             return Judgement(item, Reason.MISSING_FIELD, "", message)
+        if item.first.key is None and item.first.value is None and wire.left_out(item.first.headers) is None:
+            return Judgement(item, Reason.EMPTY, "", "a record without key and value says nothing: discard it")
+        if wire.left_out(item.first.headers) is not None:
+            place = "/".join(map(str, item.origin))
+            message = f"its value did not fit into a letter: send what lies at {place} again yourself, or discard it"
+            return Judgement(item, Reason.OVERSIZED, "", message)
         if item.bridged and self._check_bridged is None:
             message = f"it lay in {item.origin[0]}, a topic of its producer's own: --bridged sends it there again"
             return Judgement(item, Reason.UNSUPPORTED, "", message)
@@ -163,10 +171,13 @@ def _data(record: Record | Letter) -> bytes:
     """Return an event's data, out of its envelope where it is a structured CloudEvent."""
     value = record.value or b""
     kind = {name.lower(): raw for name, raw in record.headers}.get("content-type") or b""
-    if not kind.startswith(b"application/cloudevents+json"):
+    if not kind.strip().lower().startswith(b"application/cloudevents+json"):
         return value
     try:
-        return json.dumps(json.loads(value)["data"]).encode()
+        envelope = json.loads(value)
+        if "data_base64" in envelope:
+            return base64.b64decode(envelope["data_base64"], validate=True)
+        return json.dumps(envelope["data"], ensure_ascii=False).encode()
     except (ValueError, TypeError, KeyError, RecursionError):
         return value
 

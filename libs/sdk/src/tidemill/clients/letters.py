@@ -4,6 +4,7 @@ A letter is open until somebody sends it again or discards it. Whoever sends it 
 actions' topic; a claim whose run ended without a word is void after `LEASE_US`.
 """
 
+import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,6 +62,29 @@ class Letter:
     def text(self, name: str) -> str:
         """Return one of its headers as text; empty where it has none."""
         return text_of(dict(self.headers).get(name) or b"")
+
+
+class Newest:
+    """The newest letters of those added, so many and so many bytes at most; pure."""
+
+    def __init__(self, count: int, size: int) -> None:
+        self._count = count
+        self._size = size
+        self._held = 0
+        # The oldest first: no two letters share a place.
+        self._heap: list[tuple[int, Place, Letter]] = []
+
+    def add(self, letter: Letter) -> None:
+        """Take a letter in, and let go of the oldest where there are too many."""
+        heapq.heappush(self._heap, (letter.written_us, letter.place, letter))
+        self._held += letter.size
+        while len(self._heap) > self._count or (self._held > self._size and len(self._heap) > 1):
+            self._held -= heapq.heappop(self._heap)[2].size
+
+    @property
+    def letters(self) -> list[Letter]:
+        """The letters that are held, oldest first."""
+        return [letter for _, _, letter in sorted(self._heap)]
 
 
 def letter_of(topic: str, record: Record) -> Letter:
@@ -184,11 +208,13 @@ class Item:
 
 
 def items_of(letters: Iterable[Letter]) -> list[Item]:
-    """Return refused records in the order of their first letters; a letter without origin stands alone."""
-    found: dict[tuple[str, Place], list[Letter]] = {}
+    """Return refused records in the order of their first letters; a letter without origin stands alone.
+
+    A topic that was made anew has the old places again, so that a place alone does not say which record it was.
+    """
+    found: dict[tuple[Place, bytes | None, bytes | None], list[Letter]] = {}
     for letter in letters:
-        key = ("letter", letter.place) if letter.origin is None else ("record", letter.origin)
-        found.setdefault(key, []).append(letter)
+        found.setdefault((letter.origin or letter.place, letter.key, letter.value), []).append(letter)
     return [Item(tuple(together)) for together in found.values()]
 
 

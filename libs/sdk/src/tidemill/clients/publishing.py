@@ -8,6 +8,7 @@ stream is paused) is sent again after a growing pause, behind what was sent mean
 
 import asyncio
 import queue
+import threading
 import time
 import uuid
 from collections import deque
@@ -27,6 +28,8 @@ MESSAGE_EVENTS = 250
 # Fruitless attempts in a row, each after twice the pause of the one before: 25 s together.
 ATTEMPTS = 8
 FIRST_PAUSE_S = 0.1
+# Ingestion waits ten seconds for Kafka (`publish_timeout_s`) and then says `retry`; who is silent for longer is away.
+SILENCE_S = 60.0
 
 # Told the number of an event, counted from 0 in the order in which they were given, and its verdict.
 OnVerdict = Callable[[int, ingestion.Verdict], None]
@@ -52,6 +55,7 @@ class Flight:
     tell: OnVerdict
     max_events: int = MAX_IN_FLIGHT
     max_bytes: int = MAX_IN_FLIGHT_BYTES
+    silence_s: float = SILENCE_S
     waiting: deque[Numbered] = field(default_factory=deque)
     _bytes: int = 0
     _given: int = 0
@@ -160,17 +164,25 @@ class EventStream:
             self._requests.put(request)
 
     def _read(self) -> None:
+        silent = threading.Event()
+        watch = threading.Timer(self._flight.silence_s, _end_silent, (self._call, silent))
+        watch.daemon = True
+        watch.start()
         try:
             again = self._flight.take(next(self._call))
         except StopIteration:
             self._flight.failed(_ended(self._connection.address))
         except grpc.RpcError as error:
+            if silent.is_set():
+                raise _silent(self._connection.address, self._flight.silence_s) from error
             self._flight.failed(translated(self._connection.service, self._connection.address, error))
         else:
             if again:
                 time.sleep(self._flight.pause_s)
                 self._write(again)
             return
+        finally:
+            watch.cancel()
         self._close()
         time.sleep(self._flight.pause_s)
         self._write(self._flight.broken())
@@ -222,7 +234,9 @@ class AsyncEventStream:
 
     async def _read(self) -> None:
         try:
-            response = await self._call.read()
+            response = await asyncio.wait_for(self._call.read(), self._flight.silence_s)
+        except TimeoutError as error:
+            raise _silent(self._connection.address, self._flight.silence_s) from error
         except grpc.aio.AioRpcError as error:
             self._flight.failed(translated(self._connection.service, self._connection.address, error))
         else:
@@ -247,6 +261,17 @@ async def _queued(
 ) -> AsyncIterator[ingestion.PublishStreamRequest]:
     while (request := await requests.get()) is not None:
         yield request
+
+
+def _end_silent(call: Any, silent: threading.Event) -> None:
+    silent.set()
+    call.cancel()
+
+
+def _silent(address: str, silence_s: float) -> CallError:
+    """Return what it means that a call went on without a verdict."""
+    message = f"{address} took events and gave no verdict for {silence_s:g} s"
+    return CallError("ingestion", grpc.StatusCode.DEADLINE_EXCEEDED, message)
 
 
 def _ended(address: str) -> CallError:

@@ -65,13 +65,24 @@ class RegistryClient:
         return {field.name: field for found in closure.streams if found.name == stream for field in found.fields}
 
     def runs(self, pipeline: str, limit: int) -> Sequence[registry.Run]:
-        """Return the newest training runs of a pipeline."""
+        """Return the newest training runs of a pipeline, which need not be registered any more."""
         request = registry.ListRunsRequest(pipeline=pipeline, limit=limit)
-        return self._connection.call(self._stub.ListRuns, request).runs
+        found = self._connection.call(self._stub.ListRuns, request).runs
+        if not found:
+            self._require_pipeline(pipeline)
+        return found
 
     def versions(self, pipeline: str) -> Sequence[records.VersionRecord]:
-        """Return every version of a pipeline."""
-        return self._connection.call(self._stub.ListVersions, registry.ListVersionsRequest(pipeline=pipeline)).versions
+        """Return every version of a pipeline, which need not be registered any more."""
+        request = registry.ListVersionsRequest(pipeline=pipeline)
+        found = self._connection.call(self._stub.ListVersions, request).versions
+        if not found:
+            self._require_pipeline(pipeline)
+        return found
+
+    def _require_pipeline(self, pipeline: str) -> None:
+        """Raise `CallError` (`unknown_pipeline`) where nobody registered it: a list of nothing does not say so."""
+        self.definition("pipeline", pipeline)
 
     def version(self, pipeline: str, version: int) -> records.VersionRecord:
         """Return one version."""

@@ -20,7 +20,7 @@ class StreamOptions:
     max_future: str
     max_event_bytes: int
     unknown: tuple[str, ...]
-    origin: Origin = field(default_factory=here)
+    origin: Origin = field(default_factory=here, repr=False)
 
 
 class Event:

@@ -41,7 +41,7 @@ class Learner:
     library: str
     algorithm: str
     parameters: Mapping[str, ParameterValue]
-    origin: Origin = field(default_factory=here)
+    origin: Origin = field(default_factory=here, repr=False)
 
 
 def XGBoost(**parameters: ParameterValue) -> Learner:  # noqa: N802 - named like the classes beside it

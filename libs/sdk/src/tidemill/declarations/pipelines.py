@@ -18,7 +18,7 @@ class Label:
     expression: str
     by: str
     wait: str
-    origin: Origin = field(default_factory=here)
+    origin: Origin = field(default_factory=here, repr=False)
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Train:
     min_rows: int = 1_000
     trials: int = 1
     seed: int = 0
-    origin: Origin = field(default_factory=here)
+    origin: Origin = field(default_factory=here, repr=False)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Better:
 
     metric: str
     than: str = "champion"
-    origin: Origin = field(default_factory=here)
+    origin: Origin = field(default_factory=here, repr=False)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class AtLeast:
 
     metric: str
     value: float
-    origin: Origin = field(default_factory=here)
+    origin: Origin = field(default_factory=here, repr=False)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class AtMost:
 
     metric: str
     value: float
-    origin: Origin = field(default_factory=here)
+    origin: Origin = field(default_factory=here, repr=False)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Slices:
     feature: str
     metric: str
     max_regression: float
-    origin: Origin = field(default_factory=here)
+    origin: Origin = field(default_factory=here, repr=False)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Shadow:
 
     duration: str
     min_labels: int = 200
-    origin: Origin = field(default_factory=here)
+    origin: Origin = field(default_factory=here, repr=False)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Canary:
     share: float
     duration: str
     min_labels: int = 200
-    origin: Origin = field(default_factory=here)
+    origin: Origin = field(default_factory=here, repr=False)
 
 
 @dataclass(frozen=True)
@@ -94,21 +94,21 @@ class Performance:
 
     metric: str
     limit: float
-    origin: Origin = field(default_factory=here)
+    origin: Origin = field(default_factory=here, repr=False)
 
 
 @dataclass(frozen=True)
 class Covariates:
     """Watch the features against those of training; alerts only."""
 
-    origin: Origin = field(default_factory=here)
+    origin: Origin = field(default_factory=here, repr=False)
 
 
 @dataclass(frozen=True)
 class Predictions:
     """Watch the predictions against those of training; alerts only."""
 
-    origin: Origin = field(default_factory=here)
+    origin: Origin = field(default_factory=here, repr=False)
 
 
 DataQuality = unsupported("tm.DataQuality")
@@ -120,7 +120,7 @@ EstimatedPerformance = unsupported("tm.EstimatedPerformance", "tm.Performance wa
 class Drift:
     """Retrain when the performance monitor says that the model has lost."""
 
-    origin: Origin = field(default_factory=here)
+    origin: Origin = field(default_factory=here, repr=False)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Every:
     """Retrain when this much event time has passed since the last time."""
 
     period: str
-    origin: Origin = field(default_factory=here)
+    origin: Origin = field(default_factory=here, repr=False)
 
 
 NewLabels = unsupported("tm.NewLabels", "there are tm.Drift and tm.Every")
@@ -142,7 +142,7 @@ class Retrain:
     cooldown: str = "1d"
     budget: str = "6 per 90d"
     false_alarms: str = "1 per 90d"
-    origin: Origin = field(default_factory=here)
+    origin: Origin = field(default_factory=here, repr=False)
 
 
 @dataclass(frozen=True)
@@ -159,4 +159,4 @@ class Pipeline:
     rollout: Sequence[Shadow | Canary | Unsupported] = ()
     monitors: Sequence[Performance | Covariates | Predictions | Unsupported] = ()
     retrain: Retrain | None = None
-    origin: Origin = field(default_factory=here)
+    origin: Origin = field(default_factory=here, repr=False)

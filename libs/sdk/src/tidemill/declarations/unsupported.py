@@ -12,7 +12,7 @@ class Unsupported:
 
     name: str
     instead: str = ""
-    origin: Origin = field(default_factory=here)
+    origin: Origin = field(default_factory=here, repr=False)
 
     @property
     def message(self) -> str:

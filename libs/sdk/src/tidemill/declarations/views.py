@@ -20,7 +20,7 @@ class Aggregation:
     quantile: float | None = None
     edges: Sequence[float] = ()
     half_life: str | None = None
-    origin: Origin = field(default_factory=here)
+    origin: Origin = field(default_factory=here, repr=False)
 
 
 Window = str | Unsupported
@@ -153,7 +153,7 @@ class View:
     accuracy: str = "hop"
     budget: str | None = None
     edge_events: int | None = None
-    origin: Origin = field(default_factory=here)
+    origin: Origin = field(default_factory=here, repr=False)
 
     def on(self, *fields: str) -> "Lookup":
         """Return every feature of this view, looked up by these fields of the request."""
@@ -166,4 +166,4 @@ class Lookup:
 
     view: View
     fields: tuple[str, ...]
-    origin: Origin = field(default_factory=here)
+    origin: Origin = field(default_factory=here, repr=False)

@@ -1,8 +1,7 @@
 """One aggregation of a view, typed and with its expressions canonical."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from math import isfinite
 
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_features.aggregates import MAX_EDGES, MAX_K
@@ -12,7 +11,7 @@ from tidemill_features.expressions_tree import Type
 from tidemill.declarations.origin import Origin
 from tidemill.declarations.unsupported import Unsupported
 from tidemill.declarations.views import Aggregation, View
-from tidemill.definition.report import Report
+from tidemill.definition.report import Report, is_finite, named
 from tidemill.definition.source import line_of_text
 from tidemill.definition.streams import CompiledStream
 
@@ -67,7 +66,7 @@ class _Compiler:
         self._item = item
         self._stream = stream
         self._name = name
-        self._subject = f"view {view.name!r}"
+        self._subject = named("view", view.name)
         self._feature = f"{self._subject}: feature {name!r}"
 
     def message(self) -> definition.Aggregation | None:
@@ -111,12 +110,11 @@ class _Compiler:
             message.half_life_ms = report.duration(item.origin, f"{self._feature}: half-life", item.half_life) or 0
 
     def _edges(self) -> list[float]:
-        edges = self._item.edges
-        numbers = not isinstance(edges, str) and all(
-            isinstance(edge, int | float) and not isinstance(edge, bool) and isfinite(edge) for edge in edges
-        )
+        given = self._item.edges
+        edges = list(given) if isinstance(given, Sequence) and not isinstance(given, str | bytes) else []
+        numbers = all(is_finite(edge) for edge in edges)
         if not numbers or not 1 <= len(edges) <= MAX_EDGES or any(low >= high for low, high in pairwise(edges)):
-            message = f"edges are 1 to {MAX_EDGES} numbers that rise, not {edges!r:.80}"
+            message = f"edges are a list of 1 to {MAX_EDGES} numbers that rise, not {given!r:.80}"
             self._report.add(self._item.origin, self._feature, message)
             return []
         return [float(edge) for edge in edges]

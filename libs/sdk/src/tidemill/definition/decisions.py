@@ -1,6 +1,6 @@
 """Gates, rollout, monitors and the retraining policy of a pipeline."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
@@ -21,7 +21,7 @@ from tidemill.declarations.pipelines import (
     Slices,
 )
 from tidemill.declarations.unsupported import Unsupported
-from tidemill.definition.report import Report, unknown
+from tidemill.definition.report import Report, named, unknown
 from tidemill.definition.source import line_of_text
 
 METRICS = ("brier", "calibration_error", "log_loss", "roc_auc")
@@ -35,14 +35,14 @@ def _items(
     pipeline: Pipeline, what: str, given: object, known: tuple[type[Any], ...], report: Report
 ) -> Iterator[tuple[str, Any]]:
     """Yield each item of a list that is of a known class, with its subject; report the others."""
-    subject = f"pipeline {pipeline.name!r}: {what}"
-    if not isinstance(given, Iterable) or isinstance(given, str):
-        report.add(pipeline.origin, subject, f"a list is wanted, not {given!r:.80}")
+    subject = f"{named('pipeline', pipeline.name)}: {what}"
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        fix = f"write [tm.{type(given).__name__}(…)]" if isinstance(given, known) else f"not {given!r:.80}"
+        report.add(pipeline.origin, subject, f"a list is wanted, {fix}")
         return
-    items = list(given)
-    if len(items) > MAX_ITEMS:
-        report.add(pipeline.origin, subject, f"{len(items)} entries are too many; at most {MAX_ITEMS} are possible")
-    for item in items:
+    if len(given) > MAX_ITEMS:
+        report.add(pipeline.origin, subject, f"{len(given)} entries are too many; at most {MAX_ITEMS} are possible")
+    for item in given:
         if isinstance(item, Unsupported):
             report.refuse(item, subject)
         elif isinstance(item, known):
@@ -75,7 +75,7 @@ def compile_gates(pipeline: Pipeline, categories: Collection[str], report: Repor
 
 
 def _slices(subject: str, item: Slices, categories: Collection[str], report: Report) -> definition.Gate | None:
-    if item.feature not in categories:
+    if not isinstance(item.feature, str) or item.feature not in categories:
         line = line_of_text(item.origin, item.feature)
         hint = unknown(item.feature, categories, "category feature") if categories else "the pipeline has no category"
         report.add(item.origin, subject, hint, line=line)
@@ -140,7 +140,7 @@ def compile_retrain(pipeline: Pipeline, report: Report) -> definition.RetrainPol
     retrain = pipeline.retrain
     if retrain is None:
         return None
-    subject = f"pipeline {pipeline.name!r}: retrain"
+    subject = f"{named('pipeline', pipeline.name)}: retrain"
     if not isinstance(retrain, Retrain):
         report.add(pipeline.origin, subject, f"tm.Retrain(…) is wanted, not {retrain!r:.80}")
         return None
@@ -177,7 +177,9 @@ def _triggers(pipeline: Pipeline, retrain: Retrain, report: Report) -> list[defi
             if period is not None:
                 triggers.append(definition.RetrainTrigger(every=definition.ScheduleTrigger(period_ms=period)))
         else:
-            if not any(isinstance(monitor, Performance) for monitor in pipeline.monitors):
+            monitors = pipeline.monitors
+            # What is no list has a fault of its own.
+            if isinstance(monitors, Sequence) and not any(isinstance(one, Performance) for one in monitors):
                 fix = 'add tm.Performance("log_loss", limit=…) to monitors'
                 report.add(item.origin, subject, f"nothing watches the loss; {fix}")
             triggers.append(definition.RetrainTrigger(drift=definition.DriftTrigger()))

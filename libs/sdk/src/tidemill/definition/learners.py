@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from google.protobuf.struct_pb2 import Value
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
@@ -10,46 +11,70 @@ from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill.declarations.learners import Choice, Float, Int, Learner
 from tidemill.declarations.origin import Origin
 from tidemill.declarations.unsupported import Unsupported
-from tidemill.definition.report import Report, unknown
+from tidemill.definition.report import Report, is_finite, unknown
 from tidemill.definition.source import line_of_keyword, line_of_text
 
 MAX_CHOICES = 50
 
 
 @dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a parameter may be, both ends included, or with `above` the upper one alone."""
+
+    low: float = 0
+    high: float = math.inf
+    above: bool = False
+
+    def hold(self, value: float) -> bool:
+        """Say whether a value lies within."""
+        return self.low <= value <= self.high and not (self.above and value == self.low)
+
+    def __str__(self) -> str:
+        least = f"above {self.low:g}" if self.above else f"at least {self.low:g}"
+        return least if self.high == math.inf else f"{least} and at most {self.high:g}"
+
+
+@dataclass(frozen=True, slots=True)
 class Known:
-    """What one learner takes; `whole` and `real` name its parameters."""
+    """What one learner takes; `whole` and `real` are its parameters, with the bounds that its library documents."""
 
     algorithms: tuple[str, ...]
-    whole: frozenset[str]
-    real: frozenset[str]
+    whole: Mapping[str, Bounds]
+    real: Mapping[str, Bounds]
 
     @property
-    def parameters(self) -> frozenset[str]:
-        return self.whole | self.real
+    def parameters(self) -> Mapping[str, Bounds]:
+        return {**self.whole, **self.real}
+
+
+_POSITIVE, _SHARE = Bounds(above=True), Bounds(high=1, above=True)
 
 
 LEARNERS: Mapping[str, Known] = {
     "xgboost": Known(
         algorithms=("",),
-        whole=frozenset({"n_estimators", "max_depth", "max_leaves", "max_bin"}),
-        real=frozenset(
-            {
-                "colsample_bytree",
-                "gamma",
-                "learning_rate",
-                "max_delta_step",
-                "min_child_weight",
-                "reg_alpha",
-                "reg_lambda",
-                "subsample",
-            }
-        ),
+        whole={"n_estimators": Bounds(1), "max_depth": Bounds(), "max_leaves": Bounds(), "max_bin": Bounds(2)},
+        real={
+            "colsample_bytree": _SHARE,
+            "gamma": Bounds(),
+            "learning_rate": Bounds(high=1),
+            "max_delta_step": Bounds(),
+            "min_child_weight": Bounds(),
+            "reg_alpha": Bounds(),
+            "reg_lambda": Bounds(),
+            "subsample": _SHARE,
+        },
     ),
     "river": Known(
         algorithms=("linear_model.LogisticRegression",),
-        whole=frozenset(),
-        real=frozenset({"learning_rate", "l1", "l2", "intercept_lr", "clip_gradient"}),
+        whole={},
+        real={
+            "learning_rate": _POSITIVE,
+            "l1": Bounds(),
+            "l2": Bounds(),
+            "intercept_lr": Bounds(),
+            "clip_gradient": _POSITIVE,
+        },
     ),
 }
 
@@ -81,7 +106,7 @@ def _parameter(learner: Learner, name: str, value: object, subject: str, report:
     if name not in known.parameters:
         fault: str | None = unknown(name, known.parameters, "parameter")
     else:
-        fault = _fault(value, whole=name in known.whole)
+        fault = _fault(value, whole=name in known.whole) or _beyond(value, known.parameters[name])
     if fault is not None:
         report.add(learner.origin, subject, fault, line=line_of_keyword(learner.origin, name))
         return None
@@ -100,10 +125,21 @@ def _parameter(learner: Learner, name: str, value: object, subject: str, report:
 def _fault(value: object, *, whole: bool) -> str | None:
     if isinstance(value, Int):
         good = _whole(value.low) and _whole(value.high) and value.low <= value.high
-        return None if good else f"tm.Int takes whole numbers, low to high, not {value.low!r} and {value.high!r}"
+        return (
+            None if good else f"tm.Int takes whole numbers, low to high, not {value.low!r:.40} and {value.high!r:.40}"
+        )
     if isinstance(value, Float):
         return _float_fault(value, whole=whole)
     return _choice_fault(value, whole=whole) if isinstance(value, Choice) else _number_fault(value, whole=whole)
+
+
+def _beyond(value: object, bounds: Bounds) -> str | None:
+    """Return what is out of bounds of a value that has no other fault."""
+    if isinstance(value, Int | Float):
+        parts: tuple[Any, ...] = (value.low, value.high)
+    else:
+        parts = value.options if isinstance(value, Choice) else (value,)
+    return next((f"it must be {bounds}, not {part!r:.80}" for part in parts if not bounds.hold(part)), None)
 
 
 def _whole(value: object) -> bool:
@@ -112,9 +148,8 @@ def _whole(value: object) -> bool:
 
 def _number_fault(value: object, *, whole: bool) -> str | None:
     if whole:
-        return None if _whole(value) else f"a whole number is needed, not {value!r}"
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return None if good else f"a finite number is needed, not {value!r}"
+        return None if _whole(value) else f"a whole number is needed, not {value!r:.80}"
+    return None if is_finite(value) else f"a finite number is needed, not {value!r:.80}"
 
 
 def _float_fault(value: Float, *, whole: bool) -> str | None:
@@ -123,6 +158,8 @@ def _float_fault(value: Float, *, whole: bool) -> str | None:
     fault = _number_fault(value.low, whole=False) or _number_fault(value.high, whole=False)
     if fault:
         return fault
+    if not isinstance(value.log, bool):
+        return f"log is True or False, not {value.log!r:.80}"
     if value.low > value.high:
         return f"low ({value.low:g}) is above high ({value.high:g})"
     return "a logarithmic range starts above zero" if value.log and value.low <= 0 else None

@@ -11,7 +11,7 @@ from tidemill.declarations.unsupported import Unsupported
 from tidemill.declarations.views import Lookup, View
 from tidemill.definition.decisions import compile_gates, compile_monitors, compile_retrain, compile_rollout
 from tidemill.definition.learners import compile_learner
-from tidemill.definition.report import Report, no_field
+from tidemill.definition.report import Report, named
 from tidemill.definition.source import line_of_text
 from tidemill.definition.streams import CompiledStream, Streams
 from tidemill.definition.views import CompiledView, Views
@@ -34,12 +34,16 @@ class Pipelines:
 
     def compile(self, pipeline: Pipeline) -> definition.Pipeline | None:
         """Return the pipeline's message, or None with the faults reported."""
-        report, origin, subject = self._report, pipeline.origin, f"pipeline {pipeline.name!r}"
+        subject = named("pipeline", pipeline.name)
+        return self._report.guarded(pipeline.origin, subject, lambda: self._compile(pipeline, subject))
+
+    def _compile(self, pipeline: Pipeline, subject: str) -> definition.Pipeline | None:
+        report, origin = self._report, pipeline.origin
         before = len(report.problems)
-        report.name(origin, subject, pipeline.name)
-        other = self._declared.setdefault(pipeline.name, pipeline)
-        if other is not pipeline:
-            report.add(origin, subject, f"it is declared at line {other.origin.line} already; rename one")
+        if report.name(origin, subject, pipeline.name):
+            other = self._declared.setdefault(pipeline.name, pipeline)
+            if other is not pipeline:
+                report.add(origin, subject, f"it is declared at line {other.origin.line} already; rename one")
         request = self._streams.get(pipeline.request, origin, f"{subject}: request")
         message = definition.Pipeline(name=str(pipeline.name))
         categories: set[str] = set()
@@ -106,12 +110,10 @@ class Pipelines:
             report.add(item.origin, subject, message)
             return None
         for field_name, wanted, key in zip(item.fields, view.entity_types, entity, strict=True):
-            field = request.schema.get(field_name)
-            line = line_of_text(item.origin, field_name)
-            if field is None:
-                report.add(item.origin, subject, no_field(field_name, request.owner, request.schema), line=line)
-            elif field.type != wanted:
+            field = report.field(item.origin, subject, field_name, request.schema, request.owner)
+            if field is not None and field.type != wanted:
                 types = f"{TYPE_NAMES[field.type]}, but the view's {key!r} is {TYPE_NAMES[wanted]}"
+                line = line_of_text(item.origin, field_name)
                 report.add(item.origin, subject, f"{field_name!r} is {types}", line=line)
         for one in view.message.features:
             if one.type == _TIMESTAMP:
@@ -126,7 +128,7 @@ class Pipelines:
     def _transform(
         self, pipeline: Pipeline, name: str, text: str, request: CompiledStream, categories: set[str]
     ) -> definition.FeatureSource | None:
-        subject = f"pipeline {pipeline.name!r}: feature {name!r}"
+        subject = f"{named('pipeline', pipeline.name)}: feature {name!r}"
         found = self._report.expression(pipeline.origin, subject, text, request.schema, request.owner)
         if found is None:
             return None
@@ -166,18 +168,16 @@ class Pipelines:
         )
 
     def _check_join(self, label: Label, stream: CompiledStream, request: CompiledStream, subject: str) -> None:
-        report, line = self._report, line_of_text(label.origin, label.by)
+        report = self._report
         if stream.message.name == request.message.name:
             message = "it comes from the request's own stream, so it would be known when asking"
             report.add(label.origin, subject, f"{message}; name the stream that tells the outcome")
             return
         for side in (request, stream):
-            field = side.schema.get(label.by)
-            if field is None:
-                report.add(label.origin, f"{subject}: by", no_field(label.by, side.owner, side.schema), line=line)
-            elif field.type != _STRING or field.nullable:
+            field = report.field(label.origin, f"{subject}: by", label.by, side.schema, side.owner)
+            if field is not None and (field.type != _STRING or field.nullable):
                 message = f"{label.by!r} of {side.owner} must be str and never null, to join by it"
-                report.add(label.origin, f"{subject}: by", message, line=line)
+                report.add(label.origin, f"{subject}: by", message, line=line_of_text(label.origin, label.by))
 
     def _train(self, train: object, origin: Origin, message: definition.Pipeline, subject: str) -> None:
         report = self._report

@@ -2,9 +2,11 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_features.expressions import Expression, ExpressionError, Schema, compile_expression
 
 from tidemill.declarations.origin import Origin
@@ -37,14 +39,39 @@ class Report:
         """Note something that this release does not build."""
         self.add(item.origin, subject, item.message)
 
+    def guarded(self, origin: Origin, subject: str, work: Callable[[], T]) -> T | None:
+        """Return what compiling a declaration yields; None, with the fault noted, where nothing foresaw it."""
+        try:
+            return work()
+        except Exception as error:
+            self.add(origin, subject, f"it is not understood: {type(error).__name__}: {error!s:.200}")
+            return None
+
+    def field(
+        self, origin: Origin, subject: str, name: object, schema: Mapping[str, definition.Field], owner: str
+    ) -> definition.Field | None:
+        """Return the field that a name stands for."""
+        if not isinstance(name, str):
+            self.add(origin, subject, f"the name of a field is wanted, not {name!r:.80}")
+            return None
+        if name not in schema:
+            self.add(origin, subject, no_field(name, owner, schema), line=line_of_text(origin, name))
+            return None
+        return schema[name]
+
     def expression(self, origin: Origin, subject: str, text: object, schema: Schema, owner: str) -> Expression | None:
         """Return the compiled expression; its line is where the text stands within the declaration."""
         line = line_of_text(origin, text)
         if not isinstance(text, str):
-            self.add(origin, subject, f"an expression is a string, not {text!r}", line=line)
+            self.add(origin, subject, f"an expression is a string, not {text!r:.80}", line=line)
             return None
         try:
+            text.encode()
             return compile_expression(text, schema, owner=owner)
+        except UnicodeEncodeError as error:
+            half = ascii(text[error.start : error.end])
+            self.add(origin, subject, f"{half} is half of a surrogate pair and no character; leave it out", line=line)
+            return None
         except ExpressionError as error:
             self.add(origin, subject, error.message, line=line, pointer=error.pointer())
             return None
@@ -84,7 +111,7 @@ class Report:
         good = isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
         if not good:
             what = "whole number" if whole else "number"
-            message = f"a {what} from {low:g} to {high:g} is needed, not {value!r}"
+            message = f"a {what} from {low:g} to {high:g} is needed, not {value!r:.80}"
             self.add(origin, subject, message, line=line_of_text(origin, value))
         return good
 
@@ -112,6 +139,16 @@ class Report:
         message = f"{name!r} is no feature name; start with a letter and use a-z, 0-9 and _"
         self.add(origin, subject, message, line=line_of_text(origin, name))
         return False
+
+
+def is_finite(value: object) -> bool:
+    """Say whether a value is a number that a 64-bit float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def named(kind: str, name: object) -> str:
+    """Return what messages call a declaration; one whose name is no text has none."""
+    return f"{kind} {name!r:.80}" if isinstance(name, str) else kind
 
 
 def unknown(value: object, known: Iterable[str], what: str = "") -> str:

@@ -11,7 +11,7 @@ from tidemill_features.expressions import schema_of
 
 from tidemill.declarations.events import Event, StreamOptions
 from tidemill.declarations.origin import Origin
-from tidemill.definition.report import Report, no_field, unknown
+from tidemill.definition.report import Report, unknown
 from tidemill.definition.source import line_of_field, line_of_text
 
 MAX_FIELDS = 500
@@ -57,7 +57,9 @@ class Streams:
             self._report.add(origin, subject, f"an event class (class X(tm.Event, …)) is wanted, not {event!r}")
             return None
         if event not in self._compiled:
-            self._compiled[event] = self._compile(event)
+            options, own = event.__tidemill__, f"event {event.__name__}"
+            place = origin if options is None else options.origin
+            self._compiled[event] = self._report.guarded(place, own, lambda: self._compile(event))
         return self._compiled[event]
 
     def all(self) -> list[definition.Stream]:
@@ -105,7 +107,7 @@ class Streams:
     def _fields(self, event: type[Event], origin: Origin, subject: str) -> list[definition.Field]:
         try:
             hints = typing.get_type_hints(event)
-        except (NameError, TypeError) as error:
+        except Exception as error:  # an annotation in quotes is any code
             self._report.add(origin, subject, f"a field's type is not understood: {error}")
             return []
         hints = {name: hint for name, hint in hints.items() if not name.startswith("__")}
@@ -113,6 +115,10 @@ class Streams:
             self._report.add(origin, subject, f"it has {len(hints)} fields; 1 to {MAX_FIELDS} are possible")
         fields = []
         for name, hint in hints.items():
+            if name.startswith("_"):
+                line = line_of_field(origin, name)
+                message = f"field {name!r}: the offline log's own columns begin with _; begin it with a letter"
+                self._report.add(origin, subject, message, line=line)
             if hasattr(event, name):
                 line = line_of_field(origin, name)
                 self._report.add(origin, subject, f"field {name!r}: a field has no default value", line=line)
@@ -143,13 +149,13 @@ class Streams:
             "time": (options.time, definition.FIELD_TYPE_TIMESTAMP, "datetime"),
         }
         for role, (name, kind, type_name) in wanted.items():
-            line = line_of_text(options.origin, name)
             if name is None:
                 self._report.add(options.origin, subject, f'it names no {role}; add {role}="…", one of its fields')
-            elif name not in schema:
-                self._report.add(options.origin, f"{subject}: {role}", no_field(name, owner, schema), line=line)
-            elif schema[name].type != kind or schema[name].nullable:
+                continue
+            field = self._report.field(options.origin, f"{subject}: {role}", name, schema, owner)
+            if field is not None and (field.type != kind or field.nullable):
                 message = f"field {name!r} must be {type_name} and never null"
+                line = line_of_text(options.origin, name)
                 self._report.add(options.origin, f"{subject}: {role}", message, line=line)
 
     def _check_name(self, stream: definition.Stream, options: StreamOptions, subject: str) -> None:

@@ -1,6 +1,6 @@
 """Feature views with their aggregations typed and their expressions canonical."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
@@ -9,7 +9,7 @@ from tidemill_features.plan import MAX_EDGE_EVENTS, PlanError, ViewPlan, compile
 from tidemill.declarations.unsupported import Unsupported
 from tidemill.declarations.views import Aggregation, View
 from tidemill.definition.aggregations import compile_aggregation
-from tidemill.definition.report import Report, no_field
+from tidemill.definition.report import Report, named
 from tidemill.definition.source import line_of_text
 from tidemill.definition.streams import CompiledStream, Streams
 
@@ -50,7 +50,8 @@ class Views:
     def get(self, view: View) -> CompiledView | None:
         """Return the compiled view."""
         if id(view) not in self._compiled:
-            self._compiled[id(view)] = self._compile(view)
+            subject = named("view", view.name)
+            self._compiled[id(view)] = self._report.guarded(view.origin, subject, lambda: self._compile(view, subject))
         return self._compiled[id(view)]
 
     def all(self) -> list[definition.View]:
@@ -58,13 +59,13 @@ class Views:
         found = [view.message for view in self._compiled.values() if view is not None]
         return sorted(found, key=lambda view: view.name)
 
-    def _compile(self, view: View) -> CompiledView | None:
-        report, subject = self._report, f"view {view.name!r}"
+    def _compile(self, view: View, subject: str) -> CompiledView | None:
+        report = self._report
         before = len(report.problems)
-        report.name(view.origin, subject, view.name)
-        other = self._declared.setdefault(view.name, view)
-        if other is not view:
-            report.add(view.origin, subject, f"it is declared at line {other.origin.line} already; rename one")
+        if report.name(view.origin, subject, view.name):
+            other = self._declared.setdefault(view.name, view)
+            if other is not view:
+                report.add(view.origin, subject, f"it is declared at line {other.origin.line} already; rename one")
         if isinstance(view.source, View):
             report.add(view.origin, subject, _CHAINED)
             return None
@@ -94,25 +95,30 @@ class Views:
             return
         if accuracy != definition.ACCURACY_EXACT:
             self._report.add(view.origin, subject, 'edge_events are kept where accuracy is "exact"')
-        elif not isinstance(view.edge_events, int) or not 1 <= view.edge_events <= MAX_EDGE_EVENTS:
-            why = f"edge_events is a number from 1 to {MAX_EDGE_EVENTS:,}, not {view.edge_events!r}"
+        elif type(view.edge_events) is not int or not 1 <= view.edge_events <= MAX_EDGE_EVENTS:
+            why = f"edge_events is a number from 1 to {MAX_EDGE_EVENTS:,}, not {view.edge_events!r:.80}"
             self._report.add(view.origin, subject, why)
         else:
             message.edge_events = view.edge_events
 
     def _entity(self, view: View, stream: CompiledStream, subject: str) -> list[str]:
+        if not isinstance(view.by, Sequence):
+            message = f'by takes a field ("{next(iter(stream.schema))}") or a list of fields, not {view.by!r:.80}'
+            self._report.add(view.origin, subject, message)
+            return []
         names = [view.by] if isinstance(view.by, str) else list(view.by)
-        if not 1 <= len(names) <= MAX_ENTITY_FIELDS or len(set(names)) < len(names):
+        if not 1 <= len(names) <= MAX_ENTITY_FIELDS or any(name in names[:place] for place, name in enumerate(names)):
             self._report.add(view.origin, subject, f"by takes 1 to {MAX_ENTITY_FIELDS} different fields")
+        found = []
         for name in names:
-            field = stream.schema.get(name)
-            line = line_of_text(view.origin, name)
+            field = self._report.field(view.origin, subject, name, stream.schema, stream.owner)
             if field is None:
-                self._report.add(view.origin, subject, no_field(name, stream.owner, stream.schema), line=line)
-            elif field.type == _FLOAT:
+                continue
+            if field.type == _FLOAT:
                 message = f"by takes no float ({name!r}); equal floats are no identity"
-                self._report.add(view.origin, subject, message, line=line)
-        return names
+                self._report.add(view.origin, subject, message, line=line_of_text(view.origin, name))
+            found.append(field.name)
+        return found
 
     def _features(self, view: View, stream: CompiledStream, subject: str) -> list[definition.Aggregation]:
         if not isinstance(view.features, Mapping) or not 1 <= len(view.features) <= MAX_FEATURES:
@@ -128,7 +134,7 @@ class Views:
                 found += [aggregation] if aggregation is not None else []
             else:
                 line = line_of_text(view.origin, name)
-                message = f"feature {name!r} is an aggregation such as tm.mean(…), not {item!r}"
+                message = f"feature {name!r} is an aggregation such as tm.mean(…), not {item!r:.80}"
                 self._report.add(view.origin, subject, message, line=line)
         return found
 

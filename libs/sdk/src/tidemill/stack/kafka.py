@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import struct
 import subprocess
 import uuid
 from pathlib import Path
@@ -24,7 +25,7 @@ def properties(data: Path, port: int, controller_port: int) -> str:
         "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{port}",
         "controller.listener.names": "CONTROLLER",
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
-        "log.dirs": data / "log",
+        "log.dirs": escaped(str(data / "log")),
         # A topic exists because the catalogue names it, never because someone mistyped it.
         "auto.create.topics.enable": "false",
         "num.partitions": 1,
@@ -51,8 +52,25 @@ def properties(data: Path, port: int, controller_port: int) -> str:
     return "".join(f"{name}={value}\n" for name, value in settings.items())
 
 
+def escaped(text: str) -> str:
+    r"""Return a text as a value of server.properties, whose escapes are Java's and whose bytes are Latin-1.
+
+    >>> print(escaped("/home/José/a=b"))
+    /home/Jos\u00e9/a=b
+    """
+    units = struct.iter_unpack(">H", text.encode("utf-16-be", "surrogatepass"))
+    return "".join(
+        r"\\" if unit == ord("\\") else chr(unit) if 0x20 <= unit < 0x7F else rf"\u{unit:04x}" for (unit,) in units
+    )
+
+
 def prepare(data: Path, port: int, controller_port: int, *, java: Path, class_path: str) -> Path:
-    """Write the configuration and format the log folder once; return the configuration's path."""
+    """Write the configuration and format the log folder once; return the configuration's path.
+
+    Raises: StackError when the folder's path has a comma, which no escape keeps from being two folders.
+    """
+    if "," in str(data):
+        raise StackError(f"Kafka takes no folder with a comma in its path: {data}; choose another with --home")
     data.mkdir(parents=True, exist_ok=True)
     config = data / "server.properties"
     config.write_text(properties(data, port, controller_port))

@@ -18,7 +18,7 @@ def configuration(data: Path, port: int, password: str) -> str:
         "bind": LOOPBACK,
         "port": port,
         "requirepass": password,
-        "dir": data,
+        "dir": quoted(str(data)),
         "databases": DATABASES,
         "appendonly": "yes",
         "appendfsync": "everysec",
@@ -29,6 +29,16 @@ def configuration(data: Path, port: int, password: str) -> str:
         "always-show-logo": "no",
     }
     return "".join(f"{name} {value}\n" for name, value in settings.items())
+
+
+def quoted(text: str) -> str:
+    r"""Return a text as one word of redis.conf.
+
+    >>> print(quoted("/home/ann o'hara"))
+    "/home/ann o'hara"
+    """
+    escaped = text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    return f'"{escaped}"'
 
 
 def url(port: int, password: str) -> str:

@@ -15,7 +15,7 @@ from tidemill.stack.keys import ensure_key_pair
 from tidemill.stack.plan import Layout, kafka_security, service_environment
 from tidemill.stack.ports import LOOPBACK
 from tidemill.stack.programs import Program
-from tidemill.stack.spec import StackSpec
+from tidemill.stack.spec import StackError, StackSpec
 from tidemill.stack.state import write_private
 
 # Longer than a service's own deadline for draining (`drain_s`, 20 s), which it may use up.
@@ -82,7 +82,12 @@ def server_programs(
 
 
 def service_programs(spec: StackSpec, layout: Layout, endpoints: Endpoints) -> tuple[Program, ...]:
-    """Create the keys and folders the services share and return their programs."""
+    """Create the keys and folders the services share and return their programs.
+
+    Raises: StackError when the home's path would end where a URL's does: Iceberg names its files by URL.
+    """
+    if spec.services and any(sign in str(layout.home) for sign in "#?"):
+        raise StackError(f"the offline log takes no folder with # or ? in its path: {layout.home}; choose another")
     ensure_key_pair(layout.signing_key, layout.verify_key)
     for folder in (layout.artifacts, layout.warehouse, *(layout.data(name) for name in spec.services)):
         folder.mkdir(parents=True, exist_ok=True)
