@@ -1,13 +1,17 @@
 """What becomes of each event of a request: headers, identity, repeats, gates that follow definitions."""
 
 import json
+from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tidemill_contracts.canonical import stream_hash, to_json
 from tidemill_contracts.cloudevents import WATERMARK_TYPE, Attributes, from_headers
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.ingestion.v1 import ingestion_pb2 as messages
-from tidemill_contracts.instants import parse_us
+from tidemill_contracts.instants import format_us, parse_us
 from tidemill_contracts.reasons import Reason
 from tidemill_ingestion.admission import Admission, Admitted, Gate, Held, Repeat
 from tidemill_ingestion.brake import Brake, Limit
@@ -87,6 +91,59 @@ def test_source_of_the_batch_stands_in_for_the_events(gate: Gate) -> None:
 
 def test_a_repeat_within_the_request_points_to_the_first(gate: Gate) -> None:
     assert admit(gate, event("1"), event("2"), event("1"))[2] == Repeat(0)
+
+
+def test_a_repeat_has_its_event_time_within_the_window_of_the_first_in_one_request_as_in_two(gate: Gate) -> None:
+    first, near, far = event("1"), event("1", at="2013-06-04T11:00:00Z"), event("1", at="2013-06-05T10:00:00Z")
+    found = admit(gate, first, near, far, far)
+    assert [type(one) for one in found] == [Admitted, Repeat, Admitted, Repeat]
+    assert (found[1], found[3]) == (Repeat(0), Repeat(2))
+    assert gate.profile.cut(NOW_US).duplicates == 2
+
+
+def test_without_a_window_only_the_same_instant_is_a_repeat_in_one_request_as_in_two() -> None:
+    unwindowed = definition.Stream()
+    unwindowed.CopyFrom(STREAM)
+    unwindowed.dedup_window_ms = 0
+    gate = Gate(unwindowed, Recent(100))
+    found = admit(gate, event("1"), event("1", at="2013-06-04T10:00:01Z"), event("1", at="2013-06-04T10:00:01Z"))
+    assert [type(one) for one in found] == [Admitted, Admitted, Repeat]
+
+
+def verdicts(requests: Sequence[Sequence[Sequence[messages.Event]]]) -> tuple[list[type], int, int]:
+    """Return what became of each event, and what the profile counted; a request brings events in several batches."""
+    gate, found = Gate(STREAM, Recent(100)), list[Admission]()
+    for batches in requests:
+        request = gate.request()
+        answered = [one for batch in batches for one in gate.admit(batch, "s", NOW_US, lambda: "new", request)]
+        for one in answered:
+            if isinstance(one, Admitted):
+                gate.accepted(one, 0, NOW_US)
+        found += answered
+    profile = gate.profile.cut(NOW_US)
+    return [type(one) for one in found], profile.accepted, profile.duplicates
+
+
+def split(events: Sequence[messages.Event], cuts: set[int]) -> list[Sequence[messages.Event]]:
+    places = [0, *sorted(cut for cut in cuts if cut < len(events)), len(events)]
+    return [events[begin:end] for begin, end in pairwise(places)]
+
+
+CUTS = st.sets(st.integers(1, 24))
+T0_US = parse_us("2013-06-04T10:00:00Z")
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["", "1", "2", "3"]), st.integers(0, 16)), min_size=1, max_size=25), CUTS, CUTS
+)
+def test_however_events_are_split_into_requests_and_batches_their_verdicts_are_the_same(
+    sent: list[tuple[str, int]], requests: set[int], batches: set[int]
+) -> None:
+    quarter_us = HOUR_MS * 1000 // 4
+    events = [event(name, at=format_us(T0_US + step * quarter_us)) for name, step in sent]
+    alone = verdicts([[[one]] for one in events])
+    assert verdicts([split(one, batches) for one in split(events, requests)]) == alone
+    assert verdicts([[events]]) == alone
 
 
 def test_only_what_kafka_acknowledged_makes_a_later_event_a_repeat(gate: Gate) -> None:

@@ -41,6 +41,11 @@ def test_fields_that_nobody_declared_are_passed_over_where_readers_do() -> None:
     assert reasons(foreign, ignore=False) == [Reason.UNKNOWN_FIELD]
 
 
+def test_what_was_not_too_large_is_not_once_undeclared_fields_are_passed_over() -> None:
+    ride = {**RIDE, "ride_id": "é" * 25_000, "colour": "red"}
+    assert reasons(json.dumps(ride, ensure_ascii=False).encode()) == [""]
+
+
 @pytest.mark.parametrize("value", [2**63, 1.5, float("nan")])
 def test_what_a_reader_refuses_beside_an_unknown_field_is_still_refused(value: float) -> None:
     assert reasons({**RIDE, "colour": "red", "seats": value}) != [""]

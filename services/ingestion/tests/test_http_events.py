@@ -30,6 +30,32 @@ def test_binary_attributes_are_percent_decoded_and_trace_context_is_kept() -> No
     assert event == messages.Event(id="Euro €", traceparent="00-ab", data=b"{}")
 
 
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ('"a b"', "a b"),
+        (r'"an \"old\" \\ id"', r'an "old" \ id'),
+        ('"Euro%20%E2%82%AC"', "Euro €"),
+        ("%22a%22", '"a"'),
+        ('"a', '"a'),
+        ('a"b"', 'a"b"'),
+        ('"a" "b"', '"a" "b"'),
+        ("100%", "100%"),
+    ],
+)
+def test_quotes_around_a_header_are_taken_off_before_it_is_percent_decoded(header: str, value: str) -> None:
+    event = binary({"content-type": "application/json", "ce-specversion": '"1.0"', "ce-id": header}, b"{}")
+    assert event == messages.Event(id=value, data=b"{}")
+
+
+@pytest.mark.parametrize("name", ["id", "source", "type", "traceparent", "specversion"])
+@pytest.mark.parametrize("encoded", ["a%FF", "%C0%A0", "%ED%A0%80"])
+def test_a_header_that_percent_encodes_no_utf8_is_refused_rather_than_replaced(name: str, encoded: str) -> None:
+    refused = binary({"content-type": "application/json", f"ce-{name}": encoded}, b"{}")
+    assert isinstance(refused, Refusal)
+    assert (refused.reason, refused.field) == (Reason.BAD_UTF8, name)
+
+
 def test_base64_data_is_decoded() -> None:
     encoded = {**ENVELOPE, "data_base64": base64.b64encode(b'{"a":1}').decode()}
     del encoded["data"]
@@ -71,6 +97,13 @@ def test_numbers_that_json_forbids_reach_validation_as_written() -> None:
     event = structured(json.dumps({**ENVELOPE, "data": {"fare": float("nan"), "seats": 2**80}}).encode())
     assert isinstance(event, messages.Event)
     assert event.data == b'{"fare":NaN,"seats":1208925819614629174706176}'
+
+
+def test_an_integer_of_any_length_spoils_no_batch() -> None:
+    long = json.dumps({**ENVELOPE, "data": {"seats": 0}}).replace("0}", "9" * 10_000 + "}").encode()
+    events = batch(b"[" + json.dumps(ENVELOPE).encode() + b"," + long + b"]")
+    assert isinstance(events, list)
+    assert [type(event) for event in events] == [messages.Event, messages.Event]
 
 
 def test_one_bad_envelope_does_not_spoil_its_batch() -> None:

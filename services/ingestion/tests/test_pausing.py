@@ -6,10 +6,19 @@ from typing import Any
 
 import grpc
 import pytest
-from tidemill_contracts.canonical import from_json
+from tidemill_contracts.canonical import from_json, to_json
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.ingestion.v1 import ingestion_pb2 as messages
 from tidemill_contracts.ingestion.v1 import records_pb2 as records
+from tidemill_ingestion.adapters.reporter import Reporter
+from tidemill_ingestion.admission import Gate
+from tidemill_ingestion.brake import Change, Paused
+from tidemill_ingestion.gates import Gates
+from tidemill_runtime.lifecycle import running
+from tidemill_runtime.producer import Producer
+from tidemill_runtime.settings import KafkaSettings
 from tidemill_testkit.eventually import aeventually
+from tidemill_testkit.topic_records import topic_records
 
 pytestmark = pytest.mark.servers
 
@@ -80,6 +89,37 @@ async def test_a_paused_stream_sends_everything_back_with_its_reason_and_loses_n
 
 async def _told_once(door: Any, kind: str) -> bool:
     return len(await told(door, kind)) == 1
+
+
+async def test_the_reason_of_a_resumption_is_bounded_through_both_doors(kafka: Any, open_door: Any) -> None:
+    async with open_door(kafka, **LIMITS, pause_s=600.0) as door:
+        await pause(door)
+        long = messages.ResumeStreamRequest(stream="rides", reason="x" * 2_001)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await door.rpc.ResumeStream(long, metadata=(("x-tidemill-actor", "anna"),))
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        path, by = "/v1/streams/rides/resume", {"x-tidemill-actor": "anna"}
+        answer = await door.http.post(path, params={"reason": long.reason}, headers=by)
+        assert (answer.status_code, answer.json()["reason"]) == (413, "oversized")
+        assert (await door.publish(ride(door, 1))).verdicts[0].reason == "paused"
+        assert (await door.http.post(path, params={"reason": "x" * 2_000}, headers=by)).status_code == 200
+        assert (await door.publish(ride(door, 1))).accepted == 1
+
+
+async def test_what_kafka_never_takes_is_dropped_and_nothing_behind_it_is_lost(kafka: KafkaSettings) -> None:
+    gates = Gates(10)
+    closure = definition.Definition(streams=[definition.Stream(name="rides", key_field="k", time_field="at")])
+    gates.fold(to_json(definition.DefinitionRecord(kind="stream", name="rides", definition=closure)))
+    gate = gates.find("rides")
+    assert isinstance(gate, Gate)
+    paused = Paused(0.5, 10, 9, "undecodable", T_US, T_US + 1)
+    gate.changes += [Change(paused, T_US, "anna", "x" * 5_000), Change(paused, T_US, "anna", "short")]
+    async with Producer(kafka, max_request_bytes=4_000) as producer:
+        reporter = Reporter(gates, producer, hop_s=3_600.0, replica="r", clock=lambda: T_US)
+        async with asyncio.timeout(60), running(reporter):
+            await aeventually(lambda: not gate.changes, claim="every change is told or dropped")
+    log = await topic_records(kafka.client_kwargs(), kafka.physical("ingestion.quality.v1"), range(1))
+    assert [from_json(record.value, records.QualityRecord()).pause.reason for record in log] == ["short"]
 
 
 async def test_a_pause_ends_by_itself(kafka: Any, open_door: Any) -> None:

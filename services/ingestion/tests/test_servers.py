@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,8 @@ async def test_http_takes_structured_binary_and_batched_cloud_events(door: Any) 
     ]
     assert (answer["accepted"], answer["duplicate"], answer["refused"]) == (1, 1, 2)
     assert sorted(from_headers(record.headers).id for record in await door.log()) == ["b", "s", "t"]
+    lost = await door.http.post(path, content=door.ride(2), headers=binary_headers | {"ce-id": "a%FF"})
+    assert (lost.status_code, lost.json()["reason"], lost.json()["field"]) == (400, "bad_utf8", "id")
     other = await door.http.post(path, content=b"<ride/>", headers={"content-type": "text/xml"})
     assert other.json()["reason"] == "unsupported"
 
@@ -170,6 +173,112 @@ async def test_too_many_bytes_in_flight_are_refused_with_when_to_come_back(kafka
         assert busy
         assert int(busy[0].headers["retry-after"]) >= 1
         assert busy[0].json()["reason"] == "overloaded"
+
+
+async def test_unfinished_bodies_are_bounded_together_and_given_up_once_nothing_of_them_comes(
+    kafka: Any, open_door: Any
+) -> None:
+    size, bound = 50_000, 120_000
+    async with open_door(kafka, max_in_flight_bytes=bound, max_http_bytes=size + 1, stream_idle_s=2.0) as door:
+        head = f"POST /v1/streams/rides/events HTTP/1.1\r\nhost: x\r\ncontent-length: {size + 1}\r\n"
+        batch = "content-type: application/cloudevents-batch+json\r\n\r\n["
+
+        async def unfinished() -> bytes:
+            """Send a body but for its last byte and return what is answered, until the connection is closed."""
+            reader, writer = await asyncio.open_connection(*door.settings.http.listen.rsplit(":", 1))
+            writer.write((head + batch + " " * (size - 1)).encode())
+            try:
+                return await reader.read()
+            finally:
+                writer.close()
+
+        slow = [asyncio.create_task(unfinished()) for _ in range(10)]
+
+        async def full() -> bool:
+            found = await in_flight_bytes(door)
+            assert found <= bound
+            return found > bound - size
+
+        await aeventually(full, claim="unfinished bodies hold what there is")
+        async with asyncio.timeout(60):
+            answers = await asyncio.gather(*slow)
+        told = Counter(answer.split(b" ", 2)[1] for answer in answers)
+        assert set(told) == {b"429", b"504"}
+        assert all(b'"reason":"overloaded"' in answer for answer in answers if b" 429 " in answer)
+        assert all(b'"reason":"deadline_exceeded"' in answer for answer in answers if b" 504 " in answer)
+        assert await in_flight_bytes(door) == 0
+        answer = await door.http.post("/v1/streams/rides/events", json=json.loads(door.ride(1)))
+        assert answer.json()["outcome"] == "accepted"
+
+
+async def in_flight_bytes(door: Any) -> float:
+    metrics = (await door.http.get("/metrics")).text
+    return float(metrics.partition("\ntidemill_ingestion_in_flight_bytes ")[2].split()[0])
+
+
+async def test_a_body_that_breaks_off_writes_nothing_and_is_no_failure_of_the_service(
+    door: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, writer = await asyncio.open_connection(*door.settings.http.listen.rsplit(":", 1))
+    head = "POST /v1/streams/rides/events HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    writer.write(f"{head}content-length: 1000\r\n\r\n".encode() + door.ride(1))
+    await aeventually(lambda: _holds(door, len(door.ride(1))), claim="what came is held")
+    writer.close()
+    await aeventually(lambda: _holds(door, 0), claim="nothing is held")
+    await door.publish(event("2", door.ride(2)))
+    assert [record.key for record in await door.log()] == [b"r-2"]
+    assert [record for record in caplog.records if record.name == "uvicorn.error" and record.levelname == "ERROR"] == []
+
+
+async def _holds(door: Any, size: int) -> bool:
+    return await in_flight_bytes(door) == size
+
+
+async def test_names_that_nobody_registered_have_no_label_of_their_own(door: Any) -> None:
+    before = await door.http.get("/metrics")
+    for number in range(30):
+        name = f"walks-{number}-" + "x" * 10_000
+        batch = messages.StreamEvents(stream=name, events=[event("1", b"{}")])
+        response = await door.rpc.PublishBatch(messages.PublishBatchRequest(batches=[batch]))
+        assert response.verdicts[0].reason == "unknown_stream"
+        body = {"content": b"[7]", "headers": {"content-type": "application/cloudevents-batch+json"}}
+        assert (await door.http.post(f"/v1/streams/{name}/events", **body)).json()["refused"] == 1
+    after = await door.http.get("/metrics")
+    assert 'reason="unknown_stream",stream="other"' in after.text
+    assert 'reason="undecodable",stream="other"' in after.text
+    assert "walks-" not in after.text
+    assert len(after.content) < len(before.content) + 20_000
+
+
+async def test_progress_is_waited_for_only_of_requests_begun_before(door: Any) -> None:
+    answered, stopped = 0, False
+
+    async def busy(client: int) -> None:
+        nonlocal answered
+        while not stopped:
+            answered += 1
+            await door.publish(*(event(f"{client}-{answered}-{n}", door.ride(n)) for n in range(200)))
+
+    clients = [asyncio.create_task(busy(number)) for number in range(4)]
+    try:
+        await aeventually(lambda: answered > 8, claim="requests follow each other")
+        for _ in range(3):
+            await door.progress.WaitProgress(progress_pb2.WaitProgressRequest(stage="publish"), timeout=20)
+    finally:
+        stopped = True
+        await asyncio.gather(*clients)
+    response = await door.publish(event("last", door.ride(1)))
+    progress = await door.progress.WaitProgress(progress_pb2.WaitProgressRequest(stage="publish"))
+    (last,) = response.written
+    assert last in progress.written
+
+
+async def test_a_repeat_in_another_batch_of_the_request_is_one_too(door: Any) -> None:
+    batch = messages.StreamEvents(stream="rides", source="meter", events=[event("1", door.ride(1))])
+    other = messages.StreamEvents(stream="walks", events=[event("1", door.ride(1))])
+    response = await door.rpc.PublishBatch(messages.PublishBatchRequest(batches=[batch, other, batch]))
+    assert [verdict.outcome for verdict in response.verdicts] == [ACCEPTED, REFUSED, DUPLICATE]
+    assert len(await door.log()) == 1
 
 
 async def test_a_request_with_too_many_events_is_refused_whole(kafka: Any, open_door: Any) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import tracemalloc
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import grpc
@@ -115,6 +115,49 @@ async def test_a_sender_that_reads_no_verdict_is_held_back(kafka: Any, open_door
         call.cancel()
 
 
+async def test_callers_that_never_read_lose_their_places(kafka: Any, open_door: Any) -> None:
+    small = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536), ("grpc.use_local_subchannel_pool", 1)]
+    thousand = messages.PublishStreamRequest(
+        stream="rides", events=[messages.Event(data=b"{" + b" " * 500) for _ in range(1_000)]
+    )
+    async with AsyncExitStack() as stack:
+        door = await stack.enter_async_context(open_door(kafka, max_streams=2, stream_idle_s=1.0, bad_share=1.0))
+        listen, calls = door.settings.grpc.listen, list[Any]()
+        for _ in range(2):
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(listen, options=small))
+            rpc: Any = IngestionServiceStub(channel)
+            calls.append(rpc.PublishStream(timeout=120))
+        sending = [asyncio.create_task(_send_on(call, thousand)) for call in calls]
+        await aeventually(lambda: _gauge(door, "ingestion_streaming_requests", 2), claim="all places are taken")
+        await aeventually(lambda: _gauge(door, "ingestion_streaming_requests", 0), claim="no place is held")
+        await aeventually(lambda: _gauge(door, "rpc_in_flight", 0), claim="nor is it among the calls being answered")
+        verdicts = await collect(door.rpc.PublishStream(iter([portion(door, [1], stream="rides")]), timeout=60))
+        assert [verdict.outcome for verdict in verdicts] == [messages.OUTCOME_ACCEPTED]
+        # Who reads at last gets the verdicts that were written, and why there are no more.
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await _read_on(calls[0])
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        for task in sending:
+            task.cancel()
+        for call in calls:
+            call.cancel()
+
+
+async def _send_on(call: Any, request: messages.PublishStreamRequest) -> None:
+    with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        while True:
+            await call.write(request)
+
+
+async def _read_on(call: Any) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        continue
+
+
+async def _gauge(door: Any, name: str, value: int) -> bool:
+    return f"tidemill_{name} {value}.0" in (await door.http.get("/metrics")).text
+
+
 async def test_too_many_streams_are_refused_with_when_to_come_back(kafka: Any, open_door: Any) -> None:
     async with open_door(kafka, max_streams=1) as door:
         call = door.rpc.PublishStream(timeout=60)
@@ -187,6 +230,15 @@ async def test_ndjson_gets_a_verdict_per_line_and_an_end(door: Any) -> None:
     log = await door.log()
     assert {record.value for record in log} == {door.ride(1), door.ride(2)}
     assert {from_headers(record.headers).source for record in log} == {"meter"}
+
+
+async def test_the_source_of_lines_is_decoded_as_that_of_a_single_event(door: Any) -> None:
+    for kind in ("application/x-ndjson", "application/json"):
+        headers = {"content-type": kind, "ce-source": '"Euro%20%E2%82%AC"'}
+        assert (await door.http.post(PATH, content=door.ride(1), headers=headers)).status_code == 200
+    assert {from_headers(record.headers).source for record in await door.log()} == {"Euro €"}
+    lost = await door.http.post(PATH, content=door.ride(1), headers=NDJSON | {"ce-source": "a%FF"})
+    assert (lost.status_code, lost.json()["reason"]) == (400, "bad_utf8")
 
 
 async def test_ndjson_of_envelopes_keeps_identities(door: Any) -> None:

@@ -3,12 +3,14 @@
 import json
 import math
 from contextlib import suppress
+from datetime import timedelta, timezone
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.instants import EARLIEST_US, EPOCH, LATEST_US
 from tidemill_contracts.reasons import Reason
 from tidemill_ingestion.timestamps import InstantError, parse
 from tidemill_ingestion.validation import Validator
@@ -95,6 +97,7 @@ BAD = [
     (but(seats=2**63), Reason.OUT_OF_RANGE, "seats"),
     (but(seats=-(2**63) - 1), Reason.OUT_OF_RANGE, "seats"),
     (but(seats=2**70), Reason.OUT_OF_RANGE, "seats"),
+    (but(seats=10**400), Reason.OUT_OF_RANGE, "seats"),
     (but(seats=1.0), Reason.WRONG_TYPE, "seats"),
     (but(seats=True), Reason.WRONG_TYPE, "seats"),
     (but(shared=1), Reason.WRONG_TYPE, "shared"),
@@ -106,6 +109,9 @@ BAD = [
     (but(at="2013-06-04T10:00:61Z"), Reason.WRONG_TYPE, "at"),
     (but(at=1370340000), Reason.WRONG_TYPE, "at"),
     (but(at="0001-01-01T00:00:00Z"), Reason.OUT_OF_RANGE, "at"),
+    (but(at="1678-01-01T00:00:00+01:00"), Reason.OUT_OF_RANGE, "at"),
+    (but(due="2261-12-31T23:59:59.999999-00:01"), Reason.OUT_OF_RANGE, "due"),
+    (but(at="1677-12-31T23:59:59-00:00"), Reason.OUT_OF_RANGE, "at"),
     (but(due="9999-12-31T23:59:59-14:00"), Reason.OUT_OF_RANGE, "due"),
     (but(at="2099-01-01T00:00:00Z"), Reason.TOO_FAR_IN_FUTURE, "at"),
 ]
@@ -131,6 +137,8 @@ def test_each_class_of_bad_input_has_its_named_reason(data: bytes, reason: Reaso
         but(fare=3),
         but(fare=2**70),
         but(at="2013-06-04T10:00:00.123456789+05:30"),
+        but(at="1677-12-31T23:30:00-00:30"),
+        but(due="2262-01-01T00:59:59.999999+01:00"),
         b"\n" + but() + b"  ",
     ],
 )
@@ -145,6 +153,28 @@ def test_deep_nesting_is_refused_not_followed() -> None:
     verdict = Validator(roomy).check(b"[" * 1_000_000, NOW_US)
     assert isinstance(verdict, Refusal)
     assert verdict.reason is Reason.UNDECODABLE
+
+
+@pytest.mark.parametrize("digits", [400, 4_300, 4_301, 60_000])
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_an_integer_is_named_for_what_it_is_whatever_its_length(sign: str, digits: int) -> None:
+    roomy = definition.Stream()
+    roomy.CopyFrom(STREAM)
+    roomy.max_event_bytes = 100_000
+    for name, reason in (("seats", Reason.OUT_OF_RANGE), ("fare", Reason.NON_FINITE)):
+        data = but(**{name: "LONG"}).replace(b'"LONG"', (sign + "7" * digits).encode())
+        verdict = Validator(roomy).check(data, NOW_US)
+        assert isinstance(verdict, Refusal)
+        assert (verdict.reason, verdict.field) == (reason, name)
+        assert len(verdict.message) < 200
+
+
+def test_the_event_times_that_are_accepted_are_those_that_readers_take() -> None:
+    for bound_us, ok in ((EARLIEST_US, {0, 1}), (LATEST_US, {-1})):
+        for step in (-1, 0, 1):
+            written = (EPOCH + timedelta(microseconds=bound_us + step)).astimezone(timezone(timedelta(hours=-5)))
+            verdict = VALIDATOR.check(but(due=written.isoformat()), NOW_US)
+            assert isinstance(verdict, Valid) == (step in ok)
 
 
 SCALARS: st.SearchStrategy[Any] = st.one_of(

@@ -15,7 +15,7 @@ from tidemill_runtime.outgoing import Outgoing
 
 from tidemill_ingestion.brake import Brake, Change, Limit, Paused
 from tidemill_ingestion.quality import Profile
-from tidemill_ingestion.recent import Identity, Recent
+from tidemill_ingestion.recent import BEFORE, Identity, Recent, Request
 from tidemill_ingestion.validation import Validator
 from tidemill_ingestion.verdicts import Refusal, Valid
 
@@ -42,7 +42,7 @@ class Admitted(NamedTuple):
 
 
 class Repeat(NamedTuple):
-    """The event's identity was accepted before, or stands earlier in the same request: `first` is its index there."""
+    """The event's identity was accepted within the window; `first` is its place where that was in this request."""
 
     first: int | None
 
@@ -55,7 +55,6 @@ class Held(NamedTuple):
 
 Admission = Admitted | Refusal | Repeat | Held
 
-_REPEAT = Repeat(None)
 _EVENT_TYPE = EVENT_TYPE.encode()
 # Nobody looked for so many pauses: the oldest are told no more.
 _MAX_CHANGES = 100
@@ -99,34 +98,48 @@ class Gate:
         """End a pause because an operator says so."""
         self._changed(self.brake.resume(now_us, actor, reason))
 
+    def request(self) -> Request:
+        """Return the identities of a request that is yet to be admitted."""
+        return Request(self.recent, self._window_us)
+
     def admit(
-        self, events: Sequence[messages.Event], source: str, now_us: int, new_id: Callable[[], str]
+        self,
+        events: Sequence[messages.Event],
+        source: str,
+        now_us: int,
+        new_id: Callable[[], str],
+        request: Request | None = None,
     ) -> list[Admission]:
-        """Return what becomes of each event, in order; `source` stands in where an event names none."""
+        """Return what becomes of each event, in order; `source` stands in where an event names none.
+
+        `request` is given where a request brings events of the stream in several batches.
+        """
         pause = self.paused(now_us)
         if pause is not None:
             return [Held(pause)] * len(events)
-        admissions = self.judge(events, source, now_us, new_id)
+        admissions = self.judge(events, source, now_us, new_id, request)
         refusals = [one for one in admissions if isinstance(one, Refusal)]
         self.judged(len(admissions) - len(refusals), refusals, now_us)
         return list(admissions)
 
     def judge(
-        self, events: Iterable[messages.Event | Refusal], source: str, now_us: int, new_id: Callable[[], str]
+        self,
+        events: Iterable[messages.Event | Refusal],
+        source: str,
+        now_us: int,
+        new_id: Callable[[], str],
+        request: Request | None = None,
     ) -> list[Admitted | Refusal | Repeat]:
         """Return the verdict on each event, paused or not; whoever acts on it says so with `judged`."""
         admissions: list[Admitted | Refusal | Repeat] = []
-        first_of: dict[Identity, int] = {}
-        for number, event in enumerate(events):
+        request = request or self.request()
+        for event in events:
             if isinstance(event, Refusal):
                 admissions.append(event)
-                continue
-            admission = self._admit(event, event.source or source or DEFAULT_SOURCE, now_us, new_id)
-            if isinstance(admission, Admitted) and admission.identity is not None:
-                first = first_of.setdefault(admission.identity, number)
-                if first != number:
-                    admission = Repeat(first)
-            admissions.append(admission)
+            else:
+                named = event.source or source or DEFAULT_SOURCE
+                admissions.append(self._admit(event, named, now_us, new_id, request))
+            request.place += 1
         return admissions
 
     def judged(self, good: int, refusals: Iterable[Refusal], now_us: int) -> None:
@@ -146,7 +159,7 @@ class Gate:
             self.changes.append(change)
 
     def _admit(
-        self, event: messages.Event, source: str, now_us: int, new_id: Callable[[], str]
+        self, event: messages.Event, source: str, now_us: int, new_id: Callable[[], str], request: Request
     ) -> Admitted | Refusal | Repeat:
         given_id, kind, trace = event.id, event.type, event.traceparent
         if len(given_id) + len(source) + len(kind) + len(trace) > MAX_ATTRIBUTE_CHARS:
@@ -159,9 +172,11 @@ class Gate:
             return valid
         # An id of our own can be nobody's repeat.
         identity = (source, given_id) if given_id else None
-        if identity is not None and self.recent.holds(identity, valid.time_us, self._window_us):
-            self.profile.duplicates += 1
-            return _REPEAT
+        if identity is not None:
+            first = request.take(identity, valid.time_us)
+            if first is not None:
+                self.profile.duplicates += 1
+                return Repeat(None if first == BEFORE else first)
         self.profile.observe(valid.fields)
         headers = [
             *self._common,

@@ -25,7 +25,9 @@ def check_events(
         found = explainer.check(event.data, now_us)
         if ignore_unknown_fields and isinstance(found, Refusal) and found.reason is Reason.UNKNOWN_FIELD:
             declared = {name: value for name, value in json.loads(event.data).items() if name in known}
-            found = explainer.check(json.dumps(declared).encode(), now_us)
+            # No longer than it came: its size was right.
+            text = json.dumps(declared, ensure_ascii=False, separators=(",", ":"))
+            found = explainer.check(text.encode(), now_us)
         verdicts.append(_verdict(found))
     return verdicts
 

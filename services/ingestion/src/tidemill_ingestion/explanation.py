@@ -12,10 +12,12 @@ import orjson
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.reasons import Reason
 
+from tidemill_ingestion.exact import loads
 from tidemill_ingestion.timestamps import InstantError, parse, to_us
 from tidemill_ingestion.verdicts import Refusal, Valid
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+_NO_INT64 = "the integer does not fit into 64 bits"
 DEFAULT_MAX_BYTES = 64 * 1024
 _TYPE_NAMES = {
     definition.FIELD_TYPE_BOOL: "true or false",
@@ -32,6 +34,7 @@ class Explainer:
     def __init__(self, stream: definition.Stream) -> None:
         self._fields = tuple(stream.fields)
         self._names = frozenset(field.name for field in stream.fields)
+        self._integers = frozenset(f.name for f in stream.fields if f.type == definition.FIELD_TYPE_INT64)
         self._stream = stream.name
         self._key_field = stream.key_field
         self._time_field = stream.time_field
@@ -76,7 +79,7 @@ class Explainer:
         except UnicodeDecodeError as error:
             return Refusal(Reason.BAD_UTF8, "", f"byte {error.start} is not UTF-8: encode the event as UTF-8")
         try:
-            exact = json.loads(text)
+            exact = loads(text)
         except RecursionError:
             return Refusal(Reason.UNDECODABLE, "", "nested too deeply: an event is one flat JSON object")
         except ValueError as error:
@@ -86,8 +89,20 @@ class Explainer:
         try:
             orjson.loads(data)
         except orjson.JSONDecodeError as error:
-            return _unreadable(exact, error)
+            return self._unreadable(exact, error)
         return exact
+
+    def _unreadable(self, event: dict[str, Any], error: orjson.JSONDecodeError) -> Refusal:
+        """Name what a strict decoder rejects and Python's reads: NaN, infinities, halves of surrogate pairs."""
+        for name, value in event.items():
+            if _beyond_float(value):
+                if name in self._integers and isinstance(value, int):
+                    return Refusal(Reason.OUT_OF_RANGE, name, f"field {name!r}: {_NO_INT64}")
+                message = f"field {name!r} is not finite: send null or leave the event out"
+                return Refusal(Reason.NON_FINITE, name, message)
+            if not _encodable(name) or (isinstance(value, str) and not _encodable(value)):
+                return Refusal(Reason.BAD_UTF8, ascii(name)[1:-1], "a \\u escape is half of a surrogate pair")
+        return Refusal(Reason.UNDECODABLE, "", f"no JSON: {error}")
 
     def _check_field(self, field: definition.Field, event: dict[str, Any]) -> Refusal | None:
         name = field.name
@@ -133,7 +148,7 @@ def _wrong(kind: int, value: Any) -> tuple[Reason, str] | None:
     if not isinstance(value, int):
         return mismatch
     if not INT64_MIN <= value <= INT64_MAX:
-        return (Reason.OUT_OF_RANGE, "the integer does not fit into 64 bits")
+        return (Reason.OUT_OF_RANGE, _NO_INT64)
     return None
 
 
@@ -143,16 +158,6 @@ def _wrong_instant(text: str) -> tuple[Reason, str] | None:
     except InstantError as error:
         return (error.reason, str(error))
     return None
-
-
-def _unreadable(event: dict[str, Any], error: orjson.JSONDecodeError) -> Refusal:
-    """Name what a strict decoder rejects and Python's reads: NaN, infinities, halves of surrogate pairs."""
-    for name, value in event.items():
-        if _beyond_float(value):
-            return Refusal(Reason.NON_FINITE, name, f"field {name!r} is not finite: send null or leave the event out")
-        if not _encodable(name) or (isinstance(value, str) and not _encodable(value)):
-            return Refusal(Reason.BAD_UTF8, ascii(name)[1:-1], "a \\u escape is half of a surrogate pair")
-    return Refusal(Reason.UNDECODABLE, "", f"no JSON: {error}")
 
 
 def _beyond_float(value: Any) -> bool:

@@ -6,6 +6,7 @@ Source: CloudEvents HTTP protocol binding 1.0.2, section 3, and JSON format 1.0.
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
@@ -13,6 +14,7 @@ from urllib.parse import unquote
 from tidemill_contracts.ingestion.v1 import ingestion_pb2 as messages
 from tidemill_contracts.reasons import Reason
 
+from tidemill_ingestion.exact import loads
 from tidemill_ingestion.verdicts import Refusal
 
 STRUCTURED = "application/cloudevents+json"
@@ -22,6 +24,10 @@ SPEC_VERSION = "1.0"
 _ATTRIBUTES = ("id", "source", "type", "traceparent")
 
 Parsed = messages.Event | Refusal
+
+# A quoted string and a backslash escape in it: RFC 7230, section 3.2.6.
+_quoted = re.compile(r'"((?:[^"\\]|\\.)*)"').fullmatch
+_escaped = re.compile(r"\\(.)")
 
 
 def media_type(content_type: str) -> str:
@@ -41,12 +47,34 @@ def binary(headers: Mapping[str, str], body: bytes) -> Parsed:
     kind = media_type(headers.get("content-type", ""))
     if not _is_json(kind):
         return _unsupported_content(kind)
-    version = headers.get("ce-specversion", SPEC_VERSION)
+    version = attribute(headers, "specversion", SPEC_VERSION)
     if version != SPEC_VERSION:
-        return _unsupported_version(version)
-    # The binding percent-encodes what HTTP headers cannot carry.
-    found = {name: unquote(headers.get(f"ce-{name}", "")) for name in _ATTRIBUTES}
-    return messages.Event(data=body, **{**found, "traceparent": found["traceparent"] or headers.get("traceparent", "")})
+        return version if isinstance(version, Refusal) else _unsupported_version(version)
+    event = messages.Event(data=body)
+    for name in _ATTRIBUTES:
+        value = attribute(headers, name)
+        if isinstance(value, Refusal):
+            return value
+        setattr(event, name, value)
+    event.traceparent = event.traceparent or headers.get("traceparent", "")
+    return event
+
+
+def attribute(headers: Mapping[str, str], name: str, otherwise: str = "") -> str | Refusal:
+    """Return what a `ce-` header says, `otherwise` where there is none.
+
+    Quotes around it are taken off first, as older senders put them, then what is percent-encoded is decoded.
+
+    >>> attribute({"ce-id": '"an \\\\"old\\\\" id"'}, "id"), attribute({"ce-id": "Euro%20%E2%82%AC"}, "id")
+    ('an "old" id', 'Euro €')
+    """
+    text = headers.get(f"ce-{name}", otherwise)
+    if quoted := _quoted(text):
+        text = _escaped.sub(r"\1", quoted[1])
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        return Refusal(Reason.BAD_UTF8, name, f"header ce-{name} percent-encodes bytes that are not UTF-8")
 
 
 def structured(body: bytes) -> Parsed:
@@ -67,8 +95,8 @@ def batch(body: bytes) -> list[Parsed] | Refusal:
 
 def _decode(body: bytes) -> Any:
     try:
-        # Python's decoder keeps NaN, whole integers and lone surrogates, so that validation can name them.
-        return json.loads(body.decode())
+        # What validation is to name must reach it.
+        return loads(body.decode())
     except UnicodeDecodeError as error:
         return Refusal(Reason.BAD_UTF8, "", f"byte {error.start} of the body is not UTF-8")
     except RecursionError:

@@ -10,7 +10,7 @@ events = counter(
     "Events by stream, outcome and, where not accepted, named reason.",
     ("stream", "outcome", "reason"),
 )
-in_flight = gauge("ingestion_in_flight_bytes", "Event data not yet acknowledged by Kafka.")
+in_flight = gauge("ingestion_in_flight_bytes", "HTTP bodies being read and event data not yet acknowledged by Kafka.")
 flows = gauge("ingestion_streaming_requests", "Streaming requests being answered now, over both doors.")
 identities = gauge("ingestion_identities_held", "Identities (source, id) remembered to tell repeats.", ("stream",))
 forgotten = counter(

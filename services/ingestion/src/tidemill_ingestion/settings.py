@@ -33,7 +33,8 @@ class Settings(ServiceSettings):
         default=1_000, description="records that a bridge validates and writes at once"
     )
     max_in_flight_bytes: Annotated[int, Field(gt=0)] = Field(
-        default=64 * MEBIBYTE, description="event data not yet acknowledged by Kafka; more is refused as overloaded"
+        default=64 * MEBIBYTE,
+        description="HTTP bodies being read and event data not yet acknowledged; more is refused as overloaded",
     )
     max_batch_events: Annotated[int, Field(gt=0)] = Field(
         default=20_000, description="events of one request, and of one message of a streaming request"
@@ -52,7 +53,8 @@ class Settings(ServiceSettings):
         default=MEBIBYTE, description="one line of NDJSON; a longer one is refused as oversized without being kept"
     )
     stream_idle_s: Annotated[float, Field(gt=0)] = Field(
-        default=300.0, description="a streaming request on which nothing moves for so long ends"
+        default=300.0,
+        description="a streaming request on which nothing moves for so long ends, and a body of which nothing comes",
     )
     publish_timeout_s: Annotated[float, Field(gt=0, le=300)] = Field(
         default=10.0, description="longest wait for Kafka's acknowledgement; then the verdict is: send it again"

@@ -41,7 +41,7 @@ class Doors:
 
     def servicer(self) -> IngestionServicer:
         """Return the gRPC door."""
-        return IngestionServicer(self._publisher, self.flows, self._require_definitions)
+        return IngestionServicer(self._publisher, self.flows, self._settings, self._require_definitions)
 
     def http(self) -> FastAPI:
         """Return the HTTP door."""
@@ -52,7 +52,7 @@ class Doors:
 
         async def publish(offsets: Offsets, event_time_us: int) -> Reached:
             await self._follower.reached(offsets)
-            await self._publisher.idle()
+            await self._publisher.settled()
             return Reached(self._events_written())
 
         async def bridge(offsets: Offsets, event_time_us: int) -> Reached:

@@ -16,6 +16,7 @@ from typing import NamedTuple, Self
 
 from tidemill_contracts.ingestion.v1 import ingestion_pb2 as messages
 from tidemill_contracts.reasons import Reason
+from tidemill_runtime.bodies import IdleError
 from tidemill_runtime.errors import Overloaded, Poison, Retryable
 
 from tidemill_ingestion import metrics
@@ -25,12 +26,6 @@ from tidemill_ingestion.settings import Settings
 
 _OVERLOADED_S = 0.05
 _CLOSE_S = 3.0
-
-
-class IdleError(Retryable):
-    """Nothing moved for too long."""
-
-    reason = Reason.DEADLINE_EXCEEDED
 
 
 class Portion(NamedTuple):
@@ -177,7 +172,7 @@ class Flows:
         size = sum(portion.size for portion in portions)
         groups = _joined(portions)
         while True:
-            await self._publisher.room(size)
+            await self._publisher.room.free(size)
             try:
                 return await self._publisher.publish_parsed(groups)
             except Overloaded:

@@ -1,26 +1,38 @@
 """CloudEvents and NDJSON over HTTP: a verdict per event, errors as problem+json."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from starlette.requests import ClientDisconnect
 from tidemill_contracts.canonical import to_dict
 from tidemill_contracts.ingestion.v1 import ingestion_pb2 as messages
 from tidemill_contracts.reasons import Reason
 from tidemill_runtime.actor import ACTOR_KEY, check_actor
+from tidemill_runtime.bodies import read_body
 from tidemill_runtime.errors import Poison, Retryable
 from tidemill_runtime.problems import install_problems, problem
 
 from tidemill_ingestion.adapters.flows import Flows
 from tidemill_ingestion.adapters.http_streams import VerdictLines
 from tidemill_ingestion.adapters.publisher import OUTCOME_NAMES, Publisher, StreamPausedError, as_dict
-from tidemill_ingestion.http_events import BATCH, STRUCTURED, batch, binary, media_type, structured
+from tidemill_ingestion.http_events import (
+    BATCH,
+    STRUCTURED,
+    Parsed,
+    attribute,
+    batch,
+    binary,
+    media_type,
+    structured,
+)
 from tidemill_ingestion.ndjson import CLOUDEVENTS_NDJSON, NDJSON
 from tidemill_ingestion.settings import Settings
 from tidemill_ingestion.verdicts import Refusal
 
 SHOWN = ("all", "refused")
+T = TypeVar("T")
 
 
 def build_app(
@@ -29,6 +41,7 @@ def build_app(
     """Return the application; it is mounted beside /live, /ready and /metrics."""
     app = FastAPI(title="Tidemill ingestion", version="1", docs_url="/docs", redoc_url=None)
     install_problems(app)
+    app.add_exception_handler(ClientDisconnect, _gone)
 
     @app.post(
         "/v1/streams/{stream}/events",
@@ -47,16 +60,18 @@ def build_app(
                 found = f"verdicts is {verdicts[:40]!r}"
                 raise Poison(Reason.OUT_OF_RANGE, found, field="verdicts", fix="ask for `all` or `refused`")
             publisher.state(stream)
-            return VerdictLines(stream, request, flows, settings, all_shown=verdicts == "all")
-        body = await _body(request, settings.max_http_bytes)
-        if kind == BATCH:
-            events = batch(body)
-            if isinstance(events, Refusal):
-                raise Poison(events.reason, events.message, field=events.field)
-            return _listing(await publisher.publish_parsed([(stream, "", events)]))
-        event = structured(body) if kind == STRUCTURED else binary(request.headers, body)
-        (verdict,) = await publisher.publish_parsed([(stream, "", [event])])
-        return _answer(verdict, publisher.retry_after_s(stream))
+            source = _taken(attribute(request.headers, "source"))
+            return VerdictLines(stream, source, request, flows, settings, all_shown=verdicts == "all")
+        answered = await publisher.publish_parsed([(stream, "", await events_of(request, kind))])
+        return _listing(answered) if kind == BATCH else _answer(answered[0], publisher.retry_after_s(stream))
+
+    async def events_of(request: Request, kind: str) -> Sequence[Parsed]:
+        with publisher.room.hold() as hold:
+            idle_s = settings.stream_idle_s
+            body = await read_body(request.receive, hold, max_bytes=settings.max_http_bytes, idle_s=idle_s)
+            if kind == BATCH:
+                return _taken(batch(body))
+            return [structured(body) if kind == STRUCTURED else binary(request.headers, body)]
 
     @app.get("/v1/streams/{stream}", summary="Whether the stream takes events now")
     async def state(stream: str) -> dict[str, Any]:
@@ -72,13 +87,16 @@ def build_app(
     return app
 
 
-async def _body(request: Request, max_bytes: int) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise Poison(Reason.OVERSIZED, f"the body has more than {max_bytes:,} bytes", fix="send smaller batches")
-    return bytes(body)
+async def _gone(request: Request, error: Exception) -> Response:
+    """Answer nobody: a body that breaks off is its client's affair, and no failure here."""
+    return Response(status_code=400)
+
+
+def _taken(found: T | Refusal) -> T:
+    """Return what was read of a request. Raises `Poison` where the whole of it is refused."""
+    if isinstance(found, Refusal):
+        raise Poison(found.reason, found.message, field=found.field)
+    return found
 
 
 def _answer(verdict: messages.Verdict, retry_after_s: float) -> Response:

@@ -35,10 +35,13 @@ class VerdictLines(Response):
 
     media_type = "application/x-ndjson"
 
-    def __init__(self, stream: str, request: Request, flows: Flows, settings: Settings, *, all_shown: bool) -> None:
-        """Show the verdict on every event, or only on those that are not in the log."""
+    def __init__(
+        self, stream: str, source: str, request: Request, flows: Flows, settings: Settings, *, all_shown: bool
+    ) -> None:
+        """Take the source of lines that name none; show the verdict on every event, or only where it is not written."""
         super().__init__()
         self._stream = stream
+        self._source = source
         self._request = request
         self._flows = flows
         self._settings = settings
@@ -75,12 +78,11 @@ class VerdictLines(Response):
             yield self._portion(last)
 
     def _portion(self, lines: Sequence[Line]) -> Portion:
-        headers = self._request.headers
-        envelope = media_type(headers.get("content-type", "")) == CLOUDEVENTS_NDJSON
+        envelope = media_type(self._request.headers.get("content-type", "")) == CLOUDEVENTS_NDJSON
         self._numbers.extend(line.number for line in lines)
         events = [event_of(line, self._settings.max_line_bytes, envelope=envelope) for line in lines]
         size = sum(len(line.content or b"") for line in lines)
-        return Portion(self._stream, headers.get("ce-source", ""), events, size)
+        return Portion(self._stream, self._source, events, size)
 
     def _lines(self, verdicts: Sequence[messages.Verdict]) -> bytes:
         answer = bytearray()

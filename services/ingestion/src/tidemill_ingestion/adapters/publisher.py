@@ -1,7 +1,7 @@
 """Writes what was admitted, in one flush per request, and turns Kafka's answers into verdicts."""
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +9,9 @@ from typing import Any
 from tidemill_contracts.ingestion.v1 import ingestion_pb2 as messages
 from tidemill_contracts.instants import format_us
 from tidemill_contracts.reasons import Reason
-from tidemill_runtime.errors import Fatal, Overloaded, Poison, Retryable, TidemillError
+from tidemill_runtime.bodies import Room
+from tidemill_runtime.errors import Fatal, Poison, Retryable, TidemillError
+from tidemill_runtime.metrics import OTHER
 from tidemill_runtime.positions import Partition
 from tidemill_runtime.producer import Outgoing, Placed, Producer
 from tidemill_runtime.progress import to_wire
@@ -20,9 +22,12 @@ from tidemill_ingestion.brake import Paused
 from tidemill_ingestion.checking import check_events
 from tidemill_ingestion.gates import Gates
 from tidemill_ingestion.http_events import Parsed
+from tidemill_ingestion.recent import Request
 from tidemill_ingestion.settings import Settings
 from tidemill_ingestion.verdicts import Refusal
 
+# Of what operators say; it goes into messages and logs.
+MAX_REASON_CHARS = 2_000
 _RETRY_S = 1.0
 OUTCOME_NAMES = {
     messages.OUTCOME_ACCEPTED: "accepted",
@@ -55,11 +60,10 @@ class Publisher:
         self._settings = settings
         self._clock = clock
         self._new_id = new_id
-        self._bytes = 0
-        self._requests = 0
-        self._released = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        # Of HTTP bodies that are being read, and of events until Kafka has acknowledged them.
+        self.room = Room(settings.max_in_flight_bytes)
+        metrics.in_flight.set_function(lambda: self.room.held_bytes)
+        self._under_way: set[asyncio.Future[None]] = set()
 
     async def publish(
         self, batches: Sequence[messages.StreamEvents], watermark: messages.Watermark | None = None
@@ -71,8 +75,8 @@ class Publisher:
         """
         now_us = self._clock()
         self._check(batches, watermark, now_us)
-        with self._room(sum(len(event.data) for batch in batches for event in batch.events)):
-            admitted = [self._admit(batch, now_us) for batch in batches]
+        with self._holding(sum(len(event.data) for batch in batches for event in batch.events)):
+            admitted = self._admit(batches, now_us)
             records = [one.outgoing() for _, found in admitted for one in found if isinstance(one, Admitted)]
             if watermark is not None:
                 marks = self._gates.watermarks(watermark.streams, watermark.time_us)
@@ -80,10 +84,11 @@ class Publisher:
             outcomes = await self._producer.send_each(records)
         response = messages.PublishBatchResponse(written=to_wire(_ends(outcomes)))
         rest = iter(outcomes)
+        given: defaultdict[str, list[messages.Verdict]] = defaultdict(list)
         for batch, (gate, found) in zip(batches, admitted, strict=True):
-            verdicts = _verdicts(gate, found, rest, now_us)
+            verdicts = _verdicts(gate, found, rest, now_us, given[batch.stream])
             response.verdicts.extend(verdicts)
-            self._count(batch.stream, verdicts, response)
+            self._count(gate, verdicts, response)
         for outcome in rest:
             if not isinstance(outcome, Placed):
                 # Without its watermark the batch's clock would stand still unseen.
@@ -107,12 +112,6 @@ class Publisher:
             verdicts += [_refused(one) if isinstance(one, Refusal) else next(published) for one in events]
         return verdicts
 
-    async def room(self, size: int) -> None:
-        """Return once so many bytes may be published."""
-        while self._bytes and self._bytes + size > self._settings.max_in_flight_bytes:
-            self._released.clear()
-            await self._released.wait()
-
     def pause_of(self, stream: str) -> Paused | None:
         """Return the pause that a stream is in."""
         found = self._gates.paused([stream], self._clock())
@@ -129,7 +128,9 @@ class Publisher:
         return state
 
     def resume(self, stream: str, actor: str, reason: str) -> messages.StreamState:
-        """End a stream's pause at once and return its state. Raises `Poison(UNKNOWN_STREAM)`."""
+        """End a stream's pause at once and return its state. Raises `Poison(UNKNOWN_STREAM)`, or for a long reason."""
+        if len(reason) > MAX_REASON_CHARS:
+            raise Poison(Reason.OVERSIZED, f"reason is longer than {MAX_REASON_CHARS} characters", field="reason")
         self._gate(stream).resume(self._clock(), actor, reason)
         return self.state(stream)
 
@@ -145,11 +146,11 @@ class Publisher:
         return _RETRY_S if pause is None else max(_RETRY_S, (pause.until_us - self._clock()) / 1_000_000)
 
     def _count_unread(self, stream: str, refusals: Sequence[Refusal]) -> None:
-        label = metrics.stream_label(stream)
+        found = self._gates.find(stream)
+        gate = found if isinstance(found, Gate) else None
         for refusal in refusals:
-            metrics.events.labels(label, OUTCOME_NAMES[messages.OUTCOME_REFUSED], refusal.reason).inc()
-        gate = self._gates.find(stream)
-        if isinstance(gate, Gate):
+            metrics.events.labels(_label(gate), OUTCOME_NAMES[messages.OUTCOME_REFUSED], refusal.reason).inc()
+        if gate is not None:
             gate.judged(0, refusals, self._clock())
 
     def check_events(self, request: messages.CheckEventsRequest) -> messages.CheckEventsResponse:
@@ -162,9 +163,10 @@ class Publisher:
         found = check_events(gate.stream, request.events, self._clock(), ignore_unknown_fields=ignore)
         return messages.CheckEventsResponse(verdicts=found)
 
-    async def idle(self) -> None:
-        """Return once nothing waits for Kafka."""
-        await self._idle.wait()
+    async def settled(self) -> None:
+        """Return once Kafka has answered every request that is under way now; later ones are not waited for."""
+        if self._under_way:
+            await asyncio.wait(self._under_way)
 
     def _check(
         self, batches: Sequence[messages.StreamEvents], watermark: messages.Watermark | None, now_us: int
@@ -182,41 +184,48 @@ class Publisher:
                 raise StreamPausedError(paused_message(*found), retry_after_s=self.retry_after_s(found[0]))
 
     @contextmanager
-    def _room(self, size: int) -> Iterator[None]:
-        if self._bytes and self._bytes + size > self._settings.max_in_flight_bytes:
-            raise Overloaded(f"{self._bytes:,} bytes of events wait for Kafka", retry_after_s=0.5)
-        self._bytes += size
-        self._requests += 1
-        metrics.in_flight.set(self._bytes)
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._bytes -= size
-            self._requests -= 1
-            metrics.in_flight.set(self._bytes)
-            self._released.set()
-            if not self._requests:
-                self._idle.set()
+    def _holding(self, size: int) -> Iterator[None]:
+        """Hold a request's bytes and its place among those under way. Raises `Overloaded`."""
+        with self.room.hold() as hold:
+            hold.add(size)
+            ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._under_way.add(ended)
+            try:
+                yield
+            finally:
+                self._under_way.remove(ended)
+                ended.set_result(None)
 
-    def _admit(self, batch: messages.StreamEvents, now_us: int) -> tuple[Gate | None, list[Admission]]:
-        gate = self._gates.find(batch.stream)
-        if isinstance(gate, Refusal):
-            return None, [gate] * len(batch.events)
-        return gate, gate.admit(batch.events, batch.source, now_us, self._new_id)
+    def _admit(
+        self, batches: Sequence[messages.StreamEvents], now_us: int
+    ) -> list[tuple[Gate | None, list[Admission]]]:
+        admitted: list[tuple[Gate | None, list[Admission]]] = []
+        requests: dict[str, Request] = {}
+        for batch in batches:
+            gate = self._gates.find(batch.stream)
+            if isinstance(gate, Refusal):
+                admitted.append((None, [gate] * len(batch.events)))
+                continue
+            request = requests.setdefault(batch.stream, gate.request())
+            admitted.append((gate, gate.admit(batch.events, batch.source, now_us, self._new_id, request)))
+        return admitted
 
     def _count(
-        self, stream: str, verdicts: Sequence[messages.Verdict], response: messages.PublishBatchResponse
+        self, gate: Gate | None, verdicts: Sequence[messages.Verdict], response: messages.PublishBatchResponse
     ) -> None:
-        label = metrics.stream_label(stream)
         for (outcome, reason), count in Counter((one.outcome, one.reason) for one in verdicts).items():
-            metrics.events.labels(label, OUTCOME_NAMES[outcome], reason).inc(count)
+            metrics.events.labels(_label(gate), OUTCOME_NAMES[outcome], reason).inc(count)
             if outcome == messages.OUTCOME_ACCEPTED:
                 response.accepted += count
             elif outcome == messages.OUTCOME_DUPLICATE:
                 response.duplicates += count
             elif outcome == messages.OUTCOME_REFUSED:
                 response.refused += count
+
+
+def _label(gate: Gate | None) -> str:
+    """Return a stream's label; a name that nobody registered is its caller's, and has none of its own."""
+    return OTHER if gate is None else metrics.stream_label(gate.stream.name)
 
 
 def _ends(outcomes: Sequence[Placed | TidemillError]) -> dict[Partition, int]:
@@ -229,34 +238,39 @@ def _ends(outcomes: Sequence[Placed | TidemillError]) -> dict[Partition, int]:
 
 
 def _verdicts(
-    gate: Gate | None, admissions: Sequence[Admission], outcomes: Iterator[Placed | TidemillError], now_us: int
+    gate: Gate | None,
+    admissions: Sequence[Admission],
+    outcomes: Iterator[Placed | TidemillError],
+    now_us: int,
+    given: list[messages.Verdict],
 ) -> list[messages.Verdict]:
-    """Return a verdict per admission, taking one outcome for each that was written."""
-    verdicts: list[messages.Verdict] = []
+    """Return a verdict per admission, taking one outcome for each that was written.
+
+    `given` holds the verdicts on the request's events of this stream; those returned are added to it.
+    """
+    begin = len(given)
     for admission in admissions:
         if isinstance(admission, Admitted):
             outcome = next(outcomes)
             if isinstance(outcome, Placed):
                 assert gate is not None
                 gate.accepted(admission, outcome.partition, now_us)
-                verdicts.append(
+                given.append(
                     messages.Verdict(
                         outcome=messages.OUTCOME_ACCEPTED, partition=outcome.partition, offset=outcome.offset
                     )
                 )
             else:
-                verdicts.append(_failed(outcome))
+                given.append(_failed(outcome))
         elif isinstance(admission, Repeat):
-            verdicts.append(_repeated(admission, verdicts))
+            given.append(_repeated(admission, given))
         elif isinstance(admission, Held):
             assert gate is not None
             message = paused_message(gate.stream.name, admission.pause)
-            verdicts.append(
-                messages.Verdict(outcome=messages.OUTCOME_RETRY, reason=Reason.PAUSED.value, message=message)
-            )
+            given.append(messages.Verdict(outcome=messages.OUTCOME_RETRY, reason=Reason.PAUSED.value, message=message))
         else:
-            verdicts.append(_refused(admission))
-    return verdicts
+            given.append(_refused(admission))
+    return given[begin:]
 
 
 def _refused(refusal: Refusal) -> messages.Verdict:
@@ -289,10 +303,10 @@ def _failed(error: TidemillError) -> messages.Verdict:
     )
 
 
-def _repeated(repeat: Repeat, verdicts: Sequence[messages.Verdict]) -> messages.Verdict:
-    if repeat.first is not None and verdicts[repeat.first].outcome != messages.OUTCOME_ACCEPTED:
+def _repeated(repeat: Repeat, given: Sequence[messages.Verdict]) -> messages.Verdict:
+    if repeat.first is not None and given[repeat.first].outcome != messages.OUTCOME_ACCEPTED:
         # What it repeats was not written either.
-        return verdicts[repeat.first]
+        return given[repeat.first]
     return messages.Verdict(
         outcome=messages.OUTCOME_DUPLICATE,
         reason=Reason.DUPLICATE.value,

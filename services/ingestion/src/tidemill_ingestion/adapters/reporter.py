@@ -7,7 +7,7 @@ from time import monotonic
 
 import structlog
 from tidemill_contracts.ingestion.v1 import records_pb2 as records
-from tidemill_runtime.errors import Retryable
+from tidemill_runtime.errors import Poison, Retryable
 from tidemill_runtime.lifecycle import Component
 from tidemill_runtime.metrics import OTHER
 from tidemill_runtime.producer import Producer
@@ -27,7 +27,8 @@ log = structlog.get_logger(__name__)
 class Reporter(Component):
     """Looks at every stream; a `Component` for `running`.
 
-    A profile that Kafka does not take is counted and dropped; pauses and their ends are told once Kafka is back.
+    A profile that Kafka does not take is counted and dropped; pauses and their ends are told once Kafka is back. What
+    it will never take is counted and dropped whatever it is about: nothing that is only told ends the service.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Reporter(Component):
             (self._busy.add if offered else self._busy.discard)(name)
 
     async def _send(self, record: records.QualityRecord, now_us: int) -> bool:
-        """Write one message; False where Kafka is away, which is not waited for."""
+        """Write one message, or drop what Kafka never takes; False where Kafka is away, which is not waited for."""
         if self._producer.fault() is not None:
             return False
         try:
@@ -101,6 +102,9 @@ class Reporter(Component):
         except Retryable as error:
             log.warning("quality_unreported", stream=record.stream, kind=record.kind, error=str(error))
             return False
+        except Poison as error:
+            metrics.unreported.inc()
+            log.warning("quality_unreportable", stream=record.stream, kind=record.kind, error=str(error))
         return True
 
     def _measure(self, gate: Gate, profile: records.StreamProfile) -> None:
