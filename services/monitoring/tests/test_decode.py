@@ -9,7 +9,8 @@ from tidemill_contracts.instants import parse_us
 from tidemill_contracts.reasons import Reason
 from tidemill_contracts.serving.v1 import records_pb2 as serving
 from tidemill_features.expressions import compile_expression, schema_of
-from tidemill_monitoring.decode import LabelPlan, StreamPlan, event, labels, prediction
+from tidemill_monitoring.decode import LabelPlan, StreamPlan, event, labels, prediction, stored
+from tidemill_monitoring.scores import unpack
 from tidemill_runtime.errors import Poison
 
 FIELDS = [
@@ -108,3 +109,40 @@ def test_a_prediction_that_no_table_takes_is_refused(changes: dict[str, Any], re
     with pytest.raises(Poison) as caught:
         prediction(Raw(serving.PredictionRecord(**{**good, **changes}).SerializeToString()))
     assert (caught.value.reason, caught.value.field) == (reason, field)
+
+
+@pytest.mark.parametrize(
+    ("probability", "role", "reason", "field"),
+    [
+        (float("nan"), 1, Reason.NON_FINITE, "probability"),
+        (float("inf"), 1, Reason.NON_FINITE, "probability"),
+        (-3.0, 1, Reason.OUT_OF_RANGE, "probability"),
+        (1.0000001, 1, Reason.OUT_OF_RANGE, "probability"),
+        (0.5, 200, Reason.OUT_OF_RANGE, "role"),
+        (0.5, -1, Reason.OUT_OF_RANGE, "role"),
+    ],
+)
+def test_an_answer_that_no_sum_takes_is_refused_whichever_version_gave_it(
+    probability: float, role: Any, reason: Reason, field: str
+) -> None:
+    good: dict[str, Any] = {"prediction_id": "p", "pipeline": "cheap", "join_key": "r-1", "as_of_us": NOW_US}
+    fine = serving.Score(model_version=1, probability=0.0, role=serving.ROLE_CHAMPION)
+    bad = serving.Score(model_version=2, probability=probability, role=role)
+    answers = [serving.PredictionRecord(**good, scores=[fine, bad])]
+    if field == "probability":
+        answers.append(serving.PredictionRecord(**good, probability=probability))
+    for answer in answers:
+        with pytest.raises(Poison) as caught:
+            prediction(Raw(answer.SerializeToString()))
+        assert (caught.value.reason, caught.value.field) == (reason, field)
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_a_sure_answer_in_a_role_of_a_later_release_is_kept(probability: float) -> None:
+    later: Any = 100
+    score = serving.Score(model_version=2, probability=probability, role=later)
+    logged = serving.PredictionRecord(
+        prediction_id="p", pipeline="cheap", join_key="r-1", as_of_us=NOW_US, scores=[score]
+    )
+    raw = logged.SerializeToString()
+    assert unpack(stored(prediction(Raw(raw)), raw).scores).by_version == ((2, later, probability),)

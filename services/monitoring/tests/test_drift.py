@@ -67,6 +67,20 @@ def test_days_without_a_change_stay_far_below_the_budget() -> None:
     assert count <= 40
 
 
+@pytest.mark.parametrize("days", [1, 2])
+def test_a_storm_of_a_day_or_two_is_no_change_while_days_scatter_within_the_limit(days: int) -> None:
+    found = [alarms(noisy(seed, 64, 0.4, 0.02) + [1.4] * days + noisy(seed + 100, 8, 0.4, 0.02)) for seed in range(20)]
+    assert found == [[]] * 20
+
+
+def test_a_fall_of_a_day_or_two_moves_no_reference() -> None:
+    losses = [*noisy(1, 40, 0.6, 0.02), 0.1, 0.1, *noisy(2, 10, 0.6, 0.02)]
+    assert alarms(losses) == []
+    watch = DriftWatch()
+    blocks = [day(watch, number, loss).blocks for number, loss in enumerate(losses)]
+    assert blocks == list(range(1, 53))
+
+
 def test_a_move_within_the_practical_limit_alarms_nobody() -> None:
     assert alarms([0.40 + 0.001 * (n % 2) for n in range(30)] + [0.44 + 0.001 * (n % 2) for n in range(30)]) == []
 

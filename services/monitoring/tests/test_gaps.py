@@ -83,3 +83,28 @@ def test_exactly_what_was_dropped_is_lost_whatever_partitions_and_batches(seed: 
         told += sum(one.records for one in sequences.lost(now_us))
     told += sum(one.records for one in sequences.lost(now_us + 2 * GRACE_US))
     assert told == len(dropped)
+
+
+@pytest.mark.parametrize("dropped_of_ten", [0, 1, 5])
+def test_more_gaps_than_are_held_are_counted_all_the_same(begun: Sequences, dropped_of_ten: int) -> None:
+    chance = random.Random(dropped_of_ten)
+    numbers = range(12, 20_012)
+    dropped = {number for number in numbers[:-1] if chance.random() < dropped_of_ten / 10}
+    now_us = GRACE_US
+    for first in range(12, 20_012, 4_000):
+        now_us += SECOND
+        batch = [record(number, (P0, P1)[number % 2]) for number in numbers[first - 12 : first + 3_988]]
+        came = [one for one in batch if one.sequence not in dropped]
+        # As they are read: one partition after the other.
+        begun.note([one for partition in (P0, P1) for one in came if one.partition == partition], now_us)
+    told = begun.lost(now_us + GRACE_US)
+    assert sum(one.records for one in told) == len(dropped)
+
+
+def test_gaps_that_became_one_are_told_while_more_come(begun: Sequences) -> None:
+    told, number = 0, 11
+    for second in range(1, 181):
+        number += 100
+        begun.note([record(one) for one in range(number - 98, number + 1, 2)], GRACE_US + second * SECOND)
+        told += sum(one.records for one in begun.lost(GRACE_US + second * SECOND))
+    assert told == 61 * 50, "50 a second for three minutes, told once a minute"

@@ -6,6 +6,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.instants import parse_us
 from tidemill_contracts.monitoring.v1 import monitoring_pb2 as messages
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
@@ -66,6 +67,37 @@ async def test_a_label_that_never_comes_is_declared_by_the_clock_and_corrected_i
         ]
         seen = await stats(world)
         assert (seen.joined, seen.never, seen.corrected) == (1, 0, 1)
+
+
+async def test_a_shorter_wait_leaves_no_prediction_pending(world: World) -> None:
+    async with world.running():
+        await world.apply()
+        await world.predict("a", START + HOUR)
+        await world.watermark(START + 20 * HOUR)
+        await world.settle(START + 20 * HOUR)
+        await world.apply(world.defined(label=definition.Label(wait_ms=6 * 3_600_000)))
+        await world.settle()
+        await world.predict("b", START + 20 * HOUR)
+        await world.watermark(START + 2 * DAY)
+        await world.settle(START + 2 * DAY)
+        assert [one.prediction.join_key for one in await world.outcomes()] == ["a", "b"]
+        seen = await stats(world)
+        assert (seen.never, seen.pending) == (2, 0)
+
+
+async def test_a_deadline_stored_by_the_release_before_is_read_as_one(world: World, database: str) -> None:
+    async with world.running():
+        await world.apply()
+        await world.predict("a", START + HOUR)
+        await world.watermark(START + 20 * HOUR)
+        await world.settle(START + 20 * HOUR)
+    old = await asyncpg.connect(database)
+    await old.execute("UPDATE monitoring.pipeline SET swept_us = NULL, sweep_from_us = $1", START + 20 * HOUR)
+    await old.close()
+    async with world.running():
+        await world.watermark(START + 2 * DAY)
+        await world.settle(START + 2 * DAY)
+        assert [one.state for one in await world.outcomes()] == [monitoring.OUTCOME_STATE_NEVER]
 
 
 async def test_the_same_event_again_is_no_correction_and_another_value_is_one(world: World) -> None:

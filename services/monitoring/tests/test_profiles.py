@@ -5,7 +5,7 @@ import pytest
 from tidemill_contracts.registry.v1 import records_pb2 as registry
 from tidemill_contracts.serving.v1 import records_pb2 as serving
 from tidemill_monitoring.profiles import ProfileWatch, Reference, Sample, noise_bound, psi
-from tidemill_monitoring.sampling import sample_of
+from tidemill_monitoring.sampling import champion_of, sample_of
 
 EDGES = [0.25, 0.5, 0.75]
 PROFILE = {
@@ -115,3 +115,14 @@ def test_a_sample_holds_only_rows_that_the_version_answered_as_champion() -> Non
     assert found.predictions.tolist() == [0.3]
     nothing = sample_of([], columns, 1)
     assert nothing.numbers["speed"].tolist() == []
+
+
+def test_the_version_compared_is_the_one_that_answered_last_as_champion() -> None:
+    def asked(as_of_us: int, version: int, *roles: "serving.Role.ValueType") -> serving.PredictionRecord:
+        scores = [serving.Score(model_version=version, role=role) for role in roles]
+        return serving.PredictionRecord(as_of_us=as_of_us, model_version=version, scores=scores)
+
+    challenged = asked(9, 3, serving.ROLE_CHALLENGER)
+    assert champion_of([asked(7, 2, serving.ROLE_CHAMPION), asked(5, 1, serving.ROLE_CHAMPION), challenged]) == 2
+    assert champion_of([asked(7, 2, serving.ROLE_CHAMPION), asked(8, 1)]) == 1, "without scores, the one that answered"
+    assert champion_of([challenged]) == champion_of([]) == 0

@@ -9,6 +9,8 @@ import yaml
 
 DEFAULT_PREFIX = "tidemill."
 STREAM = "<stream>"
+# Messages that hold a whole record of another topic: why it was refused, what it came to.
+_AROUND_ANOTHER = ("original", "tidemill.monitoring.v1.OutcomeRecord")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +42,8 @@ class Topic:
         """Return the topic's Kafka configuration."""
         retention_ms = -1 if self.retention_hours < 0 else self.retention_hours * 3_600_000
         config = {"cleanup.policy": self.cleanup, "retention.ms": str(retention_ms)}
-        if self.message == "original":
-            # The largest record that its source took must fit here with the headers that say why it was refused.
+        if self.message in _AROUND_ANOTHER:
+            # The largest record that its source took must fit here with what is said of it.
             config["max.message.bytes"] = str(2 * 1024 * 1024)
         return config
 

@@ -6,10 +6,11 @@ normal approximation of section 4.1:
 
     ε_cut = sqrt(2/m · σ²_W · ln(2/δ')),   1/m = 1/n₀ + 1/n₁,   δ' = δ / ln(n)
 
-Two departures, both because consecutive losses are anything but independent (a stormy day makes a thousand of them
-bad together; see ADR 0012). The elements are means over a day of event time, not single losses. The term
+Three departures, all because consecutive losses are anything but independent (a stormy day makes a thousand of them
+bad together; see ADR 0015). The elements are means over a day of event time, not single losses. The term
 2/(3m)·ln(2/δ') is left out: it guards bounded single values, and for means of hundreds of rows it would forbid any
-detection within two months. What δ then yields is measured, not taken from the theorem.
+detection within two months. And all but one of the last `MIN_BLOCKS` blocks must have moved, since the mean of a few
+follows a single one. What δ then yields is measured, not taken from the theorem.
 """
 
 import math
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CAPACITY = 60
-# Each side of a cut needs this many blocks: a spell of bad weather is shorter.
+# Each side of a cut needs this many blocks, of which one may be an exception: a spell of bad weather is shorter.
 MIN_BLOCKS = 5
 
 
@@ -38,9 +39,13 @@ class Cut(NamedTuple):
 def best_cut(means: Sequence[float], delta: float, limit: float) -> Cut | None:
     """Return the clearest split whose means differ by more than chance (δ) and more than `limit`; None: no change.
 
+    All but one of the last `MIN_BLOCKS` blocks lie by more than `limit` on the same side of the mean before.
+
     >>> best_cut([0.2, 0.3] * 10 + [0.7, 0.8] * 5, delta=0.05, limit=0.1).before_blocks
     20
     >>> best_cut([0.2, 0.3] * 15, delta=0.05, limit=0.1) is None
+    True
+    >>> best_cut([0.2, 0.3] * 15 + [3.0, 3.0], delta=0.05, limit=0.1) is None
     True
     """
     count = len(means)
@@ -55,7 +60,9 @@ def best_cut(means: Sequence[float], delta: float, limit: float) -> Cut | None:
     harmonic = 1.0 / (1.0 / before_n + 1.0 / (count - before_n))
     epsilon = np.sqrt(2.0 / harmonic * variance * math.log(2.0 * math.log(count) / delta))
     moved = np.abs(after - before)
-    ratio = np.where((moved > limit) & (epsilon > 0), moved / np.maximum(epsilon, 1e-300), 0.0)
+    last = np.sort(values[-MIN_BLOCKS:])
+    lasting = np.where(after > before, last[1] - before, before - last[-2]) > limit
+    ratio = np.where((moved > limit) & lasting & (epsilon > 0), moved / np.maximum(epsilon, 1e-300), 0.0)
     place = int(ratio.argmax())
     if ratio[place] <= 1.0:
         return None

@@ -86,6 +86,10 @@ class EventTimes:
         """Return the partition's newest event time."""
         return self._newest.get(partition)
 
+    def silent(self, partitions: Iterable[Partition]) -> list[Partition]:
+        """Return those without which there is no clock, as they have never carried an event."""
+        return [one for one in partitions if one not in self._newest and not self.added(one)]
+
     def clock(self, partitions: Iterable[Partition], now_us: int) -> int | None:
         """Return the minimum over the partitions; None while one of them has never carried an event.
 

@@ -2,10 +2,11 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from hashlib import sha256
+from math import isfinite
 from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
@@ -18,11 +19,11 @@ from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
 from tidemill_contracts.reasons import Reason
 from tidemill_contracts.serving.v1 import records_pb2 as serving
 from tidemill_contracts.topics import events_topic
-from tidemill_features.expressions import Expression, compile_expression, schema_of
+from tidemill_features.expressions import TYPE_NAMES, Expression, compile_expression, schema_of
 from tidemill_runtime.batches import Record
 from tidemill_runtime.errors import Poison
 
-from tidemill_monitoring.scores import pack
+from tidemill_monitoring.scores import MAX_ROLE, pack
 
 PREDICTIONS = "serving.predictions.v1"
 # UNIT SEPARATOR joins what makes an identity; it cannot stand in a header's source by accident.
@@ -78,7 +79,10 @@ class Event(NamedTuple):
 
 
 def plans_of(catalogue: Catalogue) -> dict[str, StreamPlan]:
-    """Return, by logical topic, a plan for every stream that some pipeline reads."""
+    """Return, by logical topic, a plan for every stream that some pipeline reads.
+
+    Raises `ValueError` for a label that cannot be read, `KeyError` for a stream or view that is not registered.
+    """
     plans: dict[str, StreamPlan] = {}
     for pipeline in catalogue.pipelines.values():
         for name in catalogue.streams_of(pipeline):
@@ -89,9 +93,14 @@ def plans_of(catalogue: Catalogue) -> dict[str, StreamPlan]:
 
 
 def _label_plan(pipeline: definition.Pipeline, plan: StreamPlan) -> LabelPlan:
-    schema = schema_of(plan.stream.fields)
+    schema, by = schema_of(plan.stream.fields), pipeline.label.by
     expression = compile_expression(pipeline.label.expression, schema)
-    return LabelPlan(pipeline.name, pipeline.label.by, expression, [schema[name] for name in expression.columns])
+    if expression.type not in _LABEL_TYPES:
+        raise ValueError(f"it is of type {TYPE_NAMES[expression.type]}, neither a condition nor a number")
+    # Else every event would be refused for it, and for the other pipelines that take their label here.
+    if by not in schema or schema[by].type != definition.FIELD_TYPE_STRING:
+        raise ValueError(f"stream {plan.stream.name!r} has no string field {by!r} to join it by")
+    return LabelPlan(pipeline.name, by, expression, [schema[name] for name in expression.columns])
 
 
 def prediction(record: Record) -> serving.PredictionRecord:
@@ -109,7 +118,22 @@ def prediction(record: Record) -> serving.PredictionRecord:
         _check_key(getattr(found, field), field)
     if not EARLIEST_US <= found.as_of_us < LATEST_US:
         raise Poison(Reason.OUT_OF_RANGE, f"as_of_us is {found.as_of_us}", field="as_of_us")
+    _check_scores(found)
     return found
+
+
+def _check_scores(found: serving.PredictionRecord) -> None:
+    """Refuse what is no probability, and roles that no release has, before they are summed up. Raises `Poison`."""
+    answers: Iterable[serving.Score | serving.PredictionRecord] = found.scores or [found]
+    for one in answers:
+        if not 0.0 <= one.probability <= 1.0:
+            reason = Reason.OUT_OF_RANGE if isfinite(one.probability) else Reason.NON_FINITE
+            what = f"version {one.model_version} answered {one.probability}, which is no probability"
+            raise Poison(reason, what, field="probability")
+    for score in found.scores:
+        if not 0 <= score.role <= MAX_ROLE:
+            what = f"version {score.model_version} answered in role {score.role}"
+            raise Poison(Reason.OUT_OF_RANGE, what, field="role")
 
 
 def stored(found: serving.PredictionRecord, raw: bytes) -> Prediction:
@@ -276,6 +300,7 @@ def _check_bounds(value: Any, field: definition.Field) -> None:
 
 
 _BOOL = definition.FIELD_TYPE_BOOL
+_LABEL_TYPES = (_BOOL, definition.FIELD_TYPE_INT64, definition.FIELD_TYPE_FLOAT64)
 _PYTHON: dict[int, tuple[type, ...]] = {
     definition.FIELD_TYPE_BOOL: (bool,),
     definition.FIELD_TYPE_INT64: (int,),

@@ -22,7 +22,7 @@ from tidemill_monitoring.windows import Floats, Ints, losses, running_sum
 LOSS_BOUND = 4.0
 # A day with fewer labels is carried into the next.
 MIN_ROWS = 30
-# δ per allowed alarm and day. Measured on shuffled days of real flights (ADR 0012): at 4 about one sixth of the allowed
+# δ per allowed alarm and day. Measured on shuffled days of real flights (ADR 0015): at 4 about one sixth of the allowed
 # alarms happen, which leaves room for days that resemble the day before.
 DELTA_PER_ALARM = 4.0
 _DELTA_RANGE = (1e-6, 0.5)

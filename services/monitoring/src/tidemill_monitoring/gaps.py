@@ -6,14 +6,16 @@ the moment at which it was missed. After a start nothing is judged that was in t
 while: what its other partitions still hold of it is not known before.
 """
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tidemill_runtime.positions import Partition
 
-# Those heard of longest ago are forgotten first: processes end, and a gap beyond so many is one of many.
+# Those heard of longest ago are forgotten first: processes end.
 _PROCESSES_MAX = 1_000
+# Beyond so many, neighbours become one gap that knows how much of it is missing, but no longer what.
 _GAPS_MAX = 1_000
 
 
@@ -37,6 +39,8 @@ class Lost(NamedTuple):
 class _Gap(NamedTuple):
     first: int
     last: int
+    # How many of these numbers are missing: all of them, unless gaps were joined.
+    missing: int
     # When it was noticed, by the wall clock, and when the record was written that showed it.
     noticed_us: int
     written_us: int
@@ -47,6 +51,7 @@ class _Process:
     began_us: int
     grace_us: int
     high: int
+    # Ascending, by number and by time.
     gaps: list[_Gap] = field(default_factory=list)
     lost: int = 0
     told_us: int = 0
@@ -56,25 +61,57 @@ class _Process:
             self.high = max(self.high, one.sequence)
         elif one.sequence > self.high:
             if one.sequence > self.high + 1:
-                self.gaps.append(_Gap(self.high + 1, one.sequence - 1, now_us, one.written_us))
-                del self.gaps[:-_GAPS_MAX]
+                missing = one.sequence - self.high - 1
+                self.gaps.append(_Gap(self.high + 1, one.sequence - 1, missing, now_us, one.written_us))
+                if len(self.gaps) > _GAPS_MAX:
+                    self.gaps = _joined(self.gaps)
             self.high = one.sequence
-        else:
-            self.gaps = [part for gap in self.gaps for part in _without(gap, one.sequence)]
+        elif place := bisect_right(self.gaps, one.sequence, key=lambda gap: gap.first):
+            self.gaps[place - 1 : place] = _without(self.gaps[place - 1], one.sequence)
 
     def settle(self, now_us: int, passed_us: int) -> None:
         """Count gaps that nothing can fill any more."""
-        over = [gap for gap in self.gaps if now_us - gap.noticed_us >= self.grace_us and gap.written_us <= passed_us]
-        if over:
-            self.lost += sum(gap.last - gap.first + 1 for gap in over)
-            self.gaps = [gap for gap in self.gaps if gap not in over]
+        kept = []
+        for gap in self.gaps:
+            if now_us - gap.noticed_us >= self.grace_us and gap.written_us <= passed_us:
+                self.lost += gap.missing
+            else:
+                kept.append(gap)
+        self.gaps = kept
 
 
-def _without(gap: _Gap, number: int) -> Iterable[_Gap]:
-    if not gap.first <= number <= gap.last:
+def _without(gap: _Gap, number: int) -> list[_Gap]:
+    if number > gap.last:
         return [gap]
-    parts = (gap._replace(last=number - 1), gap._replace(first=number + 1))
-    return [part for part in parts if part.first <= part.last]
+    if gap.missing <= gap.last - gap.first:
+        return [gap._replace(missing=gap.missing - 1)] if gap.missing > 1 else []
+    parts = (
+        gap._replace(last=number - 1, missing=number - gap.first),
+        gap._replace(first=number + 1, missing=gap.last - number),
+    )
+    return [part for part in parts if part.missing]
+
+
+def _joined(gaps: Sequence[_Gap]) -> list[_Gap]:
+    """Return at most half as many as there may be: those noticed about the same time in one, at the latest's time."""
+    apart_us = 0
+    while True:
+        found: list[_Gap] = []
+        began_us = 0
+        for gap in gaps:
+            if found and gap.noticed_us - began_us <= apart_us:
+                found[-1] = _both(found[-1], gap)
+            else:
+                found.append(gap)
+                began_us = gap.noticed_us
+        if len(found) <= _GAPS_MAX // 2:
+            return found
+        apart_us = 2 * apart_us + 1_000
+
+
+def _both(first: _Gap, second: _Gap) -> _Gap:
+    written_us = max(first.written_us, second.written_us)
+    return _Gap(first.first, second.last, first.missing + second.missing, second.noticed_us, written_us)
 
 
 class Sequences:

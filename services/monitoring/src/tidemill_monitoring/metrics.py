@@ -8,3 +8,7 @@ lost = counter(
     "monitoring_lost_predictions", "Predictions that serving numbered for its ASYNC log and whose record never came."
 )
 decisions = counter("monitoring_decisions", "Decisions of the retraining policy.", ("kind", "outcome"))
+faulty = gauge(
+    "monitoring_faulty_pipelines",
+    "Registered pipelines that are not joined, since their label cannot be read; the log names them.",
+)

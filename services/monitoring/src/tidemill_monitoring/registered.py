@@ -1,6 +1,7 @@
 """What the registry says: definitions, deployments and versions, folded from their topics."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from google.protobuf.json_format import MessageToDict
@@ -11,8 +12,6 @@ from tidemill_contracts.definition.v1.definition_pb2 import Budget
 from tidemill_contracts.instants import from_timestamp
 from tidemill_contracts.reasons import Reason
 from tidemill_contracts.registry.v1 import records_pb2 as registry
-from tidemill_contracts.topics import events_topic
-from tidemill_features.expressions import ExpressionError
 from tidemill_runtime.errors import Poison
 from tidemill_runtime.positions import Partition
 
@@ -26,7 +25,9 @@ from tidemill_monitoring.profiles import Reference
 
 # What a definition that names no budget is held to.
 FALSE_ALARMS = Budget(count=1, period_ms=90 * 86_400_000)
+# Beside the newest ones, those that answer: a champion may be older than any number of versions that were refused.
 _KEPT_VERSIONS = 20
+_ANSWERING = ("shadow", "canary", "champion")
 
 
 class Profiled(NamedTuple):
@@ -34,6 +35,7 @@ class Profiled(NamedTuple):
 
     reference: Reference
     columns: Sequence[registry.FeatureColumn]
+    stage: str
 
 
 class Registered:
@@ -42,6 +44,8 @@ class Registered:
     def __init__(self) -> None:
         self.catalogue = Catalogue()
         self.plans: dict[str, StreamPlan] = {}
+        # Pipelines whose label this release cannot read, with the reason: they are not joined, all others are.
+        self.faults: dict[str, str] = {}
         self.wait_us: dict[str, int] = {}
         self.champion_since_us: dict[str, int] = {}
         # Retired ones too: outcomes of what they predicted may still come.
@@ -52,21 +56,38 @@ class Registered:
         self._profiles: dict[str, dict[int, Profiled]] = {}
 
     def fold_definition(self, value: bytes | None) -> None:
-        """Take in a record of registry.pipelines.v1. Raises `Poison` and keeps what was known."""
+        """Take in a record of registry.pipelines.v1.
+
+        Raises `Poison` for a record that is no definition. A pipeline that cannot be joined is in `faults`.
+        """
         try:
             self.catalogue.fold(value)
-            self.plans = plans_of(self.catalogue)
-        except (ValueError, KeyError, ExpressionError) as error:
+        except ValueError as error:
             raise Poison(Reason.UNDECODABLE, f"no usable definition: {error!r}") from error
         self._pipelines.update(self.catalogue.pipelines)
+        self.plans, self.faults = {}, {}
         for pipeline in self.catalogue.pipelines.values():
             self.wait_us[pipeline.name] = pipeline.label.wait_ms * 1000
             self._rules[pipeline.name] = rules_of(pipeline)
-            self._partitions[pipeline.name] = [
-                Partition(events_topic(name), number)
-                for name in self.catalogue.streams_of(pipeline)
-                for number in range(self.catalogue.streams[name].partitions)
-            ]
+            self._plan(pipeline)
+
+    def _plan(self, pipeline: definition.Pipeline) -> None:
+        try:
+            plans = plans_of(replace(self.catalogue, pipelines={pipeline.name: pipeline}))
+        except KeyError as error:
+            self.faults[pipeline.name] = f"{error.args[0]!r}, which it reads, is not registered"
+            return
+        except ValueError as error:
+            self.faults[pipeline.name] = f"its label: {error}"
+            return
+        for topic, plan in plans.items():
+            known = self.plans[topic].labels if topic in self.plans else ()
+            self.plans[topic] = plan._replace(labels=[*known, *plan.labels])
+        self._partitions[pipeline.name] = [
+            Partition(topic, number)
+            for topic, plan in sorted(plans.items())
+            for number in range(plan.stream.partitions)
+        ]
 
     def fold_deployment(self, value: bytes | None) -> None:
         """Take in a record of registry.deployments.v1. Raises `Poison`."""
@@ -89,25 +110,29 @@ class Registered:
         )
 
     def fold_version(self, value: bytes | None) -> None:
-        """Take in a record of registry.models.v1; the newest versions' profiles are kept. Raises `Poison`."""
+        """Take in a record of registry.models.v1.
+
+        Profiles are kept of the newest versions and of those that answer. Raises `Poison`.
+        """
         if not value:
             return
         found = _read(value, registry.VersionRecord())
         kept = self._profiles.setdefault(found.pipeline, {})
-        kept[found.version] = Profiled(Reference(MessageToDict(found.reference)), list(found.features))
+        kept[found.version] = Profiled(Reference(MessageToDict(found.reference)), list(found.features), found.stage)
         for version in sorted(kept)[:-_KEPT_VERSIONS]:
-            del kept[version]
+            if kept[version].stage not in _ANSWERING:
+                del kept[version]
 
     def topics(self) -> list[str]:
         """Return the logical topics that the join reads; none before there is a pipeline."""
         return [*sorted(self.plans), PREDICTIONS] if self.plans else []
 
     def pipelines(self) -> list[str]:
-        """Return the names of all pipelines that there are now."""
-        return sorted(self.catalogue.pipelines)
+        """Return the names of all pipelines that are joined now."""
+        return sorted(self.catalogue.pipelines.keys() - self.faults.keys())
 
     def partitions(self, pipeline: str) -> list[Partition]:
-        """Return every partition of a pipeline's streams."""
+        """Return every partition of the streams of a pipeline that is joined, or was until it was retired."""
         return self._partitions[pipeline]
 
     def step(self, pipeline: str) -> RolloutStep | None:
@@ -117,6 +142,10 @@ class Registered:
     def profile(self, pipeline: str, version: int) -> Profiled | None:
         """Return a version's reference profile."""
         return self._profiles.get(pipeline, {}).get(version)
+
+    def has_profiles(self, pipeline: str) -> bool:
+        """Return whether any version of a pipeline is known."""
+        return pipeline in self._profiles
 
     def rules(self, pipeline: str) -> Rules:
         """Return a pipeline's retraining policy."""

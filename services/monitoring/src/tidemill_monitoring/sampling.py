@@ -32,8 +32,20 @@ def sample_of(
     )
 
 
+def champion_of(served: Sequence[serving.PredictionRecord]) -> int:
+    """Return the version that answered the newest of these requests as champion; 0 where none did."""
+    answered = [(record.as_of_us, found[0]) for record in served if (found := _answer(record)) is not None]
+    return max(answered, default=(0, 0))[1]
+
+
 def _champion(record: serving.PredictionRecord, version: int) -> float | None:
+    found = _answer(record)
+    return found[1] if found is not None and found[0] == version else None
+
+
+def _answer(record: serving.PredictionRecord) -> tuple[int, float] | None:
+    """Return the champion's version and probability."""
     for score in record.scores:
         if score.role == CHAMPION:
-            return score.probability if score.model_version == version else None
-    return record.probability if not record.scores and record.model_version == version else None
+            return score.model_version, score.probability
+    return None if record.scores else (record.model_version, record.probability)

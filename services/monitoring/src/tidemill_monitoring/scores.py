@@ -13,6 +13,8 @@ CHAMPION = int(serving.ROLE_CHAMPION)
 CHALLENGER = int(serving.ROLE_CHALLENGER)
 BASELINE = int(serving.ROLE_BASELINE)
 ROLE_NAMES = {CHAMPION: "champion", CHALLENGER: "challenger", BASELINE: "baseline"}
+# What its byte holds: a role that a later release adds is kept.
+MAX_ROLE = 127
 
 _HEAD = struct.Struct("<qi")
 _SCORE = struct.Struct("<ibd")

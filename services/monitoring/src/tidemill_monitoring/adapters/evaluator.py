@@ -17,7 +17,7 @@ from tidemill_monitoring.evaluation import DayEnd, Evaluation, Resolved, TickEnd
 from tidemill_monitoring.profiles import ProfileWatch
 from tidemill_monitoring.records import Change, Moment, Positions
 from tidemill_monitoring.registered import Profiled, Registered
-from tidemill_monitoring.sampling import sample_of
+from tidemill_monitoring.sampling import champion_of, sample_of
 
 # Outcomes of a tick under way that are held in memory.
 PENDING_LIMIT = 50_000
@@ -159,7 +159,8 @@ class Evaluator:
     async def _tell(self, connection: Any, pipeline: str, watched: Watched, end: TickEnd, told: Told) -> None:
         at = Moment(end.tick_us, told.at_us)
         step = self._registered.step(pipeline)
-        if end.closed_incident:
+        # What a person has resolved keeps their word.
+        if end.closed_incident and not await findings.is_resolved(connection, end.closed_incident):
             change = Change(
                 records.ACTOR, f"v{end.version} has replaced v{watched.evaluation.drift.incident_version}", "resolved"
             )
@@ -234,11 +235,14 @@ class Evaluator:
         )
 
     async def _judge_profile(self, connection: Any, pipeline: str, watched: Watched, at: Moment, told: Told) -> None:
-        version = watched.evaluation.drift.version
+        if not self._registered.has_profiles(pipeline):
+            return
+        served = await findings.served(connection, pipeline, at.event_time_us - DAY_US, at.event_time_us)
+        # By the day's answers: labels may come much later, or not at all.
+        version = champion_of(served) or watched.profile.version
         profiled = self._registered.profile(pipeline, version)
         if profiled is None:
             return
-        served = await findings.served(connection, pipeline, at.event_time_us - DAY_US, at.event_time_us)
         watched.profile.add_day(version, profiled.reference.count(sample_of(served, profiled.columns, version)))
         self._tell_profile(pipeline, watched, profiled, at, told)
 

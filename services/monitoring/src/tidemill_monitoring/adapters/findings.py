@@ -1,4 +1,4 @@
-"""What an evaluation leaves in PostgreSQL: metrics, incidents, snapshots; and what is forgotten in time."""
+"""What an evaluation leaves in PostgreSQL: metrics, incidents, snapshots; and what may be forgotten."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from tidemill_contracts.serving.v1 import records_pb2 as serving
 
 from tidemill_monitoring.records import Change, revised
 
-# Enough rows for histograms of any feature; ids are random, so the first of them are a fair sample.
+# Enough rows for histograms of any feature.
 PROFILE_ROWS = 20_000
 
 _METRIC = """
@@ -27,23 +27,21 @@ _SNAPSHOT = """
 INSERT INTO monitoring.snapshot (pipeline, tick_us, state) VALUES ($1, $2, $3::jsonb)
 ON CONFLICT (pipeline) DO UPDATE SET tick_us = excluded.tick_us, state = excluded.state
 """
+# By a hash: ids are the caller's and may rise with time, so that the first of them would be one part of the day.
 _SERVED = """
 SELECT record FROM monitoring.prediction WHERE pipeline || '' = $1 AND as_of_us >= $2 AND as_of_us < $3
-ORDER BY prediction_id LIMIT $4
+ORDER BY hashtextextended(prediction_id, 0), prediction_id LIMIT $4
 """
-_FORGET = (
-    "DELETE FROM monitoring.prediction WHERE pipeline || '' = $1 AND as_of_us < $2",
-    "DELETE FROM monitoring.label WHERE pipeline || '' = $1 AND label_time_us < $2",
-    "DELETE FROM monitoring.metric WHERE pipeline = $1 AND window_end_us < $2",
-)
-_FORGET_OUTCOMES = """
-DELETE FROM monitoring.outcome WHERE pipeline || '' = $1 AND tick_us < $2 RETURNING prediction_id
+_RETENTION = """
+INSERT INTO monitoring.retention (pipeline, predictions_us, labels_us, outcomes_us) VALUES ($1, $2, $3, $4)
+ON CONFLICT (pipeline) DO UPDATE SET predictions_us = excluded.predictions_us, labels_us = excluded.labels_us,
+    outcomes_us = excluded.outcomes_us
 """
-_FORGET_CORRECTIONS = "DELETE FROM monitoring.outcome WHERE pipeline = $1 AND prediction_id = ANY($2::text[])"
+_FORGET_METRICS = "DELETE FROM monitoring.metric WHERE pipeline = $1 AND window_end_us < $2"
 
 
 class Retention(NamedTuple):
-    """Event times before which things are forgotten."""
+    """Event times before which predictions, labels and outcomes are forgotten; metrics go with the outcomes."""
 
     predictions_us: int
     labels_us: int
@@ -108,13 +106,10 @@ async def served(connection: Any, pipeline: str, from_us: int, to_us: int) -> li
 
 
 async def forget(connection: Any, pipeline: str, before: Retention) -> None:
-    """Delete what is too old to matter."""
-    for statement, limit_us in zip(_FORGET, before, strict=True):
-        await connection.execute(statement, pipeline, limit_us)
-    # Later revisions carry no tick and go with the first.
-    gone = await connection.fetch(_FORGET_OUTCOMES, pipeline, before.outcomes_us)
-    if gone:
-        await connection.execute(_FORGET_CORRECTIONS, pipeline, [row[0] for row in gone])
+    """Let go of what is too old to matter: `forgetting` deletes it in pages, once this is committed."""
+    await connection.execute(_RETENTION, pipeline, *before)
+    # Few: some for each day and hour.
+    await connection.execute(_FORGET_METRICS, pipeline, before.outcomes_us)
 
 
 def state_of(text: str) -> dict[str, Any]:

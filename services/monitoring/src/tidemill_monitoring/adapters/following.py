@@ -2,15 +2,19 @@
 
 from collections.abc import Callable
 
+import structlog
 from tidemill_runtime.batches import Record
 from tidemill_runtime.follow import TopicFollower
 from tidemill_runtime.health import Health
 from tidemill_runtime.positions import Offsets
 from tidemill_runtime.settings import KafkaSettings
 
+from tidemill_monitoring import metrics
 from tidemill_monitoring.registered import Registered
 
 TOPICS = ("registry.pipelines.v1", "registry.deployments.v1", "registry.models.v1")
+
+log = structlog.get_logger(__name__)
 
 
 class Following:
@@ -41,7 +45,11 @@ class Following:
             await follower.positions.reached(offsets)
 
     def _fold_definition(self, record: Record) -> None:
+        before = self._registered.faults
         self._registered.fold_definition(record.value)
+        for pipeline, fault in sorted(self._registered.faults.items() - before.items()):
+            log.error("pipeline_cannot_be_joined", pipeline=pipeline, fault=fault)
+        metrics.faulty.set(len(self._registered.faults))
         self._changed()
 
     def _fold_deployment(self, record: Record) -> None:

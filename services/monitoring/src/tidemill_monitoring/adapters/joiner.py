@@ -1,6 +1,6 @@
 """The hot path: one PostgreSQL transaction per batch, then Kafka.
 
-    batch → step (pure) → predictions and labels in → outcomes → ticks → positions → commit → publish
+    batch → step (pure) → predictions and labels in → outcomes → ticks → positions → commit → publish → forget a page
 
 Positions and everything they led to commit together, so that a crash at any point resumes exactly there.
 """
@@ -18,12 +18,13 @@ from tidemill_runtime.progress import to_wire
 from tidemill_monitoring import metrics, records
 from tidemill_monitoring.adapters import store
 from tidemill_monitoring.adapters.evaluator import Evaluator, Told, Watched
+from tidemill_monitoring.adapters.forgetting import Forgetting
 from tidemill_monitoring.adapters.journal import Journal, outcome_record
 from tidemill_monitoring.adapters.leadership import Leadership
 from tidemill_monitoring.adapters.store import Numbered
 from tidemill_monitoring.adapters.wall import now_us
 from tidemill_monitoring.board import Board, Decided
-from tidemill_monitoring.clock import HOUR_US, EventTimes, spoken, tick_after
+from tidemill_monitoring.clock import DAY_US, HOUR_US, EventTimes, spoken, tick_after
 from tidemill_monitoring.decode import PREDICTIONS, Prediction
 from tidemill_monitoring.evaluation import Resolved
 from tidemill_monitoring.gaps import Sequences
@@ -38,6 +39,12 @@ SELECT (SELECT min(tick_us) FROM monitoring.outcome WHERE pipeline = $1) AS tick
        (SELECT count(*) FROM monitoring.prediction WHERE pipeline = $1),
        count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state = 2), count(*) FILTER (WHERE state = 3)
 FROM monitoring.outcome WHERE pipeline = $1
+"""
+# What the release before has stored is a deadline; it becomes an instant of asking by the wait of now.
+_PIPELINES = """
+SELECT p.pipeline, p.last_tick_us, p.champion_since_us,
+       coalesce(p.swept_us, p.sweep_from_us - coalesce(w.wait_us, 0)) AS sweep_from_us
+FROM monitoring.pipeline p LEFT JOIN unnest($1::text[], $2::bigint[]) AS w(pipeline, wait_us) USING (pipeline)
 """
 # Records read without anything to save; more than these a restart should not have to read again.
 _UNSAVED_LIMIT = 20_000
@@ -65,11 +72,16 @@ class Joiner(Pipeline[EventTimes, Effects]):
         self._lost_after_us = lost_after_us
         self.boards: dict[str, Board] = {}
         self.clocks: dict[str, int] = {}
+        # What was read so far; None before the first assignment.
+        self.times: EventTimes | None = None
         self._watched: dict[str, Watched] = {}
         self._offsets: dict[Partition, int] = {}
         self._noted: dict[Partition, int] = {}
         self._moved: list[str] = []
         self._sequences = Sequences({}, lost_after_us)
+        self._forgetting = Forgetting()
+        # The days, by pipeline, whose midnights have been looked at for what they let go of.
+        self._days: set[tuple[str, int]] = set()
         # Read since the last transaction: saved with the next, read again after a crash.
         self._unsaved: dict[Partition, int] = {}
         self._unsaved_us: dict[Partition, int] = {}
@@ -92,6 +104,7 @@ class Joiner(Pipeline[EventTimes, Effects]):
             Partition(row["topic"], row["partition"]): row["newest_us"] for row in rows if row["newest_us"] is not None
         }
         times = EventTimes(newest, whole=spoken(newest, self._told_topics()), idle_us=self._idle_us, now_us=now_us())
+        self.times = times
         self.clocks = clocks_of(times, self._registered, now_us())
         self._moved = list(self.clocks)
         self._publish()
@@ -119,11 +132,14 @@ class Joiner(Pipeline[EventTimes, Effects]):
         for row in decided:
             self.board(row["pipeline"]).note(Decided(*row[1:]))
         self._watched = {}
-        for row in await connection.fetch("SELECT * FROM monitoring.pipeline"):
+        waits = self._registered.wait_us
+        for row in await connection.fetch(_PIPELINES, list(waits), list(waits.values())):
             name = row["pipeline"]
             if row["champion_since_us"] is not None:
                 self._registered.champion_since_us[name] = row["champion_since_us"]
             self._watched[name] = await self._evaluator.load(connection, name, row, self.board(name))
+        self._forgetting = Forgetting()
+        await self._forgetting.look(connection)
 
     def board(self, pipeline: str) -> Board:
         """Return what the policy has decided for a pipeline."""
@@ -143,6 +159,13 @@ class Joiner(Pipeline[EventTimes, Effects]):
         await self._commit(effects)
         await self._journal.published()
         self._publish(self._lost(effects))
+        await self._forget()
+
+    async def _forget(self) -> None:
+        if self._forgetting.is_due:
+            swept_us = {name: watched.sweep_from_us for name, watched in self._watched.items()}
+            async with self._leadership.connection() as connection:
+                await self._forgetting.turn(connection, swept_us)
 
     def _lost(self, effects: Effects) -> list[Outgoing]:
         """Count predictions whose log record never came, and return what operators are told of them."""
@@ -180,6 +203,10 @@ class Joiner(Pipeline[EventTimes, Effects]):
             return
         async with self._leadership.transaction() as connection:
             numbered = await self._write(connection, matches, effects, passing)
+            days = {(name, to_tick_us // DAY_US) for name, to_tick_us in passing.items()}
+            if not days <= self._days:
+                self._days = days
+                await self._forgetting.look(connection)
         self._unsaved, self._unsaved_us, self._unsaved_rows = {}, {}, 0
         self._journal.append(numbered)
 
@@ -189,7 +216,7 @@ class Joiner(Pipeline[EventTimes, Effects]):
         for one in given:
             watched = self._watched.get(one.pipeline)
             if watched is not None and one.pipeline in waits:
-                watched.sweep_from_us = min(watched.sweep_from_us, one.as_of_us + waits[one.pipeline])
+                watched.sweep_from_us = min(watched.sweep_from_us, one.as_of_us)
         async with self._leadership.connection() as connection:
             matches = await store.insert_predictions(connection, given)
         # One of a pipeline that was retired before the start may still come to a label that waited for it.
@@ -248,8 +275,9 @@ class Joiner(Pipeline[EventTimes, Effects]):
         """Declare NEVER what has waited long enough."""
         watched = self._watched[pipeline]
         wait_us = self._registered.wait_us[pipeline]
-        late = await store.overdue(connection, pipeline, watched.sweep_from_us - wait_us, to_tick_us - wait_us)
-        watched.sweep_from_us = max(watched.sweep_from_us, to_tick_us)
+        # By the time of asking, which stays what it was when a definition changes the wait.
+        late = await store.overdue(connection, pipeline, watched.sweep_from_us, to_tick_us - wait_us)
+        watched.sweep_from_us = max(watched.sweep_from_us, to_tick_us - wait_us)
         done = {one.prediction.prediction_id for one in joined if one.prediction.pipeline == pipeline}
         return [never(one, one.as_of_us + wait_us) for one in late if one.prediction_id not in done]
 
@@ -258,9 +286,10 @@ class Joiner(Pipeline[EventTimes, Effects]):
         first = await connection.fetchrow(_BEGINNING, pipeline)
         counts.predictions, counts.joined, counts.never, counts.corrected = first[2:]
         tick_us, as_of_us = first["tick_us"], first["as_of_us"]
+        swept_us = to_tick_us - self._registered.wait_us[pipeline]
         return self._evaluator.begin(
             to_tick_us if tick_us is None else min(to_tick_us, tick_us - HOUR_US),
-            to_tick_us if as_of_us is None else min(to_tick_us, as_of_us + self._registered.wait_us[pipeline]),
+            swept_us if as_of_us is None else min(swept_us, as_of_us),
             self.board(pipeline),
         )
 

@@ -2,8 +2,8 @@
 
 Everything gets a sequence number in the transaction. The transaction after a publication notes how far it got and
 where the topics ended then; what may have been sent in between is found by reading the topics from there. So a crash
-between commit and publication loses nothing, and doubles no (prediction id, revision). One batch is published while
-the next one is joined; whoever waits for a batch's effects waits for `published` too.
+between commit and publication loses nothing, and doubles no (pipeline, prediction id, revision). One batch is
+published while the next one is joined; whoever waits for a batch's effects waits for `published` too.
 """
 
 import asyncio
@@ -43,6 +43,9 @@ _OUTCOME_HEADERS = [
     ("ce_type", b"tidemill.outcome.v1"),
     ("content-type", b"application/protobuf"),
 ]
+
+# The pipeline and an id within it: prediction ids are the callers', and two pipelines may be asked with the same one.
+_Identity = tuple[bytes, bytes]
 
 log = structlog.get_logger(__name__)
 
@@ -187,7 +190,7 @@ class Journal:
         found += [(row[0], Outgoing(row[1], row[3], row[2], headers_of(row[4]))) for row in entries]
         return sorted(found, key=lambda one: one[0])
 
-    async def _arrived(self, topics: set[str], ends: Mapping[Partition, int]) -> set[bytes]:
+    async def _arrived(self, topics: set[str], ends: Mapping[Partition, int]) -> set[_Identity]:
         """Return the identities of what the topics hold since the last noted publication."""
         # Without a group it is given every partition of the topics it names.
         names = [self._kafka.physical(topic) for topic in sorted(topics)]
@@ -198,7 +201,7 @@ class Journal:
             self._heed(
                 {Partition(self._kafka.logical(place.topic), place.partition): places[place] for place in places}
             )
-            found: set[bytes] = set()
+            found: set[_Identity] = set()
             while behind := [place for place, end in places.items() if await consumer.position(place) < end]:
                 batches = await consumer.getmany(*behind, timeout_ms=_READ_TIMEOUT_MS)
                 found |= {_identity(record.headers) for records in batches.values() for record in records}
@@ -220,5 +223,6 @@ def _outcome(row: Any) -> Outcome:
     return Outcome(Stored(*row[1:7]), row[7], row[8], row[9], row[10], ready_us=0)
 
 
-def _identity(headers: Iterable[tuple[str, bytes]]) -> bytes:
-    return next((value for name, value in headers if name == "ce_id"), b"")
+def _identity(headers: Iterable[tuple[str, bytes]]) -> _Identity:
+    found = dict(headers)
+    return found.get("ce_subject", b""), found.get("ce_id", b"")

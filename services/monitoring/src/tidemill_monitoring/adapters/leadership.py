@@ -25,11 +25,11 @@ _LOCK = "monitoring.join"
 _ASK_EVERY_S = 0.5
 
 # The joiner looks up by key only. Plans are made once, when tables may still be empty: without these, a plan that reads
-# a small table whole would be kept while it grows. Commits do not wait for the disk: positions are part of each
-# transaction, so that what a crash of PostgreSQL takes back is read again from Kafka.
+# a small table whole would be kept while it grows. Commits wait for the disk: what is published after one must not be
+# numbered anew where PostgreSQL crashes.
 SESSION = {
     "application_name": "tidemill-monitoring-join",
-    "synchronous_commit": "off",
+    "synchronous_commit": "on",
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "enable_hashjoin": "off",

@@ -33,9 +33,6 @@ from tidemill_monitoring.records import Asked, Moment, Positions
 from tidemill_monitoring.registered import Registered
 from tidemill_monitoring.settings import Settings
 
-_HANDLE = """
-INSERT INTO monitoring.handled (topic, partition, "offset") VALUES ($1, $2, $3) ON CONFLICT DO NOTHING RETURNING true
-"""
 _DECIDED = """
 INSERT INTO monitoring.decision
     (cause_key, pipeline, cause_kind, cause_id, outcome, event_time_us, due_us, reason, record)
@@ -91,9 +88,6 @@ class Policy:
             raise Poison(Reason.UNKNOWN_PIPELINE, f"no pipeline {trigger.pipeline!r}", field="pipeline")
         try:
             async with self._pool.acquire() as connection, connection.transaction():
-                place = (record.topic, record.partition, record.offset)
-                if not await connection.fetchval(_HANDLE, *place):
-                    return
                 decided = await self._decide(connection, trigger)
         except PASSING as error:
             raise Retryable(f"PostgreSQL: {error!r}") from error
@@ -109,10 +103,13 @@ class Policy:
     async def _decide(self, connection: Any, trigger: monitoring.PolicyTrigger) -> Decided | None:
         pipeline, key = trigger.pipeline, cause_key(trigger.pipeline, trigger.cause_kind, trigger.cause_id)
         await connection.execute(_LOCK, f"monitoring.policy/{pipeline}")
-        before = await connection.fetchval("SELECT outcome FROM monitoring.decision WHERE cause_key = $1", key)
-        if before not in (None, DEFERRED):
-            return None
         event_time_us = from_timestamp(trigger.event_time)
+        before = await connection.fetchrow(
+            "SELECT outcome, event_time_us FROM monitoring.decision WHERE cause_key = $1", key
+        )
+        # What was deferred is decided again later, and not because its trigger comes twice.
+        if before is not None and (before["outcome"] != DEFERRED or event_time_us <= before["event_time_us"]):
+            return None
         is_open = trigger.cause_kind != DRIFT or not await findings.is_resolved(connection, trigger.cause_id)
         cause = Cause(trigger.cause_kind, trigger.cause_id, event_time_us, is_open)
         decision = decide(cause, self._registered.rules(pipeline), await self._ledger(connection, pipeline))

@@ -7,13 +7,14 @@ import grpc
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from tidemill_contracts.canonical import from_json
-from tidemill_contracts.instants import from_timestamp, to_timestamp
+from tidemill_contracts.instants import EARLIEST_US, LATEST_US, format_us, from_timestamp, to_timestamp
 from tidemill_contracts.monitoring.v1 import monitoring_pb2 as messages
 from tidemill_contracts.monitoring.v1 import monitoring_pb2_grpc as services
 from tidemill_contracts.monitoring.v1 import records_pb2 as records
 from tidemill_contracts.reasons import Reason
 from tidemill_runtime.actor import require_actor
 from tidemill_runtime.errors import Poison, Retryable
+from tidemill_runtime.positions import Partition
 from tidemill_runtime.postgres import PASSING
 
 from tidemill_monitoring.adapters import findings
@@ -21,12 +22,14 @@ from tidemill_monitoring.adapters.joiner import Joiner
 from tidemill_monitoring.adapters.policy import Policy
 from tidemill_monitoring.adapters.stage import JoinStage
 from tidemill_monitoring.adapters.wall import now_us
+from tidemill_monitoring.clock import DAY_US
 from tidemill_monitoring.records import Change
 from tidemill_monitoring.registered import Registered
 
 _DEFAULT_LIMIT = 100
 _MAX_LIMIT = 10_000
 _MAX_TEXT = 500
+_MAX_NAMED = 5
 STATUSES = ("open", "acknowledged", "resolved")
 
 _METRICS = """
@@ -100,7 +103,7 @@ class MonitoringServicer(services.MonitoringServiceServicer):
     ) -> messages.RequestRetrainingResponse:
         actor = require_actor(context)
         _check_texts(request)
-        self._known(request.pipeline)
+        self._check_joined(request.pipeline)
         if not request.reason.strip():
             raise Poison(Reason.MISSING_FIELD, "a retraining has a reason", field="reason", fix="say why")
         made = await self._policy.request(
@@ -130,23 +133,62 @@ class MonitoringServicer(services.MonitoringServiceServicer):
         )
 
     def _clock(self, pipeline: str) -> Timestamp | None:
-        clock_us = self._joiner.clocks.get(pipeline)
+        clock_us = self._clock_us(pipeline)
         return None if clock_us is None else to_timestamp(clock_us)
 
-    async def _event_time(self, request: messages.RequestRetrainingRequest) -> int:
-        if request.HasField("event_time"):
-            return from_timestamp(request.event_time)
-        # Who has just sent events and asks for a model means a model of these.
-        await self._stage.caught_up(self._registered.partitions(request.pipeline))
-        clock_us = self._joiner.clocks.get(request.pipeline)
-        if clock_us is None:
-            raise Poison(
-                Reason.MISSING_FIELD,
-                f"{request.pipeline} has no clock yet, since not every partition of its streams has carried an event",
-                field="event_time",
-                fix="name the event time up to which rows are to be taken",
-            )
+    def _clock_us(self, pipeline: str) -> int | None:
+        """Return a pipeline's clock, also where no batch has come since it was registered."""
+        clock_us, times = self._joiner.clocks.get(pipeline), self._joiner.times
+        if clock_us is None and times is not None and pipeline in self._registered.pipelines():
+            return times.clock(self._registered.partitions(pipeline), now_us())
         return clock_us
+
+    async def _event_time(self, request: messages.RequestRetrainingRequest) -> int:
+        pipeline, partitions = request.pipeline, self._registered.partitions(request.pipeline)
+        if request.HasField("event_time"):
+            asked_us = from_timestamp(request.event_time)
+            _check_instant(asked_us)
+            if asked_us > self._newest_us(partitions) + DAY_US:
+                await self._stage.caught_up(partitions)
+                self._check_reached(asked_us, pipeline, partitions)
+            return asked_us
+        # Who has just sent events and asks for a model means a model of these.
+        await self._stage.caught_up(partitions)
+        clock_us = self._clock_us(pipeline)
+        if clock_us is None:
+            raise self._without_clock(pipeline, partitions)
+        return clock_us
+
+    def _newest_us(self, partitions: Sequence[Partition]) -> int:
+        """Return the newest event time that these partitions carry; now, where they carry none."""
+        times = self._joiner.times
+        newest = [times.newest(partition) for partition in partitions] if times is not None else []
+        return max((one for one in newest if one is not None), default=now_us())
+
+    def _check_reached(self, asked_us: int, pipeline: str, partitions: Sequence[Partition]) -> None:
+        """Refuse a slip of the pen, from which the schedule would count for years. Raises `Poison`."""
+        newest_us = self._newest_us(partitions)
+        if asked_us > newest_us + DAY_US:
+            raise Poison(
+                Reason.OUT_OF_RANGE,
+                f"{format_us(asked_us)} lies more than a day beyond the newest event of {pipeline}'s streams, "
+                f"{format_us(newest_us)}",
+                field="event_time",
+                fix="leave it out: rows are then taken up to the pipeline's clock",
+            )
+
+    def _without_clock(self, pipeline: str, partitions: Sequence[Partition]) -> Poison | Retryable:
+        silent = self._joiner.times.silent(partitions) if self._joiner.times is not None else []
+        if not silent:
+            return Retryable(f"what was written before the start is not read yet: {pipeline} has no clock so far")
+        named = ", ".join(f"{one.topic}[{one.number}]" for one in silent[:_MAX_NAMED])
+        others = f" and {len(silent) - _MAX_NAMED} more" if len(silent) > _MAX_NAMED else ""
+        return Poison(
+            Reason.MISSING_FIELD,
+            f"{pipeline} has no clock yet: no event has come on {named}{others}",
+            field="event_time",
+            fix="name the event time up to which rows are to be taken",
+        )
 
     async def _change(self, incident_id: str, actor: str, status: str, note: str) -> records.IncidentRecord:
         try:
@@ -175,6 +217,11 @@ class MonitoringServicer(services.MonitoringServiceServicer):
                 Reason.UNKNOWN_PIPELINE, f"no pipeline {pipeline!r}", field="pipeline", fix=f"registered: {known}"
             )
 
+    def _check_joined(self, pipeline: str) -> None:
+        self._known(pipeline)
+        if fault := self._registered.faults.get(pipeline):
+            raise Poison(Reason.UNSUPPORTED, f"pipeline {pipeline!r} cannot be joined: {fault}", field="pipeline")
+
     async def _fetch(self, query: str, *arguments: object) -> Sequence[Any]:
         try:
             found: Sequence[Any] = await self._pool.fetch(query, *arguments)
@@ -192,5 +239,13 @@ def _check_texts(request: Message) -> None:
             raise Poison(Reason.OVERSIZED, f"{field.name} has more than {_MAX_TEXT} characters", field=field.name)
 
 
+def _check_instant(instant_us: int) -> None:
+    if not EARLIEST_US <= instant_us < LATEST_US:
+        bounds = f"{format_us(EARLIEST_US)} to {format_us(LATEST_US)}"
+        raise Poison(Reason.OUT_OF_RANGE, f"it lies outside {bounds}", field="event_time")
+
+
 def _limit(asked: int) -> int:
-    return min(asked or _DEFAULT_LIMIT, _MAX_LIMIT)
+    if not 0 <= asked <= _MAX_LIMIT:
+        raise Poison(Reason.OUT_OF_RANGE, f"limit must be 0 to {_MAX_LIMIT}", field="limit")
+    return asked or _DEFAULT_LIMIT

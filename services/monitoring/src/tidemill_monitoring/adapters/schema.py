@@ -88,7 +88,7 @@ INSERT INTO monitoring.writer (next_seq, published_seq) VALUES (1, 0) ON CONFLIC
 CREATE TABLE IF NOT EXISTS monitoring.pipeline (
     pipeline text COLLATE "C" PRIMARY KEY,
     last_tick_us bigint NOT NULL,
-    -- Deadlines before this one have been looked at.
+    -- What an earlier release reads in place of swept_us, and kept as a deadline; with that instant it looks again.
     sweep_from_us bigint NOT NULL,
     predictions bigint NOT NULL,
     joined bigint NOT NULL,
@@ -96,6 +96,16 @@ CREATE TABLE IF NOT EXISTS monitoring.pipeline (
     corrected bigint NOT NULL,
     champion_since_us bigint
 ) WITH (fillfactor = 40);
+-- Predictions asked before this have been looked at for NEVER.
+ALTER TABLE monitoring.pipeline ADD COLUMN IF NOT EXISTS swept_us bigint;
+
+-- Event times before which a pipeline's rows may be deleted.
+CREATE TABLE IF NOT EXISTS monitoring.retention (
+    pipeline text COLLATE "C" PRIMARY KEY,
+    predictions_us bigint NOT NULL,
+    labels_us bigint NOT NULL,
+    outcomes_us bigint NOT NULL
+);
 
 CREATE TABLE IF NOT EXISTS monitoring.snapshot (
     pipeline text COLLATE "C" PRIMARY KEY,
@@ -134,13 +144,6 @@ CREATE TABLE IF NOT EXISTS monitoring.decision (
     record bytea
 );
 CREATE INDEX IF NOT EXISTS decision_time ON monitoring.decision (pipeline, event_time_us);
-
-CREATE TABLE IF NOT EXISTS monitoring.handled (
-    topic text NOT NULL,
-    partition integer NOT NULL,
-    "offset" bigint NOT NULL,
-    PRIMARY KEY (topic, partition, "offset")
-);
 """
 
 

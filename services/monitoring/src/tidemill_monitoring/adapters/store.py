@@ -97,10 +97,13 @@ ends AS (
     ON CONFLICT (topic, partition) DO UPDATE SET next_offset = excluded.next_offset),
 pipelines AS (
     INSERT INTO monitoring.pipeline AS p
-        (pipeline, last_tick_us, sweep_from_us, predictions, joined, never, corrected, champion_since_us)
-    SELECT * FROM unnest($8::text[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[],
-                         $14::bigint[], $15::bigint[])
-    ON CONFLICT (pipeline) DO UPDATE SET last_tick_us = excluded.last_tick_us, sweep_from_us = excluded.sweep_from_us,
+        (pipeline, last_tick_us, swept_us, sweep_from_us, predictions, joined, never, corrected, champion_since_us)
+    SELECT name, tick_us, swept_us, swept_us, predictions, joined, never, corrected, champion_since_us
+    FROM unnest($8::text[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[],
+                $15::bigint[])
+        AS g(name, tick_us, swept_us, predictions, joined, never, corrected, champion_since_us)
+    ON CONFLICT (pipeline) DO UPDATE SET last_tick_us = excluded.last_tick_us,
+        swept_us = excluded.swept_us, sweep_from_us = excluded.sweep_from_us,
         predictions = p.predictions + excluded.predictions, joined = p.joined + excluded.joined,
         never = p.never + excluded.never, corrected = p.corrected + excluded.corrected,
         champion_since_us = coalesce(p.champion_since_us, excluded.champion_since_us)),
@@ -144,7 +147,7 @@ class Counted(NamedTuple):
     """A pipeline's progress, and how many of what this batch added."""
 
     last_tick_us: int
-    sweep_from_us: int
+    swept_us: int
     predictions: int = 0
     joined: int = 0
     never: int = 0
