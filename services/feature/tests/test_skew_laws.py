@@ -79,7 +79,7 @@ class Serving:
         )
 
     async def predict(self, requests: Sequence[Request], as_of_us: int) -> None:
-        """Log a prediction for each request."""
+        """Log a prediction for each request, after one of another pipeline that was asked with the same id."""
         asked = self._reader.request(self.vector.lookups(requests))
         raws: Any = await self._redis.mget(asked.keys)
         result = self._reader.values(asked, raws, as_of_us)
@@ -88,6 +88,7 @@ class Serving:
             TopicPartitionOffset(topic=place.topic, partition=place.partition, next_offset=offset)
             for place, offset in result.positions.items()
         ]
+        logged: list[Outgoing] = []
         for place, request in enumerate(requests):
             self._note(request, as_of_us, rows, place)
             numbers = [rows.numbers[name][place] for name in rows.names if name in rows.numbers]
@@ -95,19 +96,20 @@ class Serving:
             features = serving.ServedFeatures(
                 numbers=numbers, categories=categories, statuses=rows.status[place].tobytes()
             )
-            record = serving.PredictionRecord(
-                prediction_id=f"{request['payment']}/{as_of_us}",
-                pipeline="risk",
-                join_key=request["payment"],
-                as_of_us=as_of_us,
-                model_version=1,
-                features=features,
-                positions=positions,
-                request_json=json.dumps(request).encode(),
-                definition_hash=HASH,
-            )
+            shared: dict[str, Any] = {
+                "prediction_id": f"{request['payment']}/{as_of_us}",
+                "join_key": request["payment"],
+                "as_of_us": as_of_us,
+                "model_version": 1,
+                "features": features,
+                "positions": positions,
+                "request_json": json.dumps(request).encode(),
+            }
+            record = serving.PredictionRecord(pipeline="risk", definition_hash=HASH, **shared)
+            other = serving.PredictionRecord(pipeline="other", definition_hash="sha256:other", **shared)
             key = request["payment"].encode()
-            await self._world.send(Outgoing(PREDICTIONS, record.SerializeToString(), key=key, partition=0))
+            logged += [Outgoing(PREDICTIONS, one.SerializeToString(), key=key, partition=0) for one in (other, record)]
+        await self._world.send(*logged)
 
     def _note(self, request: Request, as_of_us: int, rows: VectorRows, place: int) -> None:
         """Keep what is served, and what would be right."""
@@ -214,7 +216,7 @@ async def test_skew_is_zero_where_brute_force_was_served_and_names_what_was_not(
         for as_of_us in (day_us + 60_000_000, day_us + 400_000_000, day_us + 30_500_000):
             await served.predict(requests(day_us), as_of_us)
         days.append(list(served.right)[before:])
-        archived = [*await world.ends(), TopicPartitionOffset(topic=PREDICTIONS, next_offset=21 * (day + 1))]
+        archived = [*await world.ends(), TopicPartitionOffset(topic=PREDICTIONS, next_offset=2 * 21 * (day + 1))]
         await process.progress.WaitProgress(WaitProgressRequest(stage="offline", offsets=archived), timeout=60)
     await served.close()
     healthy, broken = (await measured(world, 2))[:2]

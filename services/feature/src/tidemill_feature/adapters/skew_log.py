@@ -89,7 +89,9 @@ class SkewLog:
             left_out[reason] += len(rows) - len(fine)
             return fine
 
-        rows = kept(_rows(table, ids, period), "redefined", lambda row: row.definition_hash == definition_hash)
+        rows = kept(
+            _rows(table, pipeline, ids, period), "redefined", lambda row: row.definition_hash == definition_hash
+        )
         schemas = self._schemas.of(pipeline)
         given = {row.prediction_id: row_of(vector, schemas.get(row.model_version, ()), row.features) for row in rows}
         rows = kept(rows, "redefined", lambda row: bool(given[row.prediction_id]))
@@ -152,9 +154,10 @@ def _first_us(rows: Sequence[_Row]) -> int:
     return min(row.as_of_us for row in rows)
 
 
-def _rows(table: LogTable, ids: Sequence[str], period: Period) -> list[_Row]:
+def _rows(table: LogTable, pipeline: str, ids: Sequence[str], period: Period) -> list[_Row]:
     """Return the first record of each prediction, in the order of the log."""
-    wanted = Filter(at_least={"as_of_us": period.from_us}, among={"prediction_id": ids})
+    at_least, equal = {"as_of_us": period.from_us}, {"pipeline": pipeline}
+    wanted = Filter(at_least=at_least, equal=equal, among={"prediction_id": ids})
     rows = LogRows.before(table.read([*_PLACE, *_KEYS, *_NUMBERS, *_ASKED, *_SERVED], wanted), {})
     numbers = [rows.ints(name).tolist() for name in _NUMBERS]
     served = [rows.column(name, definition.FIELD_TYPE_STRING).values.tolist() for name in _SERVED]
