@@ -168,6 +168,7 @@ def calls(shared: Any) -> list[tuple[Any, Any, Reason]]:
         (books.ApplyDefinition, registry.ApplyDefinitionRequest(definition=again), Reason.BREAKING_CHANGE),
         (watch.GetMetrics, monitoring.GetMetricsRequest(pipeline="nothing"), Reason.UNKNOWN_PIPELINE),
         (watch.ListIncidents, monitoring.ListIncidentsRequest(status="closed"), Reason.OUT_OF_RANGE),
+        (watch.ListIncidents, monitoring.ListIncidentsRequest(limit=-1), Reason.OUT_OF_RANGE),
         (watch.ResolveIncident, monitoring.ResolveIncidentRequest(incident_id="none"), Reason.UNKNOWN_ENTITY),
         (watch.ResolveIncident, monitoring.ResolveIncidentRequest(incident_id="a\0b"), Reason.BAD_UTF8),
         (watch.RequestRetraining, retrain(pipeline=PIPELINE, reason="x" * 600), Reason.OVERSIZED),

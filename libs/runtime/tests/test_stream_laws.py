@@ -325,6 +325,22 @@ async def test_lost_state_is_restored_and_read_again_from_where_restore_says(
     assert pipeline.applied == [b"a", b"b", b"c", b"b", b"c", b"d"]
 
 
+async def test_what_is_durable_is_not_applied_again_after_lost_state_though_its_commit_was_not_due(
+    kafka: KafkaSettings, make_topic: MakeTopic
+) -> None:
+    await make_topic("t")
+    pipeline = Collecting()
+    options = StreamOptions("laws", commit_every_ms=600_000)
+    async with Producer(kafka) as producer, running(StreamRunner(pipeline, kafka, options, topics=["t"])) as runner:
+        for value in (b"a", b"b"):
+            await fill(producer, "t", [value])
+            await runner.reached(producer.written)
+        pipeline.failures = [StateLost("it is to be judged anew")]
+        await fill(producer, "t", [b"c"])
+        await runner.reached(producer.written)
+    assert pipeline.applied == [b"a", b"b", b"c"]
+
+
 class Noting(Collecting):
     """Notes how much was applied whenever it is to flush."""
 

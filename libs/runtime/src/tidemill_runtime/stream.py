@@ -298,10 +298,12 @@ class StreamRunner(Component, Generic[S, E]):
     async def _restore(self) -> None:
         epoch, self._standing.excused = self._epoch, True
         places, clamped = sorted(self._consumer.assignment()), self._pipeline.keeps_offsets
+        assert self._committer is not None
+        # Where the group begins is where the pipeline does, unless it keeps offsets of its own.
+        await self._committer.commit()
         await self._claim.check(places)
         assignment = await self._logs.assignment(places, clamped=clamped)
         start = dict(assignment.start)
-        assert self._committer is not None
         if self._claim.named:
             # What nobody has committed is taken for a partition that the group overlooks.
             self._committer.durable(self._logs.places(start))

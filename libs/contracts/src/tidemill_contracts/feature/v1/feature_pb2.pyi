@@ -676,6 +676,7 @@ class ViewStats(_message.Message):
     events_folded: _builtins.int
     duplicates: _builtins.int
     late_dropped: _builtins.int
+    """Events that the stream left out as too late, and those whose place in the rings a newer bucket had."""
     null_keys: _builtins.int
     dead_lettered: _builtins.int
     def __init__(
