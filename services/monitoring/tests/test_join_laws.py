@@ -10,6 +10,7 @@ from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.instants import parse_us
 from tidemill_contracts.monitoring.v1 import monitoring_pb2 as messages
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
+from tidemill_monitoring.adapters import store
 
 HOUR = 3_600_000_000
 DAY = 24 * HOUR
@@ -67,6 +68,42 @@ async def test_a_label_that_never_comes_is_declared_by_the_clock_and_corrected_i
         ]
         seen = await stats(world)
         assert (seen.joined, seen.never, seen.corrected) == (1, 0, 1)
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+async def test_more_than_a_page_that_waited_too_long_is_declared_in_pages_and_a_crash_between_them_changes_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, crashes: bool
+) -> None:
+    pages: list[int] = []
+    look = store.overdue
+
+    async def overdue(*given: Any) -> Any:
+        found = await look(*given)
+        pages.append(len(found))
+        if crashes and len(pages) == 3:
+            raise ConnectionResetError("PostgreSQL went away")
+        return found
+
+    async with world.running():
+        await world.apply()
+        monkeypatch.setattr(store, "PAGE", 3)
+        monkeypatch.setattr(store, "overdue", overdue)
+        for number, hour in enumerate((1, 1, 1, 1, 1, 1, 1, 2, 3, 4, 5, 6)):
+            await world.predict(f"{number:02}", START + hour * HOUR)
+        # After a gap of days: the label of the last one is read with the clock that ends its wait.
+        await world.land("11", START + 20 * HOUR, 30.0)
+        await world.watermark(START + 5 * DAY)
+        await world.settle(START + 5 * DAY)
+        found = [(one.prediction.join_key, one.state, one.revision) for one in await world.outcomes()]
+        never = monitoring.OUTCOME_STATE_NEVER
+        lost = [(f"{number:02}", never, 1) for number in range(11)]
+        assert sorted(found) == [*lost, ("11", monitoring.OUTCOME_STATE_LABELLED, 1)]
+        seen = await stats(world)
+        assert (seen.joined, seen.never, seen.pending) == (1, 11, 0)
+        (daily, *_) = (await world.rpc.GetMetrics(messages.GetMetricsRequest(pipeline=PIPELINE))).metrics
+        assert daily.values["coverage"] == pytest.approx(1 / 12)
+    assert max(pages) == 3
+    assert len(pages) >= 4
 
 
 async def test_a_shorter_wait_leaves_no_prediction_pending(world: World) -> None:

@@ -25,7 +25,7 @@ from tidemill_monitoring.adapters.store import Numbered
 from tidemill_monitoring.adapters.wall import now_us
 from tidemill_monitoring.board import Board, Decided
 from tidemill_monitoring.clock import DAY_US, HOUR_US, EventTimes, spoken, tick_after
-from tidemill_monitoring.decode import PREDICTIONS, Prediction
+from tidemill_monitoring.decode import PREDICTIONS, Label, Prediction
 from tidemill_monitoring.evaluation import Resolved
 from tidemill_monitoring.gaps import Sequences
 from tidemill_monitoring.join import CORRECTED, LABELLED, Match, Outcome, never, outcomes_of
@@ -201,14 +201,23 @@ class Joiner(Pipeline[EventTimes, Effects]):
         passing = self._passing(effects)
         if not (matches or effects.labels or passing or self._unsaved_rows > _UNSAVED_LIMIT):
             return
-        async with self._leadership.transaction() as connection:
-            numbered = await self._write(connection, matches, effects, passing)
-            days = {(name, to_tick_us // DAY_US) for name, to_tick_us in passing.items()}
-            if not days <= self._days:
-                self._days = days
-                await self._forgetting.look(connection)
+        labels: Sequence[Label] = effects.labels
+        # More may be overdue than a transaction takes, as where a stream was silent for days and the clock jumps.
+        while True:
+            async with self._leadership.transaction() as connection:
+                numbered, whole = await self._write(connection, matches, labels, passing, effects.now_us)
+                days = {(name, to_tick_us // DAY_US) for name, to_tick_us in passing.items()}
+                if whole and not days <= self._days:
+                    self._days = days
+                    await self._forgetting.look(connection)
+            self._journal.append(numbered)
+            if whole:
+                break
+            await self._journal.published()
+            self._journal.publish()
+            await self._journal.published()
+            matches, labels = [], []
         self._unsaved, self._unsaved_us, self._unsaved_rows = {}, {}, 0
-        self._journal.append(numbered)
 
     async def _predictions(self, given: Sequence[Prediction]) -> list[Match]:
         """Store predictions; one that is older than what was swept for NEVER has the sweep look again."""
@@ -223,26 +232,33 @@ class Joiner(Pipeline[EventTimes, Effects]):
         return [match for match in matches if match.prediction.pipeline in waits]
 
     async def _write(
-        self, connection: Any, matches: Sequence[Match], effects: Effects, passing: Mapping[str, int]
-    ) -> list[tuple[int, Outgoing]]:
+        self,
+        connection: Any,
+        matches: Sequence[Match],
+        labels: Sequence[Label],
+        passing: Mapping[str, int],
+        now_us: int,
+    ) -> tuple[list[tuple[int, Outgoing]], bool]:
+        """Return what is to be published, and whether that is all: the batch's positions and ticks wait for it."""
         waits = self._registered.wait_us
         counted = {name: _Counts() for name in waits}
-        labelled = await store.insert_labels(connection, effects.labels, waits)
+        labelled = await store.insert_labels(connection, labels, waits)
         # Together, since outcomes are written last: a label must see what an earlier one of its batch made.
         outcomes = outcomes_of([*matches, *labelled], waits)
         for name, to_tick_us in passing.items():
             if name not in self._watched:
                 begun = min([to_tick_us, *_first_ticks(name, outcomes)])
                 self._watched[name] = await self._begin(connection, name, begun, counted[name])
-            outcomes += await self._sweep(connection, name, to_tick_us, outcomes)
-        numbered = self._number(outcomes, counted)
-        early = any(self._watched[name].pending is None for name in passing)
+        late, whole = await self._sweep(connection, passing, outcomes)
+        numbered = self._number(outcomes + late, counted)
+        ended = passing if whole else {}
+        early = any(self._watched[name].pending is None for name in ended)
         if early:
             await store.insert_outcomes(connection, numbered)
-        told = await self._evaluate(connection, passing, effects.now_us)
+        told = await self._evaluate(connection, ended, now_us)
         journal = list(zip(self._journal.number(len(told)), told, strict=True))
-        await self._save(connection, counted, journal, () if early else numbered)
-        return [*((one.seq, outcome_record(one.outcome)) for one in numbered), *journal]
+        await self._save(connection, counted, journal, () if early else numbered, whole=whole)
+        return [*((one.seq, outcome_record(one.outcome)) for one in numbered), *journal], whole
 
     def _number(self, outcomes: Sequence[Outcome], counted: "Mapping[str, _Counts]") -> list[Numbered]:
         """Give outcomes their order and their tick, and hold those that a tick will fold."""
@@ -271,15 +287,24 @@ class Joiner(Pipeline[EventTimes, Effects]):
                 passing[name] = last_us
         return passing
 
-    async def _sweep(self, connection: Any, pipeline: str, to_tick_us: int, joined: Sequence[Outcome]) -> list[Outcome]:
-        """Declare NEVER what has waited long enough."""
-        watched = self._watched[pipeline]
-        wait_us = self._registered.wait_us[pipeline]
-        # By the time of asking, which stays what it was when a definition changes the wait.
-        late = await store.overdue(connection, pipeline, watched.sweep_from_us, to_tick_us - wait_us)
-        watched.sweep_from_us = max(watched.sweep_from_us, to_tick_us - wait_us)
-        done = {one.prediction.prediction_id for one in joined if one.prediction.pipeline == pipeline}
-        return [never(one, one.as_of_us + wait_us) for one in late if one.prediction_id not in done]
+    async def _sweep(
+        self, connection: Any, passing: Mapping[str, int], joined: Sequence[Outcome]
+    ) -> tuple[list[Outcome], bool]:
+        """Declare NEVER what has waited long enough, a page at most; return it, and whether there is no more."""
+        done = {(one.prediction.pipeline, one.prediction.prediction_id) for one in joined}
+        found: list[Outcome] = []
+        room = store.PAGE
+        for name, to_tick_us in passing.items():
+            watched, wait_us = self._watched[name], self._registered.wait_us[name]
+            # By the time of asking, which stays what it was when a definition changes the wait.
+            late = await store.overdue(connection, name, watched.sweep_from_us, to_tick_us - wait_us, room)
+            found += [never(one, one.as_of_us + wait_us) for one in late if (name, one.prediction_id) not in done]
+            room -= len(late)
+            if not room:
+                watched.sweep_from_us = late[-1].as_of_us
+                return found, False
+            watched.sweep_from_us = max(watched.sweep_from_us, to_tick_us - wait_us)
+        return found, True
 
     async def _begin(self, connection: Any, pipeline: str, to_tick_us: int, counts: "_Counts") -> Watched:
         """Begin a pipeline at its first clock: at the oldest thing that waits for it, with what came before counted."""
@@ -314,6 +339,8 @@ class Joiner(Pipeline[EventTimes, Effects]):
         counted: "Mapping[str, _Counts]",
         journal: Sequence[tuple[int, Outgoing]],
         numbered: Sequence[Numbered],
+        *,
+        whole: bool,
     ) -> None:
         since = self._registered.champion_since_us
         pipelines = {
@@ -327,8 +354,8 @@ class Joiner(Pipeline[EventTimes, Effects]):
         self._noted = written
         metrics.behind.set(standing.next_seq - 1 - standing.published_seq)
         left = store.Save(
-            self._unsaved,
-            self._unsaved_us,
+            self._unsaved if whole else {},
+            self._unsaved_us if whole else {},
             ends,
             pipelines,
             standing.next_seq,

@@ -114,10 +114,10 @@ class Journal:
         """Queue what a transaction has committed."""
         self._pending.extend(numbered)
 
-    def publish(self, unnumbered: Sequence[Outgoing], clock_us: int) -> None:
+    def publish(self, unnumbered: Sequence[Outgoing] = (), clock_us: int | None = None) -> None:
         """Begin to write everything queued, then records that may be lost (a clock is told again).
 
-        `clock_us`: the furthest pipeline's clock, told once all that is written.
+        `clock_us`: the furthest pipeline's clock, told once all that is written; None: it stands where it stood.
         """
         self._publishing = asyncio.create_task(self._publish(unnumbered, clock_us), name="publish")
 
@@ -133,8 +133,10 @@ class Journal:
                 await self._clock_told.wait_for(lambda: self._told_us >= event_time_us)
         return self._told_us
 
-    async def _publish(self, unnumbered: Sequence[Outgoing], clock_us: int) -> None:
+    async def _publish(self, unnumbered: Sequence[Outgoing], clock_us: int | None) -> None:
         await self._send(unnumbered)
+        if clock_us is None:
+            return
         async with self._clock_told:
             self._told_us = clock_us
             self._clock_told.notify_all()

@@ -74,9 +74,9 @@ OUTCOME_COLUMNS = 9
 
 _OVERDUE = """
 SELECT p.prediction_id, p.join_key, p.as_of_us, p.scores, p.record FROM monitoring.prediction p
-WHERE p.pipeline || '' = $1 AND p.as_of_us >= $2 AND p.as_of_us < $3 AND (p.as_of_us, p.prediction_id) > ($4, $5)
+WHERE p.pipeline || '' = $1 AND p.as_of_us >= $2 AND p.as_of_us < $3
   AND NOT EXISTS (SELECT FROM monitoring.outcome o WHERE o.pipeline = p.pipeline AND o.prediction_id = p.prediction_id)
-ORDER BY p.as_of_us, p.prediction_id LIMIT $6
+ORDER BY p.as_of_us, p.prediction_id LIMIT $4
 """
 
 _RESOLVED = """
@@ -207,16 +207,10 @@ async def insert_outcomes(connection: Any, given: Sequence[Numbered]) -> None:
     await connection.execute(_OUTCOMES, *_columns((one.row() for one in given), OUTCOME_COLUMNS))
 
 
-async def overdue(connection: Any, pipeline: str, from_us: int, to_us: int) -> list[Stored]:
-    """Return predictions asked in [from_us, to_us) that have no outcome."""
-    found: list[Stored] = []
-    after: tuple[int, str] = (-(2**62), "")
-    while True:
-        rows = await connection.fetch(_OVERDUE, pipeline, from_us, to_us, *after, PAGE)
-        found += [Stored(pipeline, *row) for row in rows]
-        if len(rows) < PAGE:
-            return found
-        after = (rows[-1]["as_of_us"], rows[-1]["prediction_id"])
+async def overdue(connection: Any, pipeline: str, from_us: int, to_us: int, limit: int) -> list[Stored]:
+    """Return the first `limit` predictions asked in [from_us, to_us) that have no outcome."""
+    rows = await connection.fetch(_OVERDUE, pipeline, from_us, to_us, limit)
+    return [Stored(pipeline, *row) for row in rows]
 
 
 async def resolved(
