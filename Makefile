@@ -94,7 +94,7 @@ e2e/loop: $(SYNCED)
 	$(RUN) pytest -q -m e2e tests/e2e/test_loop.py
 
 e2e/stack: $(SYNCED)
-	$(RUN) pytest -q -m e2e --ignore tests/e2e/test_loop.py
+	$(RUN) pytest -q -m e2e --ignore tests/e2e/test_loop.py tests/e2e
 
 members: $(SYNCED) ## Run each member's tests alone, in an environment with only what it declares.
 	$(RUN) python .ci/members.py $(UV)

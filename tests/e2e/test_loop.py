@@ -78,15 +78,11 @@ def test_what_was_served_is_what_the_offline_log_gives(undisturbed_run: Any) -> 
     assert [summary for summary in said if " all " not in summary] == []
 
 
-def test_a_random_delay_in_every_hop_changes_nothing(undisturbed_run: Any, live: Any) -> None:
-    delayed = live("delayed", hop_delay_ms=50)
-    assert comparable(delayed.report) == comparable(undisturbed_run.report)
-    assert delayed.sample == undisturbed_run.sample
-
-
-def test_kill_9_of_every_service_once_changes_nothing(undisturbed_run: Any, live: Any) -> None:
+def test_a_random_delay_in_every_hop_and_kill_9_of_every_service_change_nothing(
+    undisturbed_run: Any, live: Any
+) -> None:
     disturb, killed = killer(first_us())
-    shaken = live("killed", each_hour=disturb)
+    shaken = live("shaken", each_hour=disturb, hop_delay_ms=50)
     assert killed == list(SERVICES)
     assert comparable(shaken.report) == comparable(undisturbed_run.report)
     assert shaken.sample == undisturbed_run.sample
