@@ -6,6 +6,7 @@ processor, from the first event until everything is in Redis. The rest of this m
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -26,9 +27,10 @@ def install() -> Path:
     python = ENVIRONMENT / "bin" / "python"
     if (ENVIRONMENT / f"quixstreams-{VERSION}").exists():
         return python.absolute()
-    uv = shutil.which("uv")
+    # uv names itself to what it runs; the Makefile's own is on no PATH.
+    uv = os.environ.get("UV") or shutil.which("uv")
     if uv is None:
-        raise MissingError("no uv to install it with")
+        raise MissingError("there is no uv to install it with: run `make bench`, or put uv on the PATH")
     steps = (
         [uv, "venv", "--quiet", "--clear", "--python", "3.11", str(ENVIRONMENT)],
         [uv, "pip", "install", "--quiet", "--python", str(python), f"quixstreams[redis]=={VERSION}"],

@@ -57,6 +57,7 @@ def main() -> None:
     options = parser.parse_args()
     files = [path for path in sorted(HERE.glob("bench_*.py")) if not options.only or options.only in path.stem]
     entries: list[dict[str, Any]] = []
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix="tm-bench-") as home,
         Stack("bench", Path(home)).running_with("servers") as servers,
@@ -68,8 +69,8 @@ def main() -> None:
                 entries.append(checked(entry))
                 sys.stdout.write("{name:<22} {value:>12,.1f} {unit:<14} {ratio:>7.2f} x {baseline}\n".format(**entry))
                 sys.stdout.flush()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(entries, indent=2) + "\n")
+            # Where one fails, those before it are kept.
+            options.out.write_text(json.dumps(entries, indent=2) + "\n")
 
 
 if __name__ == "__main__":
