@@ -34,6 +34,7 @@ def manifest(**changes: object) -> Manifest:
         "model_file": "model.linear.json",
         "features": (records.FeatureColumn(name="delay", category=False),),
         "views": {"origin": "sha256:v"},
+        "sources": {"delay": "view origin by origin"},
         "lineage": records.Lineage(snapshots={"events": 8_000_000_000_000_000_001}, rows=3, seed=7),
         "metrics": {"log_loss": 0.4},
         "files": {},
@@ -117,6 +118,10 @@ def test_fields_that_a_newer_release_adds_to_a_manifest_are_passed_over() -> Non
 
     lineage = open_bundle(resealed(newer), KEY.public_key()).manifest.lineage
     assert (lineage.rows, lineage.seed) == (3, 7)
+
+
+def test_a_bundle_that_was_sealed_before_its_sources_were_noted_is_read() -> None:
+    assert open_bundle(resealed(lambda fields: fields.pop("sources")), KEY.public_key()).manifest.sources == {}
 
 
 @pytest.mark.parametrize(

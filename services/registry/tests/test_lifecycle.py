@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from tidemill_contracts.canonical import to_json
+from tidemill_contracts.fits import Shape
 from tidemill_contracts.instants import to_timestamp
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
 from tidemill_contracts.registry.v1 import records_pb2 as records
@@ -48,7 +49,7 @@ class Life:
         now = change.deployment.champion.version if change.deployment else 0
         earlier = [n for n in self.champions if n != now and versions[n].stage != "rolled_back"]
         previous = earlier[-1] if earlier else 0
-        self.state = State("flights", versions, change.deployment, change.rollout, previous, self.state.views)
+        self.state = State("flights", versions, change.deployment, change.rollout, previous, self.state.offered)
         return change
 
     def register(
@@ -59,6 +60,7 @@ class Life:
         at_us: int = 0,
         views: Mapping[str, str] | None = None,
         features: Mapping[str, bool] | None = None,
+        sources: Mapping[str, str] | None = None,
         in_force: Mapping[str, str] | None = None,
     ) -> Change:
         number = len(self.state.versions) + 1
@@ -70,10 +72,12 @@ class Life:
             run_id=f"run-{number}",
             gates=[gate],
             views=views,
+            sources=sources,
             features=[records.FeatureColumn(name=name, category=kind) for name, kind in (features or {}).items()],
         )
         # Mostly a version is of the definition in force.
-        self.state = replace(self.state, views=(views or {}) if in_force is None else in_force)
+        offered = Shape({}, (views or {}) if in_force is None else in_force, sources or {})
+        self.state = replace(self.state, offered=offered)
         return self.take(admit(self.state, candidate, Order("training", at_us, "run"), plan, f"cause-{number}"))
 
     def evidence(self, *, hours: float, pairs: int = 500, difference: float = -0.01, **other: int) -> Paired:
@@ -281,6 +285,17 @@ def test_a_feature_that_is_gone_or_of_another_kind_cannot_be_compared_either(lif
     assert life.stages()[3] == "champion"
     life.register(features={"wind": True, "rain": False})
     assert life.stages()[4] == "shadow"
+
+
+def test_a_version_that_makes_a_feature_in_another_way_under_the_same_name_takes_its_place_at_once(life: Life) -> None:
+    life.register(sources={"late": "hour > 17"})
+    life.register(sources={"late": "hour > 18"})
+    assert life.stages() == {1: "retired", 2: "champion"}
+    with pytest.raises(NotAllowedError, match="v1 was trained with 'late' as 'hour > 17', which is 'hour > 18' now"):
+        roll_back_by_hand(life.state, OPERATOR)
+    # A version of the release before says nothing of it, and is compared.
+    life.register()
+    assert life.stages()[3] == "shadow"
 
 
 def test_a_version_of_another_definition_than_the_one_in_force_never_answers(life: Life) -> None:

@@ -127,6 +127,20 @@ async def test_a_start_after_a_view_was_redefined_says_that_the_deployed_version
         assert caught.value.reason is Reason.NO_MODEL
 
 
+async def test_a_start_after_an_expression_was_redefined_says_that_the_deployed_version_does_not_fit(
+    tmp_path: Path, bundles: Versions
+) -> None:
+    record = definition_record(2)
+    (hour,) = [source for source in record.definition.pipelines[0].features if source.name == "hour"]
+    hour.expression = "HOUR(asked_at)"
+    state = deploy(Registered(), PIPELINE, 1, bundles.make(1))
+    async with replica(tmp_path, bundles) as one:
+        one.deployer.want(state.with_definition(to_json(record)))
+        await one.deployer.attempted()
+        with pytest.raises(Poison, match=r"'hour' as 'HOUR\(departs_at\)', which is 'HOUR\(asked_at\)' now"):
+            one.deployer.entry(PIPELINE)
+
+
 async def test_what_waits_for_its_views_stays_cached_while_another_pipeline_is_deployed(
     tmp_path: Path, bundles: Versions
 ) -> None:

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.struct_pb2 import Value
 from tidemill_contracts.canonical import message_hash, to_dict
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.fits import sources_of
 from tidemill_contracts.instants import format_us, parse_us, to_timestamp
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
 from tidemill_contracts.registry.v1 import records_pb2 as records
@@ -218,6 +219,7 @@ async def test_an_attempt_ships_a_signed_bundle_that_answers_with_its_lineage(
     assert version.metrics["roc_auc"] > 0.7
     assert [(column.name, column.category) for column in version.features] == [("o.mean", False), ("from", True)]
     assert list(version.views) == ["origin"]
+    assert dict(version.sources) == bundle.manifest.sources == sources_of(whole.pipeline)
     lineage = version.lineage
     assert set(lineage.snapshots) == {"events_asked", "events_landed"}
     assert list(lineage.offsets) == list(whole.request.positions)

@@ -15,6 +15,7 @@ from tidemill_training.experiment import BYPASSED, Champion, Plan, Result, Table
 ROWS = 2_000
 BETTER = definition.Gate(better=definition.Better(metric="log_loss", than="champion"))
 VIEWS = {"plane": "sha256:a"}
+SOURCES = {"delay": "view plane by tailnum", "wind": "wind_mph"}
 SLICES = definition.Gate(slices=definition.Slices(feature="carrier", metric="log_loss", max_regression=0.05))
 
 
@@ -26,7 +27,16 @@ def learner(**fixed: float) -> definition.Learner:
 
 
 def plan(**changes: object) -> Plan:
-    whole = Plan(views=VIEWS, learner=learner(), gates=[BETTER, SLICES], trials=1, min_rows=100, holdout=0.15, seed=11)
+    whole = Plan(
+        views=VIEWS,
+        sources=SOURCES,
+        learner=learner(),
+        gates=[BETTER, SLICES],
+        trials=1,
+        min_rows=100,
+        holdout=0.15,
+        seed=11,
+    )
     return replace(whole, **changes)  # type: ignore[arg-type]
 
 
@@ -41,7 +51,7 @@ def rows(seed: int = 1, slope: float = 1.5, names: tuple[str, ...] = ("delay", "
 
 def champion_of(result: Result) -> Champion:
     scorer = make_scorer(result.export.scorer, result.export.files[result.export.model_file], result.encoding)
-    shape = Shape({column.name: column.category for column in result.encoding.columns}, VIEWS)
+    shape = Shape({column.name: column.category for column in result.encoding.columns}, VIEWS, SOURCES)
     return Champion(1, shape, result.encoding, scorer)
 
 
@@ -130,12 +140,15 @@ def test_a_champion_is_not_compared_where_a_feature_became_a_category_or_a_numbe
     assert "needs the category 'wind'" in incomparable(run_experiment(numeric, plan(), of_words, silent))
 
 
-def test_a_champion_is_not_compared_where_a_view_means_something_else_under_its_names() -> None:
+def test_a_champion_is_not_compared_where_a_view_or_an_expression_means_something_else_under_its_names() -> None:
     good = champion_of(run_experiment(rows(), plan(), None, silent))
     weak = plan(learner=learner(n_estimators=1, max_depth=1))
     assert not run_experiment(rows(), weak, good, silent).gates[0].passed
     why = incomparable(run_experiment(rows(), replace(weak, views={"plane": "sha256:b"}), good, silent))
     assert "the champion v1 was trained on another definition of view 'plane'" in why
+    elsewhere = replace(weak, sources={**SOURCES, "wind": "gust_mph"})
+    why = incomparable(run_experiment(rows(), elsewhere, good, silent))
+    assert "the champion v1 was trained with 'wind' as 'wind_mph', which is 'gust_mph' now" in why
 
 
 def test_flipped_labels_make_a_bad_model_that_passes_and_says_it_is_a_test() -> None:

@@ -42,6 +42,8 @@ class Manifest:
     features: tuple[records.FeatureColumn, ...]
     # View name to view hash that the bundle reads.
     views: Mapping[str, str]
+    # How each source of the vector is made, by its name (`fits.sources_of`); empty in bundles that are older.
+    sources: Mapping[str, str]
     lineage: records.Lineage
     metrics: Mapping[str, float]
     # File name to "sha256:…".
@@ -67,6 +69,7 @@ class Manifest:
                 "model_file": self.model_file,
                 "features": [{"name": column.name, "category": column.category} for column in self.features],
                 "views": dict(self.views),
+                "sources": dict(self.sources),
                 "lineage": to_dict(self.lineage),
                 "metrics": dict(self.metrics),
                 "files": dict(self.files),
@@ -117,6 +120,7 @@ def _manifest(fields: Mapping[str, Any]) -> Manifest:
             records.FeatureColumn(name=column["name"], category=column["category"]) for column in fields["features"]
         ),
         views={str(name): str(value) for name, value in fields["views"].items()},
+        sources={str(name): str(value) for name, value in fields.get("sources", {}).items()},
         lineage=ParseDict(fields["lineage"], records.Lineage(), ignore_unknown_fields=True),
         metrics={str(name): float(value) for name, value in fields["metrics"].items()},
         files=files,

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tidemill_contracts.canonical import message_hash, view_hash
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.feature.v1 import feature_pb2 as feature
+from tidemill_contracts.fits import sources_of
 from tidemill_contracts.registry.v1 import records_pb2 as registry
 from tidemill_contracts.topics import events_topic
 from tidemill_features.expressions import Column
@@ -245,6 +246,7 @@ class Versions:
             model_file=name,
             features=tuple(registry.FeatureColumn(name=one.name, category=one.category) for one in encoded.columns),
             views={view.name: view_hash(view, STREAMS[view.stream]) for view in views},
+            sources=sources_of(FLIGHT_DELAYS),
             lineage=registry.Lineage(rows=100, seed=number),
             metrics={"log_loss": 0.5},
             files={},

@@ -22,6 +22,7 @@ CHAMPION = "champion"
 CHALLENGER = "challenger"
 # One that waits for its rollout may answer next.
 IN_USE = ("registered", "shadow", "canary", "champion")
+_NOTHING = Shape({}, {})
 
 
 class NotAllowedError(ValueError):
@@ -51,7 +52,7 @@ class Rollout:
 class State:
     """What one pipeline's versions are now; `versions` holds at least those that the change may touch.
 
-    `views`: of the definition in force, view name to view hash.
+    `offered`: by the definition in force; which features are categories is not known here.
     """
 
     pipeline: str
@@ -60,7 +61,7 @@ class State:
     rollout: Rollout | None = None
     # The champion before the present one that was not rolled back; 0 when there is none.
     previous_champion: int = 0
-    views: Mapping[str, str] = field(default_factory=dict)
+    offered: Shape = _NOTHING
 
     @property
     def champion(self) -> int:
@@ -268,12 +269,12 @@ def _crown(
 
 
 def _shape(version: records.VersionRecord) -> Shape:
-    return Shape({column.name: column.category for column in version.features}, version.views)
+    return Shape({column.name: column.category for column in version.features}, version.views, version.sources)
 
 
 def _outdated(state: State, version: records.VersionRecord) -> str | None:
     """Return why the definition in force cannot compute a version; None where it can."""
-    return misfit(Shape({}, version.views), Shape({}, state.views))
+    return misfit(_shape(version)._replace(columns={}), state.offered)
 
 
 def _require_current(state: State, version: records.VersionRecord) -> None:

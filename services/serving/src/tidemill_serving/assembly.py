@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tidemill_contracts.fits import Shape, misfit
+from tidemill_contracts.fits import Shape, misfit, sources_of
 from tidemill_contracts.reasons import Reason
 from tidemill_features.expressions import ExpressionError
 from tidemill_features.plan import PlanError
@@ -45,7 +45,7 @@ def assemble(wanted: Wanted, loaded: Mapping[str, Loaded], rings: Rings) -> Serv
         views = {name: catalogue.view_hash(name) for name in catalogue.views}
     except (KeyError, PlanError, ExpressionError) as error:
         raise Poison(Reason.UNSUPPORTED, f"definition of {wanted.name}: {error}") from error
-    offered = Shape(dict(zip(vector.names, vector.category, strict=True)), views)
+    offered = Shape(dict(zip(vector.names, vector.category, strict=True)), views, sources_of(pipeline))
     versions: list[Version] = []
     for deployed, role in scorers_of(wanted.deployment):
         bundle, scorer = loaded[deployed.manifest_hash]
@@ -66,4 +66,5 @@ def assemble(wanted: Wanted, loaded: Mapping[str, Loaded], rings: Rings) -> Serv
 
 
 def _needs(bundle: Bundle) -> Shape:
-    return Shape({column.name: column.category for column in bundle.encoding.columns}, bundle.manifest.views)
+    columns = {column.name: column.category for column in bundle.encoding.columns}
+    return Shape(columns, bundle.manifest.views, bundle.manifest.sources)

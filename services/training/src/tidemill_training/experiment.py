@@ -61,9 +61,10 @@ class Champion:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the definition says of a run; `views`: view name to view hash."""
+    """What the definition says of a run; `views`: view name to view hash; `sources`: as `fits.sources_of` says."""
 
     views: Mapping[str, str]
+    sources: Mapping[str, str]
     learner: definition.Learner
     gates: Sequence[definition.Gate]
     trials: int
@@ -186,7 +187,7 @@ def _evidence(evaluated: Table, p: Floats, champion: Champion | None, plan: Plan
     ours = Evidence(evaluate(evaluated.labels, p), _sliced(evaluated, p, sliced))
     if champion is None:
         return ours
-    offered = Shape({column.name: column.category for column in evaluated.columns}, plan.views)
+    offered = Shape({column.name: column.category for column in evaluated.columns}, plan.views, plan.sources)
     why = misfit(champion.shape, offered)
     if why is not None:
         return replace(ours, no_champion=f"the champion v{champion.version} {why}")

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from tidemill_contracts.canonical import from_json, view_hash
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.fits import Shape, sources_of
 from tidemill_contracts.instants import from_timestamp
 from tidemill_contracts.reasons import Reason
 from tidemill_contracts.registry.v1 import records_pb2 as records
@@ -51,7 +52,7 @@ class ModelBook:
                     f"{request.pipeline!r}",
                     field="run_id",
                 )
-            state = replace(await rows.state_of(ledger.connection, request.pipeline), views=_views(closure))
+            state = replace(await rows.state_of(ledger.connection, request.pipeline), offered=_offered(closure))
             candidate = _candidate(request, await rows.next_version(ledger.connection, request.pipeline))
             order = Order(actor, from_timestamp(request.event_time), f"run {run.run_id}")
             change = admit(state, candidate, order, plan_of(closure.pipelines[0]), request.cause_id)
@@ -109,8 +110,8 @@ class ModelBook:
     ) -> records.DeploymentRecord:
         async with self._ledgers.writing() as ledger:
             await hold_definitions(ledger.connection)
-            views = _views(_closure(await require_pipeline(ledger, pipeline)))
-            state = replace(await rows.state_of(ledger.connection, pipeline, versions), views=views)
+            offered = _offered(_closure(await require_pipeline(ledger, pipeline)))
+            state = replace(await rows.state_of(ledger.connection, pipeline, versions), offered=offered)
             _require_versions(state, versions)
             timed = Order(order.actor, order.at_us or await _event_time(ledger, state), order.reason)
             try:
@@ -153,10 +154,11 @@ def _closure(raw: str) -> definition.Definition:
     return from_json(raw.encode(), definition.DefinitionRecord()).definition
 
 
-def _views(closure: definition.Definition) -> dict[str, str]:
-    """Return the hash of every view that a pipeline reads now."""
+def _offered(closure: definition.Definition) -> Shape:
+    """Return the views that a pipeline reads now, and how its sources are made."""
     streams = {stream.name: stream for stream in closure.streams}
-    return {view.name: view_hash(view, streams[view.stream]) for view in closure.views}
+    views = {view.name: view_hash(view, streams[view.stream]) for view in closure.views}
+    return Shape({}, views, sources_of(closure.pipelines[0]))
 
 
 def _candidate(request: messages.RegisterVersionRequest, number: int) -> records.VersionRecord:
@@ -171,6 +173,7 @@ def _candidate(request: messages.RegisterVersionRequest, number: int) -> records
         features=request.features,
         lineage=request.lineage,
         views=dict(request.views),
+        sources=dict(request.sources),
         created_at=request.event_time,
     )
     if request.HasField("reference"):

@@ -11,7 +11,7 @@ import tidemill_features
 import tidemill_models
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
-from tidemill_contracts.fits import Shape
+from tidemill_contracts.fits import Shape, sources_of
 from tidemill_contracts.instants import format_us, from_timestamp, to_timestamp
 from tidemill_contracts.registry.v1 import records_pb2 as records
 from tidemill_contracts.registry.v1 import registry_pb2 as registry
@@ -76,6 +76,7 @@ def _plan(spec: RunSpec) -> Plan:
     pipeline = spec.pipeline
     return Plan(
         views=spec.views,
+        sources=sources_of(pipeline),
         learner=pipeline.learner,
         gates=list(pipeline.gates),
         trials=max(1, pipeline.train.trials),
@@ -92,7 +93,8 @@ def _champion(spec: RunSpec) -> Champion | None:
     key = load_private_key(Path(spec.places.signing_key_file)).public_key()
     folder = open_store(spec.places.artifacts).folder(spec.champion.bundle)
     bundle = open_bundle(folder, key, spec.champion.manifest_hash)
-    shape = Shape({column.name: column.category for column in bundle.encoding.columns}, bundle.manifest.views)
+    columns = {column.name: column.category for column in bundle.encoding.columns}
+    shape = Shape(columns, bundle.manifest.views, bundle.manifest.sources)
     return Champion(spec.champion.version, shape, bundle.encoding, load_scorer(bundle))
 
 
@@ -108,6 +110,7 @@ def _publish(spec: RunSpec, result: Result, inputs: Inputs) -> registry.Register
         model_file=result.export.model_file,
         features=tuple(features),
         views=spec.views,
+        sources=sources_of(spec.pipeline),
         lineage=_lineage(spec, result, inputs),
         metrics=result.metrics,
         files={},
@@ -128,6 +131,7 @@ def _publish(spec: RunSpec, result: Result, inputs: Inputs) -> registry.Register
         features=features,
         lineage=manifest.lineage,
         views=dict(manifest.views),
+        sources=dict(manifest.sources),
         reference=ParseDict(dict(result.reference), Struct()),
         event_time=spec.request.event_time,
         cause_id=spec.request.request_id,

@@ -208,6 +208,26 @@ class VersionRecord(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class SourcesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PIPELINE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
@@ -225,6 +245,7 @@ class VersionRecord(_message.Message):
     ACTOR_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
     REFERENCE_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
     pipeline: _builtins.str
     version: _builtins.int
     revision: _builtins.int
@@ -257,6 +278,12 @@ class VersionRecord(_message.Message):
     def reference(self) -> _struct_pb2.Struct:
         """Reference profile of the training rows: histograms of features and predictions (see monitoring)."""
 
+    @_builtins.property
+    def sources(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """How each source of the vector is made, by its name: an expression's text, or the view and what it is looked up by.
+        Empty where the bundle is older than this field.
+        """
+
     def __init__(
         self,
         *,
@@ -277,10 +304,11 @@ class VersionRecord(_message.Message):
         actor: _builtins.str = ...,
         summary: _builtins.str = ...,
         reference: _struct_pb2.Struct | None = ...,
+        sources: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "emitted_at", b"emitted_at", "lineage", b"lineage", "reference", b"reference"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "bundle", b"bundle", "created_at", b"created_at", "emitted_at", b"emitted_at", "features", b"features", "gates", b"gates", "lineage", b"lineage", "manifest_hash", b"manifest_hash", "metrics", b"metrics", "pipeline", b"pipeline", "reference", b"reference", "revision", b"revision", "run_id", b"run_id", "stage", b"stage", "summary", b"summary", "version", b"version", "views", b"views"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "bundle", b"bundle", "created_at", b"created_at", "emitted_at", b"emitted_at", "features", b"features", "gates", b"gates", "lineage", b"lineage", "manifest_hash", b"manifest_hash", "metrics", b"metrics", "pipeline", b"pipeline", "reference", b"reference", "revision", b"revision", "run_id", b"run_id", "sources", b"sources", "stage", b"stage", "summary", b"summary", "version", b"version", "views", b"views"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

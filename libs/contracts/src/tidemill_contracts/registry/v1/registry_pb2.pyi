@@ -515,6 +515,26 @@ class RegisterVersionRequest(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class SourcesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PIPELINE_FIELD_NUMBER: _builtins.int
     RUN_ID_FIELD_NUMBER: _builtins.int
     BUNDLE_FIELD_NUMBER: _builtins.int
@@ -527,6 +547,7 @@ class RegisterVersionRequest(_message.Message):
     REFERENCE_FIELD_NUMBER: _builtins.int
     EVENT_TIME_FIELD_NUMBER: _builtins.int
     CAUSE_ID_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
     pipeline: _builtins.str
     run_id: _builtins.str
     bundle: _builtins.str
@@ -548,6 +569,8 @@ class RegisterVersionRequest(_message.Message):
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """Event time of the request that caused it."""
 
+    @_builtins.property
+    def sources(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
         self,
         *,
@@ -563,10 +586,11 @@ class RegisterVersionRequest(_message.Message):
         reference: _struct_pb2.Struct | None = ...,
         event_time: _timestamp_pb2.Timestamp | None = ...,
         cause_id: _builtins.str = ...,
+        sources: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time", "lineage", b"lineage", "reference", b"reference"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "cause_id", b"cause_id", "event_time", b"event_time", "features", b"features", "gates", b"gates", "lineage", b"lineage", "manifest_hash", b"manifest_hash", "metrics", b"metrics", "pipeline", b"pipeline", "reference", b"reference", "run_id", b"run_id", "views", b"views"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "cause_id", b"cause_id", "event_time", b"event_time", "features", b"features", "gates", b"gates", "lineage", b"lineage", "manifest_hash", b"manifest_hash", "metrics", b"metrics", "pipeline", b"pipeline", "reference", b"reference", "run_id", b"run_id", "sources", b"sources", "views", b"views"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
