@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.servers, pytest.mark.timeout(600)]
 
 DONE, NO, USAGE = 0, 1, 2
 PIPELINE = "flight-delays"
+FLIGHTS = Path(__file__).parents[2] / "docs/examples/flights/flights.py"
 REQUEST = {
     "flight_id": "cli-1",
     "origin": "JFK",
@@ -43,6 +44,21 @@ def test_predict_answers_each_row_and_says_no_where_one_got_none(trained: Any, t
     unknown = tidemill("predict", "nothing", file, "--json")
     assert (unknown.code, unknown.json["reason"]) == (NO, "unknown_pipeline")
     assert tidemill("predict", PIPELINE, file, "--log", "never").code == USAGE
+
+
+def test_who_redefines_a_feature_is_told_what_becomes_of_the_champion(
+    trained: Any, tidemill: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "flights.py"
+    file.write_text(FLIGHTS.read_text().replace('"hour": "hour(departs_at)"', '"hour": "hour(asked_at)"'))
+    changed = tidemill("diff", file)
+    assert changed.code == DONE, changed
+    said = "was trained with 'hour' as 'HOUR(departs_at)', which is 'HOUR(asked_at)' now: it answers as before"
+    assert said in changed.out
+    (outdated,) = tidemill("diff", file, "--json").json["outdated"]
+    assert outdated.startswith("flight-delays v")
+    assert outdated.endswith("ask for one: tidemill retrain flight-delays --why ...")
+    assert tidemill("diff", FLIGHTS, "--json").json["outdated"] == []
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,12 @@ class Registry:
     actor = ACTOR
 
     async def apply(self, applied: definition.Definition, **wanted: Any) -> list[messages.ObjectChange]:
+        return list((await self.apply_whole(applied, **wanted)).changes)
+
+    async def apply_whole(self, applied: definition.Definition, **wanted: Any) -> messages.ApplyDefinitionResponse:
         request = messages.ApplyDefinitionRequest(definition=applied, **wanted)
-        return list((await self.rpc.ApplyDefinition(request, metadata=ACTOR)).changes)
+        response: messages.ApplyDefinitionResponse = await self.rpc.ApplyDefinition(request, metadata=ACTOR)
+        return response
 
     async def start_run(self, cause: str, pipeline: str = "tips") -> messages.StartRunResponse:
         request = messages.StartRunRequest(pipeline=pipeline, cause_key=cause, cause_kind="drift")
@@ -52,6 +56,7 @@ class Registry:
         passed: bool = True,
         pipeline: str = "tips",
         views: Mapping[str, str] | None = None,
+        sources: Mapping[str, str] | None = None,
     ) -> records.VersionRecord:
         run = (await self.start_run(cause, pipeline)).run
         request = messages.RegisterVersionRequest(
@@ -64,6 +69,7 @@ class Registry:
             event_time=to_timestamp(at_us),
             cause_id=cause,
             views=views,
+            sources=sources,
         )
         request.reference.update({"rows": 10})
         version: records.VersionRecord = (await self.rpc.RegisterVersion(request, metadata=ACTOR)).version

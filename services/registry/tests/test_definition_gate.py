@@ -72,6 +72,31 @@ async def test_an_optional_field_leaves_what_reads_the_stream_in_place(registry:
     ]
 
 
+async def test_who_redefines_a_feature_is_told_which_champion_was_trained_on_the_former_one(
+    registry: Any, rides: Any
+) -> None:
+    whole = rides(pipelines=("calm", "tips"))
+    whole.pipelines[1].features.add(name="later", expression="HOUR(at)")
+    assert not (await registry.apply_whole(whole)).outdated
+    await registry.register("cause-1", sources={"busy": "view busy by ride_id", "later": "HOUR(at)"})
+    assert not (await registry.apply_whole(whole)).outdated
+    compared = messages.SetBaselinesRequest(pipeline="tips", versions=[1], reason="to see")
+    await registry.rpc.SetBaselines(compared, metadata=registry.actor)
+    whole.pipelines[1].features[1].expression = "HOUR(at) > 17"
+    said = (
+        "tips v1 was trained with 'later' as 'HOUR(at)', which is 'HOUR(at) > 17' now: it answers as before where it "
+        "is loaded, until another version passes its gates; ask for one: tidemill retrain tips --why ..."
+    )
+    assert (await registry.apply_whole(whole, dry_run=True)).outdated == [said]
+    assert (await registry.apply_whole(whole)).outdated == [said]
+    assert (await registry.apply_whole(whole)).outdated == [said], "it is still so"
+    late = await registry.register("cause-2", sources={"busy": "view busy by ride_id", "later": "HOUR(at)"})
+    assert late.stage == "refused"
+    new = await registry.register("cause-3", sources={"busy": "view busy by ride_id", "later": "HOUR(at) > 17"})
+    assert new.stage == "champion"
+    assert not (await registry.apply_whole(whole)).outdated
+
+
 async def test_a_view_is_retired_once_nothing_in_use_reads_it(registry: Any, rides: Any) -> None:
     await registry.apply(rides())
     await registry.register("cause-1", views=views_of(rides()))

@@ -303,8 +303,8 @@ def test_a_version_of_another_definition_than_the_one_in_force_never_answers(lif
     late = life.register(views={"plane": "old"}, in_force={"plane": "new"})
     assert life.stages() == {1: "champion", 2: "refused"}
     assert late.versions[0].summary == (
-        "flights v2 was trained on another definition of view 'plane', and that one is not in force any more: "
-        "train another."
+        "flights v2 was trained on another definition of view 'plane': it is of a definition that is not in force any "
+        "more; train another."
     )
     life.register(views={"plane": "new"})
     assert life.stages()[3] == "champion"

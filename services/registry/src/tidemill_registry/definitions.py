@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from tidemill_contracts.canonical import message_hash
+from tidemill_contracts.canonical import message_hash, view_hash
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.fits import Shape, sources_of
 
 from tidemill_registry.compatibility import (
     Break,
@@ -97,6 +98,8 @@ class Plan:
 
     changes: list[Change]
     breaks: list[Break]
+    # Sentences on champions that cannot be computed by what is applied.
+    outdated: Sequence[str] = ()
 
 
 def plan_changes(
@@ -253,6 +256,13 @@ def _check_stream(stream: definition.Stream) -> None:
         raise InvalidDefinitionError(f"stream {stream.name!r}: its time field must be a timestamp")
     if not 1 <= stream.partitions <= MAX_PARTITIONS:
         raise InvalidDefinitionError(f"stream {stream.name!r}: partitions must be 1 to {MAX_PARTITIONS}")
+
+
+def offered_by(closure: definition.Definition) -> Shape:
+    """Return what a pipeline's closure offers its versions; which features are categories is not known here."""
+    streams = {stream.name: stream for stream in closure.streams}
+    views = {view.name: view_hash(view, streams[view.stream]) for view in closure.views}
+    return Shape({}, views, sources_of(closure.pipelines[0]))
 
 
 def _view_closure(view: definition.View, streams: Mapping[str, definition.Stream]) -> definition.Definition:

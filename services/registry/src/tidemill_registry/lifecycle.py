@@ -90,9 +90,9 @@ def admit(state: State, candidate: records.VersionRecord, order: Order, plan: Pl
     refused, and one beside which the champion could not be computed takes its place without a rollout.
     """
     failed = [gate for gate in candidate.gates if not gate.passed]
-    outdated = _outdated(state, candidate)
-    if failed or outdated:
-        summary = sentences.refused(candidate, failed) if failed else sentences.outdated(candidate, str(outdated))
+    past = outdated(candidate, state.offered)
+    if failed or past is not None:
+        summary = sentences.refused(candidate, failed) if failed else sentences.outdated(candidate, str(past))
         return Change(state.deployment, state.rollout, (_restage(candidate, "refused", order, summary),))
     if not state.champion:
         return _first(state, candidate, order, cause_id)
@@ -268,18 +268,18 @@ def _crown(
     return Change(deployment, None, tuple(changed), tuple(aliases))
 
 
+def outdated(version: records.VersionRecord, offered: Shape) -> str | None:
+    """Return why a definition cannot compute a version; None where it can."""
+    return misfit(_shape(version)._replace(columns={}), offered)
+
+
 def _shape(version: records.VersionRecord) -> Shape:
     return Shape({column.name: column.category for column in version.features}, version.views, version.sources)
 
 
-def _outdated(state: State, version: records.VersionRecord) -> str | None:
-    """Return why the definition in force cannot compute a version; None where it can."""
-    return misfit(_shape(version)._replace(columns={}), state.offered)
-
-
 def _require_current(state: State, version: records.VersionRecord) -> None:
-    if (outdated := _outdated(state, version)) is not None:
-        raise NotAllowedError(f"{sentences.named(version)} {outdated}: train another, or apply the definition of then")
+    if (why := outdated(version, state.offered)) is not None:
+        raise NotAllowedError(f"{sentences.named(version)} {why}: train another, or apply the definition of then")
 
 
 def _retire(state: State, version: int, order: Order, why: str) -> records.VersionRecord:

@@ -32,7 +32,14 @@ def refused(version: records.VersionRecord, failed: Sequence[records.GateResult]
 
 
 def outdated(version: records.VersionRecord, why: str) -> str:
-    return f"{named(version)} {why}, and that one is not in force any more: train another."
+    return f"{named(version)} {why}: it is of a definition that is not in force any more; train another."
+
+
+def left_behind(version: records.VersionRecord, why: str) -> str:
+    return (
+        f"{named(version)} {why}: it answers as before where it is loaded, until another version passes its gates; "
+        f"ask for one: tidemill retrain {version.pipeline} --why ..."
+    )
 
 
 def incomparable(champion: int, why: str) -> str:

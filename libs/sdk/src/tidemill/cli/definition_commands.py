@@ -98,10 +98,11 @@ def apply(
         if as_json:
             breaks = [to_dict(one) for one in done.breaks]
             changes = [to_dict(change) for change in done.changes]
-            answer.json({"changes": changes, "breaks": breaks, "behind": waits})
+            outdated = list(done.outdated)
+            answer.json({"changes": changes, "breaks": breaks, "outdated": outdated, "behind": waits})
         rows = [[getattr(change, column) for column in _COLUMNS] for change in done.changes]
         answer.table(_COLUMNS, rows, "nothing to register")
-        for line in [*_told(done.breaks), *told(waits)]:
+        for line in [*_told(done.breaks), *done.outdated, *told(waits)]:
             answer.say(line)
 
 
@@ -133,10 +134,12 @@ def diff(
             answer.say(f"{entry['change']:<10}{entry['kind']} {entry['name']}")
             for line in entry.get("differences", ()):
                 answer.say(f"          {line}")
+        for line in compared.outdated:
+            answer.say(line)
         if compared.breaks:
             raise _breaking(compared, changes=found)
         if as_json:
-            answer.json({"changes": found, "breaks": []})
+            answer.json({"changes": found, "breaks": [], "outdated": list(compared.outdated)})
 
 
 def _compared(

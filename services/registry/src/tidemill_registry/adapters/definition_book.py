@@ -11,6 +11,7 @@ from tidemill_contracts.registry.v1 import records_pb2 as records
 from tidemill_contracts.registry.v1 import registry_pb2 as messages
 from tidemill_runtime.errors import Poison
 
+from tidemill_registry import sentences
 from tidemill_registry.adapters import model_rows as rows
 from tidemill_registry.adapters.ledger import Ledger, Ledgers
 from tidemill_registry.adapters.postgres import Connection, lock_definitions
@@ -24,9 +25,10 @@ from tidemill_registry.definitions import (
     Key,
     Plan,
     UnknownObjectError,
+    offered_by,
     plan_changes,
 )
-from tidemill_registry.lifecycle import Order, end
+from tidemill_registry.lifecycle import Order, end, outdated
 
 TOPIC = "registry.pipelines.v1"
 _UNKNOWN = {
@@ -54,7 +56,8 @@ class DefinitionBook:
         """
         if request.dry_run:
             async with self._ledgers.reading() as connection:
-                return await _planned(request, await _registered(connection), connection)
+                plan = await _planned(request, await _registered(connection), connection)
+                return replace(plan, outdated=await _outdated(connection, plan))
         async with self._ledgers.writing() as ledger:
             await lock_definitions(ledger.connection)
             registered = await _registered(ledger.connection)
@@ -70,7 +73,7 @@ class DefinitionBook:
                 await _store(ledger, change, registered.get(change.object.key), act)
                 if (change.object.kind, change.change) == ("pipeline", "retired"):
                     await _end_versions(ledger, change.object.name, act)
-        return plan
+            return replace(plan, outdated=await _outdated(ledger.connection, plan))
 
     async def get(self, kind: str, name: str) -> definition.DefinitionRecord | None:
         """Return one object, or None."""
@@ -103,6 +106,25 @@ async def _planned(
         raise Poison(Reason.UNDECODABLE, str(error), field="definition", fix="run `tidemill check`") from error
     except UnknownObjectError as error:
         raise Poison(_UNKNOWN[error.kind], str(error), field=f"retire_{error.kind}s") from error
+
+
+async def _outdated(connection: Connection, plan: Plan) -> list[str]:
+    """Return what is to be said of champions that the pipelines cannot compute as they are applied."""
+    offered = {
+        change.object.name: offered_by(change.object.closure)
+        for change in plan.changes
+        if (change.object.kind, change.change) in (("pipeline", "changed"), ("pipeline", "unchanged"))
+    }
+    champions = [
+        version
+        for version in (await rows.versions_in_use(connection) if offered else ())
+        if version.stage == "champion" and version.pipeline in offered
+    ]
+    return [
+        sentences.left_behind(version, why)
+        for version in sorted(champions, key=lambda version: version.pipeline)
+        if (why := outdated(version, offered[version.pipeline])) is not None
+    ]
 
 
 async def _readers(connection: Connection, *, leaving: Collection[str]) -> dict[str, list[str]]:

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from tidemill_contracts.canonical import from_json, view_hash
+from tidemill_contracts.canonical import from_json
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
-from tidemill_contracts.fits import Shape, sources_of
 from tidemill_contracts.instants import from_timestamp
 from tidemill_contracts.reasons import Reason
 from tidemill_contracts.registry.v1 import records_pb2 as records
@@ -16,6 +15,7 @@ from tidemill_registry.adapters import model_rows as rows
 from tidemill_registry.adapters.ledger import Ledger, Ledgers
 from tidemill_registry.adapters.postgres import hold_definitions
 from tidemill_registry.adapters.run_book import locked_run, require_pipeline, store_run
+from tidemill_registry.definitions import offered_by
 from tidemill_registry.evidence import Paired, weigh
 from tidemill_registry.lifecycle import (
     Change,
@@ -52,7 +52,7 @@ class ModelBook:
                     f"{request.pipeline!r}",
                     field="run_id",
                 )
-            state = replace(await rows.state_of(ledger.connection, request.pipeline), offered=_offered(closure))
+            state = replace(await rows.state_of(ledger.connection, request.pipeline), offered=offered_by(closure))
             candidate = _candidate(request, await rows.next_version(ledger.connection, request.pipeline))
             order = Order(actor, from_timestamp(request.event_time), f"run {run.run_id}")
             change = admit(state, candidate, order, plan_of(closure.pipelines[0]), request.cause_id)
@@ -110,7 +110,7 @@ class ModelBook:
     ) -> records.DeploymentRecord:
         async with self._ledgers.writing() as ledger:
             await hold_definitions(ledger.connection)
-            offered = _offered(_closure(await require_pipeline(ledger, pipeline)))
+            offered = offered_by(_closure(await require_pipeline(ledger, pipeline)))
             state = replace(await rows.state_of(ledger.connection, pipeline, versions), offered=offered)
             _require_versions(state, versions)
             timed = Order(order.actor, order.at_us or await _event_time(ledger, state), order.reason)
@@ -152,13 +152,6 @@ class ModelBook:
 
 def _closure(raw: str) -> definition.Definition:
     return from_json(raw.encode(), definition.DefinitionRecord()).definition
-
-
-def _offered(closure: definition.Definition) -> Shape:
-    """Return the views that a pipeline reads now, and how its sources are made."""
-    streams = {stream.name: stream for stream in closure.streams}
-    views = {view.name: view_hash(view, streams[view.stream]) for view in closure.views}
-    return Shape({}, views, sources_of(closure.pipelines[0]))
 
 
 def _candidate(request: messages.RegisterVersionRequest, number: int) -> records.VersionRecord:

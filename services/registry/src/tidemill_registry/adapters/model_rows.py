@@ -71,12 +71,13 @@ async def versions(
 async def versions_in_use(connection: Connection) -> list[records.VersionRecord]:
     """Return the versions of all pipelines that answer, may answer next, or are scored beside those that do."""
     found = await connection.fetch("SELECT record FROM versions WHERE stage = ANY($1)", list(IN_USE))
-    known = [_version(row["record"]) for row in found]
+    known = {(one.pipeline, one.version): one for row in found for one in (_version(row["record"]),)}
     for row in await connection.fetch("SELECT record FROM deployments"):
         deployment = from_json(row["record"].encode(), records.DeploymentRecord())
         compared = {one.version for one in deployment.baselines}
-        known += (await versions(connection, deployment.pipeline, compared)).values()
-    return known
+        for number, one in (await versions(connection, deployment.pipeline, compared)).items():
+            known[deployment.pipeline, number] = one
+    return list(known.values())
 
 
 async def version_of_run(connection: Connection, run_id: str) -> records.VersionRecord | None:

@@ -65,6 +65,7 @@ class RegistryServicer(services.RegistryServiceServicer):
                 )
                 for one in plan.breaks
             ],
+            outdated=plan.outdated,
         )
 
     async def GetDefinition(

@@ -157,21 +157,27 @@ class ApplyDefinitionResponse(_message.Message):
 
     CHANGES_FIELD_NUMBER: _builtins.int
     BREAKS_FIELD_NUMBER: _builtins.int
+    OUTDATED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObjectChange]: ...
     @_builtins.property
     def breaks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Break]:
         """Of a dry run, or those that were allowed; otherwise they are the refusal, one BadRequest violation each."""
 
+    @_builtins.property
+    def outdated(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is to be said of champions that were trained for another definition than this one: a sentence each."""
+
     def __init__(
         self,
         *,
         changes: _abc.Iterable[Global___ObjectChange] | None = ...,
         breaks: _abc.Iterable[Global___Break] | None = ...,
+        outdated: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["breaks", b"breaks", "changes", b"changes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["breaks", b"breaks", "changes", b"changes", "outdated", b"outdated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
