@@ -113,7 +113,8 @@ async def _outdated(connection: Connection, plan: Plan) -> list[str]:
     offered = {
         change.object.name: offered_by(change.object.closure)
         for change in plan.changes
-        if (change.object.kind, change.change) in (("pipeline", "changed"), ("pipeline", "unchanged"))
+        # One that ends has nothing to offer.
+        if change.object.kind == "pipeline" and change.object.closure.pipelines
     }
     champions = [
         version
