@@ -4,6 +4,7 @@
 ten floats and writes a thousand entities into each. The rest of this module runs outside of it.
 """
 
+import os
 import shutil
 import socket
 import subprocess
@@ -31,9 +32,10 @@ def install() -> Path:
     programs = ENVIRONMENT / "bin"
     if (programs / "feast").exists():
         return programs.absolute()
-    uv = shutil.which("uv")
+    # uv names itself to what it runs; the Makefile's own is on no PATH.
+    uv = os.environ.get("UV") or shutil.which("uv")
     if uv is None:
-        raise MissingError("no uv to install it with")
+        raise MissingError("there is no uv to install it with: run `make bench`, or put uv on the PATH")
     steps = (
         [uv, "venv", "--quiet", "--python", "3.11", str(ENVIRONMENT)],
         [uv, "pip", "install", "--quiet", "--python", str(programs / "python"), f"feast[redis]=={VERSION}"],
