@@ -80,8 +80,6 @@ async def test_who_redefines_a_feature_is_told_which_champion_was_trained_on_the
     assert not (await registry.apply_whole(whole)).outdated
     await registry.register("cause-1", sources={"busy": "view busy by ride_id", "later": "HOUR(at)"})
     assert not (await registry.apply_whole(whole)).outdated
-    compared = messages.SetBaselinesRequest(pipeline="tips", versions=[1], reason="to see")
-    await registry.rpc.SetBaselines(compared, metadata=registry.actor)
     whole.pipelines[1].features[1].expression = "HOUR(at) > 17"
     said = (
         "tips v1 was trained with 'later' as 'HOUR(at)', which is 'HOUR(at) > 17' now: it answers as before where it "
@@ -100,10 +98,14 @@ async def test_who_redefines_a_feature_is_told_which_champion_was_trained_on_the
 async def test_a_view_is_retired_once_nothing_in_use_reads_it(registry: Any, rides: Any) -> None:
     await registry.apply(rides())
     await registry.register("cause-1", views=views_of(rides()))
+    compared = messages.SetBaselinesRequest(pipeline="tips", versions=[1], reason="to see")
+    await registry.rpc.SetBaselines(compared, metadata=registry.actor)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await registry.apply(definition.Definition(), retire_views=["busy"])
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-    assert "breaks pipeline 'tips', tips v1 (champion)" in violations(caught.value)["views.busy"]
+    said = violations(caught.value)["views.busy"]
+    assert "breaks pipeline 'tips', tips v1 (champion)" in said
+    assert said.count("tips v1") == 1, "it is a baseline too"
 
     bare = rides()
     del bare.views[:], bare.pipelines[0].features[:]

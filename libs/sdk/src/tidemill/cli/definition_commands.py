@@ -134,12 +134,13 @@ def diff(
             answer.say(f"{entry['change']:<10}{entry['kind']} {entry['name']}")
             for line in entry.get("differences", ()):
                 answer.say(f"          {line}")
-        for line in compared.outdated:
+        outdated = list(compared.outdated)
+        for line in outdated:
             answer.say(line)
         if compared.breaks:
-            raise _breaking(compared, changes=found)
+            raise _breaking(compared, changes=found, outdated=outdated)
         if as_json:
-            answer.json({"changes": found, "breaks": [], "outdated": list(compared.outdated)})
+            answer.json({"changes": found, "breaks": [], "outdated": outdated})
 
 
 def _compared(

@@ -110,22 +110,17 @@ async def _planned(
 
 async def _outdated(connection: Connection, plan: Plan) -> list[str]:
     """Return what is to be said of champions that the pipelines cannot compute as they are applied."""
-    offered = {
-        change.object.name: offered_by(change.object.closure)
-        for change in plan.changes
+    found = []
+    for change in plan.changes:
         # One that ends has nothing to offer.
-        if change.object.kind == "pipeline" and change.object.closure.pipelines
-    }
-    champions = [
-        version
-        for version in (await rows.versions_in_use(connection) if offered else ())
-        if version.stage == "champion" and version.pipeline in offered
-    ]
-    return [
-        sentences.left_behind(version, why)
-        for version in sorted(champions, key=lambda version: version.pipeline)
-        if (why := outdated(version, offered[version.pipeline])) is not None
-    ]
+        if change.object.kind != "pipeline" or not change.object.closure.pipelines:
+            continue
+        state = await rows.state_of(connection, change.object.name)
+        champion = state.versions.get(state.champion)
+        why = None if champion is None else outdated(champion, offered_by(change.object.closure))
+        if champion is not None and why is not None:
+            found.append(sentences.left_behind(champion, why))
+    return found
 
 
 async def _readers(connection: Connection, *, leaving: Collection[str]) -> dict[str, list[str]]:
