@@ -26,7 +26,6 @@ from tidemill_monitoring.adapters.wall import now_us
 from tidemill_monitoring.board import Board, Decided
 from tidemill_monitoring.clock import DAY_US, HOUR_US, EventTimes, spoken, tick_after
 from tidemill_monitoring.decode import PREDICTIONS, Label, Prediction
-from tidemill_monitoring.evaluation import Resolved
 from tidemill_monitoring.gaps import Sequences
 from tidemill_monitoring.join import CORRECTED, LABELLED, Match, Outcome, never, outcomes_of
 from tidemill_monitoring.join import NEVER as NEVER_CAME
@@ -270,7 +269,7 @@ class Joiner(Pipeline[EventTimes, Effects]):
             made.append(found)
             watched = self._watched.get(pipeline)
             if watched is not None and found.tick_us is not None:
-                watched.expect(_resolved(found))
+                watched.expect(found.resolved(found.tick_us))
         return made
 
     def _passing(self, effects: Effects) -> dict[str, int]:
@@ -373,14 +372,6 @@ def _first_ticks(pipeline: str, outcomes: Sequence[Outcome]) -> list[int]:
         for one in outcomes
         if one.revision == 1 and one.prediction.pipeline == pipeline
     ]
-
-
-def _resolved(found: Numbered) -> Resolved:
-    one = found.outcome
-    assert found.tick_us is not None
-    return Resolved(
-        found.tick_us, one.label_time_us, one.prediction.prediction_id, one.state, one.label, one.prediction.scores
-    )
 
 
 class _Counts:

@@ -142,6 +142,12 @@ class Numbered(NamedTuple):
             self.seq,
         )
 
+    def resolved(self, tick_us: int) -> Resolved:
+        """Return what the evaluation of a tick folds."""
+        one = self.outcome
+        prediction = one.prediction
+        return Resolved(tick_us, one.label_time_us, prediction.prediction_id, one.state, one.label, prediction.scores)
+
 
 class Counted(NamedTuple):
     """A pipeline's progress, and how many of what this batch added."""
