@@ -192,6 +192,7 @@ def nullable_time(one: definition.Stream) -> definition.Stream:
         (definition.Definition(streams=[no_key(stream())]), "key field 'nobody'"),
         (definition.Definition(streams=[nullable_time(stream())]), "must not be nullable"),
         (definition.Definition(streams=[stream(partitions=0)]), "partitions must be 1 to 256"),
+        (whole(view=view(window_ms=2**62)), r"views\[0\].features\[0\].window_ms must be 0 to 316,224,000,000"),
         (definition.Definition(views=[view()]), "refers to stream 'rides'"),
         (whole(pipeline(views=("calm",))), "refers to view 'calm'"),
         (whole(view=definition.View(name="busy", stream="rides")), "names no entity"),

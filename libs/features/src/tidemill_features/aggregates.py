@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NoReturn
 
+from tidemill_contracts.bounds import MAX_EDGES, MAX_K
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 
 from tidemill_features import partials as p
@@ -13,9 +14,6 @@ from tidemill_features.expressions import Expression, Schema, compile_expression
 from tidemill_features.expressions_tree import FLOAT64, STRING, TIMESTAMP, Type
 from tidemill_features.partials import Dtype, Input, Kind, Wanted
 from tidemill_features.sketch_heavy import counters_of
-
-MAX_K = 32
-MAX_EDGES = 64
 
 _SINGLE = {p.SUM: Kind.SUM, p.MEAN: Kind.SUM, p.MIN: Kind.MIN, p.MAX: Kind.MAX}
 _MOMENT_WORDS = {p.VARIANCE: 2, p.STD: 2, p.SKEW: 3}

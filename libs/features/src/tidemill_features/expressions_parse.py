@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlglot import Dialect, exp
 from sqlglot.errors import SqlglotError
+from tidemill_contracts.bounds import MAX_TEXT_CHARS
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 
 from tidemill_features.expressions_checker import MAX_DEPTH, Checker, Handler, widened
@@ -29,8 +30,6 @@ from tidemill_features.expressions_tree import (
     depth_of,
     render,
 )
-
-MAX_TEXT_CHARS = 4096
 
 # Brackets and CASEs within each other; sqlglot spends about twenty Python frames on each.
 MAX_NESTING = 16

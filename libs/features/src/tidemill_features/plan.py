@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
+from tidemill_contracts.bounds import MAX_EDGE_EVENTS
 from tidemill_contracts.canonical import view_hash
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 
@@ -39,9 +40,8 @@ SLOT_PREFIX_WORDS = 2
 # What one entity may take with events in one partition, where its view does not say.
 DEFAULT_BUDGET_BYTES = 256 * 1024
 
-# Raw events that a slot of an exact view keeps, where the view does not say; and the most that it may say.
+# Raw events that a slot of an exact view keeps, where the view does not say.
 EDGE_EVENTS = 128
-MAX_EDGE_EVENTS = 10_000
 
 # Aggregates of several numbers, each a feature of its own.
 _SEVERAL = frozenset({LAST_K, TOP_K, HISTOGRAM})

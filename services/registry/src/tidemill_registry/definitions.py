@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from tidemill_contracts.bounds import MAX_NAME_CHARS, faults
 from tidemill_contracts.canonical import message_hash, view_hash
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.fits import Shape, sources_of
@@ -25,9 +26,7 @@ Records = Mapping[Key, definition.DefinitionRecord]
 
 KINDS = ("stream", "view", "pipeline")
 # Names become topic names, Redis keys and file names.
-MAX_NAME_LENGTH = 100
 _NAME = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
-MAX_PARTITIONS = 256
 
 
 class InvalidDefinitionError(ValueError):
@@ -140,8 +139,10 @@ def plan_changes(
 def objects_of(applied: definition.Definition) -> list[Object]:
     """Return every object of a definition with its closure.
 
-    Raises `InvalidDefinitionError`, naming the object and what it lacks.
+    Raises `InvalidDefinitionError`, naming the object and what it lacks, or the place and what it may be.
     """
+    if fault := next(faults(applied), None):
+        raise InvalidDefinitionError(fault)
     streams = _by_name("stream", applied.streams)
     views = _by_name("view", applied.views)
     pipelines = _by_name("pipeline", applied.pipelines)
@@ -225,10 +226,10 @@ def _by_name(kind: str, items: Iterable[N]) -> dict[str, N]:
     found: dict[str, N] = {}
     for item in items:
         # Kafka's metrics cannot tell "_" from ".", so that a stream's name, which becomes a topic's, has no "_".
-        well_formed = _NAME.fullmatch(item.name) and len(item.name) <= MAX_NAME_LENGTH
+        well_formed = _NAME.fullmatch(item.name) and len(item.name) <= MAX_NAME_CHARS
         if not well_formed or (kind == "stream" and "_" in item.name):
             raise InvalidDefinitionError(
-                f"{kind} name {item.name!r}: use at most {MAX_NAME_LENGTH} lower-case letters, digits and hyphens"
+                f"{kind} name {item.name!r}: use at most {MAX_NAME_CHARS} lower-case letters, digits and hyphens"
             )
         if item.name in found:
             raise InvalidDefinitionError(f"{kind} {item.name!r} is declared twice: keep one")
@@ -254,8 +255,6 @@ def _check_stream(stream: definition.Stream) -> None:
             raise InvalidDefinitionError(f"stream {stream.name!r}: its {role} field {name!r} must not be nullable")
     if fields[stream.time_field].type != definition.FIELD_TYPE_TIMESTAMP:
         raise InvalidDefinitionError(f"stream {stream.name!r}: its time field must be a timestamp")
-    if not 1 <= stream.partitions <= MAX_PARTITIONS:
-        raise InvalidDefinitionError(f"stream {stream.name!r}: partitions must be 1 to {MAX_PARTITIONS}")
 
 
 def offered_by(closure: definition.Definition) -> Shape:

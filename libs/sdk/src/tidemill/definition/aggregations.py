@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from tidemill_contracts.bounds import MAX_EDGES, MAX_K
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
-from tidemill_features.aggregates import MAX_EDGES, MAX_K
 from tidemill_features.expressions import TYPE_NAMES, Expression
 from tidemill_features.expressions_tree import Type
 

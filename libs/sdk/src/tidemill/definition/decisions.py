@@ -3,6 +3,15 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
+from tidemill_contracts.bounds import (
+    MAX_ITEMS,
+    MAX_LABELS,
+    MAX_LIMIT,
+    MAX_METRIC,
+    MAX_SHARE,
+    MIN_LIMIT,
+    MIN_SHARE,
+)
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 
 from tidemill.declarations.pipelines import (
@@ -27,8 +36,6 @@ from tidemill.definition.source import line_of_text
 METRICS = ("brier", "calibration_error", "log_loss", "roc_auc")
 # The one metric that is a mean over outcomes, so that a detector can watch it label by label.
 MONITORED = ("log_loss",)
-MAX_LABELS = 1_000_000
-MAX_ITEMS = 50
 
 
 def _items(
@@ -67,7 +74,7 @@ def compile_gates(pipeline: Pipeline, categories: Collection[str], report: Repor
                 gate = _slices(subject, item, categories, report)
                 gates += [gate] if gate is not None else []
             case _:
-                if report.number(item.origin, subject, item.value, low=0, high=1e6):
+                if report.number(item.origin, subject, item.value, low=0, high=MAX_METRIC):
                     bound = definition.Bound(metric=item.metric, value=item.value)
                     least = isinstance(item, AtLeast)
                     gates.append(definition.Gate(at_least=bound) if least else definition.Gate(at_most=bound))
@@ -80,7 +87,7 @@ def _slices(subject: str, item: Slices, categories: Collection[str], report: Rep
         hint = unknown(item.feature, categories, "category feature") if categories else "the pipeline has no category"
         report.add(item.origin, subject, hint, line=line)
         return None
-    if not report.number(item.origin, f"{subject}: max_regression", item.max_regression, low=0, high=1e6):
+    if not report.number(item.origin, f"{subject}: max_regression", item.max_regression, low=0, high=MAX_METRIC):
         return None
     return definition.Gate(
         slices=definition.Slices(feature=item.feature, metric=item.metric, max_regression=item.max_regression)
@@ -99,7 +106,7 @@ def compile_rollout(pipeline: Pipeline, report: Report) -> list[definition.Rollo
         kind, own_share = definition.ROLLOUT_KIND_SHADOW, 0.0
         if isinstance(item, Canary):
             kind = definition.ROLLOUT_KIND_CANARY
-            if not report.number(item.origin, f"{subject}: share", item.share, low=0.001, high=0.999):
+            if not report.number(item.origin, f"{subject}: share", item.share, low=MIN_SHARE, high=MAX_SHARE):
                 continue
             own_share = float(item.share)
         if own_share < share:
@@ -124,7 +131,7 @@ def compile_monitors(pipeline: Pipeline, report: Report) -> list[definition.Moni
         match item:
             case Performance():
                 known = report.one_of(item.origin, f"{subject}: metric", item.metric, MONITORED)
-                sound = report.number(item.origin, f"{subject}: limit", item.limit, low=0.001, high=10)
+                sound = report.number(item.origin, f"{subject}: limit", item.limit, low=MIN_LIMIT, high=MAX_LIMIT)
                 if known and sound:
                     monitor = definition.PerformanceMonitor(metric=item.metric, limit=item.limit)
                     monitors.append(definition.Monitor(performance=monitor))

@@ -2,8 +2,9 @@
 
 import re
 
+from tidemill_contracts.bounds import MAX_MS
+
 UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-MAX_MS = 3_660 * UNITS_MS["d"]
 _DURATION = re.compile(r"(\d{1,9})([smhd])")
 UNITS_BYTES = {"B": 1, "kB": 1_000, "MB": 1_000_000, "KiB": 1_024, "MiB": 1_048_576}
 _SIZE = re.compile(r"(\d{1,9}) ?(B|kB|MB|KiB|MiB)")

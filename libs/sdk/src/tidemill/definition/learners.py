@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.struct_pb2 import Value
+from tidemill_contracts.bounds import MAX_CHOICES
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 
 from tidemill.declarations.learners import Choice, Float, Int, Learner
@@ -13,8 +14,6 @@ from tidemill.declarations.origin import Origin
 from tidemill.declarations.unsupported import Unsupported
 from tidemill.definition.report import Report, is_finite, unknown
 from tidemill.definition.source import line_of_keyword, line_of_text
-
-MAX_CHOICES = 50
 
 
 @dataclass(frozen=True, slots=True)

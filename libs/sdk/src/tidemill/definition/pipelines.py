@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from tidemill_contracts.bounds import MAX_COLUMNS, MAX_ROWS, MAX_SEED, MAX_TRIALS
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_features.expressions import TYPE_NAMES
 
@@ -16,9 +17,6 @@ from tidemill.definition.source import line_of_text
 from tidemill.definition.streams import CompiledStream, Streams
 from tidemill.definition.views import CompiledView, Views
 
-MAX_COLUMNS = 500
-MAX_TRIALS = 200
-MAX_ROWS = 100_000_000
 _TIMESTAMP = definition.FIELD_TYPE_TIMESTAMP
 _STRING = definition.FIELD_TYPE_STRING
 
@@ -188,7 +186,7 @@ class Pipelines:
         window = report.duration(origin, f"{subject}: window", train.window)
         rows = report.number(origin, f"{subject}: min_rows", train.min_rows, low=1, high=MAX_ROWS, whole=True)
         trials = report.number(origin, f"{subject}: trials", train.trials, low=1, high=MAX_TRIALS, whole=True)
-        seed = report.number(origin, f"{subject}: seed", train.seed, low=0, high=2**31 - 1, whole=True)
+        seed = report.number(origin, f"{subject}: seed", train.seed, low=0, high=MAX_SEED, whole=True)
         if window is not None and rows and trials and seed:
             settings = definition.Train(window_ms=window, min_rows=train.min_rows, trials=train.trials, seed=train.seed)
             message.train.CopyFrom(settings)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
+from tidemill_contracts.bounds import MAX_NAME_CHARS
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_features.expressions import Expression, ExpressionError, Schema, compile_expression
 
@@ -17,7 +18,6 @@ from tidemill.definition.source import line_of_text
 
 T = TypeVar("T")
 
-MAX_NAME_CHARS = 100
 _NAME = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
 _STREAM_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 _FEATURE_NAME = re.compile(r"[a-z][a-z0-9_]*")

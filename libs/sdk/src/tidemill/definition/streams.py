@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from tidemill_contracts.bounds import MAX_EVENT_BYTES, MAX_FIELDS, MAX_PARTITIONS
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_features.expressions import schema_of
 
@@ -14,9 +15,6 @@ from tidemill.declarations.origin import Origin
 from tidemill.definition.report import Report, unknown
 from tidemill.definition.source import line_of_field, line_of_text
 
-MAX_FIELDS = 500
-MAX_PARTITIONS = 256
-MAX_EVENT_BYTES = 1_000_000
 TYPES: Mapping[object, definition.FieldType.ValueType] = {
     str: definition.FIELD_TYPE_STRING,
     int: definition.FIELD_TYPE_INT64,

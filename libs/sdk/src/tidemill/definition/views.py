@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tidemill_contracts.bounds import MAX_EDGE_EVENTS, MAX_ENTITY_FIELDS, MAX_FEATURES
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
-from tidemill_features.plan import MAX_EDGE_EVENTS, PlanError, ViewPlan, compile_view
+from tidemill_features.plan import PlanError, ViewPlan, compile_view
 
 from tidemill.declarations.unsupported import Unsupported
 from tidemill.declarations.views import Aggregation, View
@@ -13,8 +14,6 @@ from tidemill.definition.report import Report, named
 from tidemill.definition.source import line_of_text
 from tidemill.definition.streams import CompiledStream, Streams
 
-MAX_FEATURES = 200
-MAX_ENTITY_FIELDS = 4
 _FLOAT = definition.FIELD_TYPE_FLOAT64
 _ACCURACIES = {"hop": definition.ACCURACY_HOP, "exact": definition.ACCURACY_EXACT}
 
