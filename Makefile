@@ -28,7 +28,7 @@ SCRIPTED := tests/chaos tests/bench tests/secured
 JOBS ?= 3
 AT_ONCE = $(MAKE) --no-print-directory --jobs=$(JOBS) $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: help install gen lint types imports protos unit check servers e2e members test demo bench chaos up down clean \
+.PHONY: help install gen lint types imports protos unit doctests check servers e2e members test demo bench chaos up down clean \
 	$(UNIT_TESTS) $(SERVER_TESTS) $(E2E_TESTS)
 
 help: ## List every target with what it does.
@@ -76,10 +76,14 @@ unit: $(SYNCED)
 $(UNIT_TESTS): unit/%: $(SYNCED)
 	$(RUN) pytest -q -m '$(WITHOUT_SERVERS)' $*
 
+# The examples in docstrings; to collect them imports every module.
+doctests: $(SYNCED)
+	$(RUN) pytest -q --doctest-modules $(wildcard libs/*/src services/*/src)
+
 # Who checks between two edits waits for it: laws are tried with a third of their examples, others each time.
 check: export TIDEMILL_TEST_SHARE ?= 0.33
 check: $(SYNCED) ## Lint, type-check, check import rules and contracts, run the tests that need no server (about a minute).
-	@$(AT_ONCE) $(UNIT_TESTS) types lint imports protos
+	@$(AT_ONCE) $(UNIT_TESTS) doctests types lint imports protos
 
 servers: $(SYNCED) ## Run the tests that need the real Kafka, Redis and PostgreSQL; they are started for it.
 	@$(AT_ONCE) $(SERVER_TESTS)
@@ -101,7 +105,7 @@ members: $(SYNCED) ## Run each member's tests alone, in an environment with only
 
 # The longest first. The members' tests without servers run once, each member's in an environment of its own.
 test: $(SYNCED) ## Run everything CI runs, JOBS parts at a time.
-	@$(AT_ONCE) $(E2E_TESTS) members $(SERVER_TESTS) types unit/tests lint imports protos
+	@$(AT_ONCE) $(E2E_TESTS) members $(SERVER_TESTS) types unit/tests doctests lint imports protos
 
 demo: $(SYNCED) ## Watch a year of real flights go through the whole loop, in a few minutes.
 	$(RUN) tidemill demo

@@ -29,7 +29,7 @@ def test_json_round_trip_keeps_every_field(name: str, wait_ms: int, nullable: bo
     assert from_json(to_json(message), definition.Definition()) == message
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"1", b"\xff", b'{"streams": 1}'])
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"1", b"\xff", b'{"streams": 1}', b"[" * 100_000])
 def test_what_is_not_the_message_is_a_value_error(raw: bytes) -> None:
     with pytest.raises(ValueError):
         from_json(raw, definition.Definition())
@@ -53,14 +53,16 @@ def test_a_views_hash_changes_with_its_stream() -> None:
 
 
 def test_a_field_that_a_view_does_not_read_may_come_and_go_without_its_name_changing() -> None:
-    one = definition.Aggregation(name="n", expression="minutes > 15", where="gate = 'north'")
+    where = """Gate = 'north' AND "dep-delay" > "राशि" """
+    one = definition.Aggregation(name="n", expression="minutes > 15", where=where)
     reading = definition.View(name="busy", stream="rides", entity=["town"], features=[one])
-    names = ("ride_id", "at", "town", "minutes", "gate")
+    names = ("ride_id", "at", "town", "minutes", "Gate", "राशि", "dep-delay")
     rides = definition.Stream(name="rides", key_field="ride_id", time_field="at")
     rides.fields.extend(definition.Field(name=name, type=definition.FIELD_TYPE_INT64) for name in names)
     wider = definition.Stream()
     wider.CopyFrom(rides)
-    wider.fields.append(definition.Field(name="tip", type=definition.FIELD_TYPE_FLOAT64, nullable=True))
+    for name in ("tip", "arr-delay"):
+        wider.fields.append(definition.Field(name=name, type=definition.FIELD_TYPE_FLOAT64, nullable=True))
     assert view_hash(reading, wider) == view_hash(reading, rides)
     for index, name in enumerate(names):
         changed = definition.Stream()

@@ -73,6 +73,15 @@ def test_a_retired_view_is_gone_until_it_is_registered_again() -> None:
     assert (list(catalogue.views), catalogue.retired) == (["user"], set())
 
 
+def test_a_retired_pipeline_or_stream_is_gone() -> None:
+    catalogue = Catalogue()
+    catalogue.fold(record(1, DEFINITION))
+    for kind, name in (("pipeline", "buys"), ("stream", "bought")):
+        catalogue.fold(to_json(definition.DefinitionRecord(kind=kind, name=name, revision=2, retired=True)))
+    assert (catalogue.pipelines, catalogue.pipeline_hashes) == ({}, {})
+    assert (sorted(catalogue.streams), catalogue.retired) == (["asked", "clicks"], set())
+
+
 def test_a_views_name_does_not_depend_on_the_number_of_partitions() -> None:
     view, narrow = DEFINITION.views[0], definition.Stream(name="clicks", partitions=2)
     assert view_hash(view, narrow) == view_hash(view, definition.Stream(name="clicks", partitions=4))

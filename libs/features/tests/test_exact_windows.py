@@ -130,10 +130,17 @@ def test_an_event_that_comes_late_corrects_the_window_that_it_was_in() -> None:
 
 
 def test_a_last_without_a_window_is_held_to_its_age_and_to_nothing_else() -> None:
-    lived, log = world(view(("LAST", "note"), window_ms=0, max_age_ms=60_000)), events(10_000_000, 11_000_000)
-    assert read(lived, log, 10_000_000) == ["n0"]
-    assert read(lived, log, 71_000_000) == ["n1"]
-    assert read(lived, log, 71_000_001) == [None]
+    declared = view(("LAST", "note"), ("COUNT", ""), window_ms=0, max_age_ms=60_000)
+    # Of the very same buckets, but with an edge.
+    declared.features[1].window_ms = 60_000
+    lived, log = world(declared), events(10_000_000, 11_000_000)
+    assert read(lived, log, 10_000_000) == ["n0", 1]
+    assert read(lived, log, 71_000_000) == ["n1", 0]
+    assert read(lived, log, 71_000_001) == [None, 0]
+    declared.edge_events = 1
+    lived = world(declared)
+    assert [one.coarse for one in answers(lived.read(lived.live(log), 70_500_000))[0]] == [False, True]
+    assert read(lived, log, 70_500_000) == ["n1", 2]
 
 
 def test_a_ring_that_keeps_nothing_but_times_is_cut_too() -> None:
@@ -175,6 +182,7 @@ def test_the_memory_of_raw_events_is_part_of_what_is_computed_and_refused() -> N
     # A word that points, and of each event its time, offset, bits and units.
     assert exact.bytes_per_key == compile_view(hop, STREAM).bytes_per_key + slots * 8
     assert exact.max_bytes_per_key == exact.bytes_per_key + slots * (8 + EDGE_EVENTS * 4 * 8)
+    compile_view(view(("SUM", "units"), budget_bytes=exact.max_bytes_per_key), STREAM)
     with pytest.raises(PlanError, match=f"needs up to {exact.max_bytes_per_key:,} bytes .* fewer raw events"):
         compile_view(view(("SUM", "units"), budget_bytes=exact.max_bytes_per_key - 1), STREAM)
     for wrong in (-1, 10_001):

@@ -67,6 +67,19 @@ def test_windows_of_one_hop_class_share_a_ring_and_what_they_count() -> None:
     assert plan.bytes_per_key == (8 + plan.rings[0].slots * 4) * 8
 
 
+def test_a_view_reads_its_entity_its_expressions_and_their_conditions() -> None:
+    declared = view(("a", "SUM", "amount", 1))
+    declared.features[0].where = "tip > 0"
+    assert compile_view(declared, STREAM).columns == ("amount", "payer", "tip")
+
+
+def test_without_an_age_of_its_own_a_view_is_held_to_its_longest_window() -> None:
+    plans = [
+        compile_view(view(("a", "COUNT", "", 24), ("b", "COUNT", "", 1), max_age_ms=age), STREAM) for age in (0, 7)
+    ]
+    assert [plan.max_age_us for plan in plans] == [24 * 3_600_000_000, 7_000]
+
+
 def test_a_nullable_column_is_counted_by_itself() -> None:
     plan = compile_view(view(("a", "MEAN", "tip", 2), ("c", "COUNT", "", 2)), STREAM)
     assert len(plan.rings[0].partials) == 3
@@ -120,7 +133,7 @@ def test_different_composite_keys_have_different_bytes(pair: tuple[list[str | in
 def test_a_checkpoint_survives_its_bytes() -> None:
     point = Checkpoint(bytes(range(16)), 7, 3, -5, frozenset({b"12345678", b"abcdefgh"}))
     assert Checkpoint.unpack(point.pack()) == point
-    for wrong in (b"", point.pack()[:-1], b"X" + point.pack()[1:]):
+    for wrong in (b"", point.pack()[:-1], point.pack() + b"\0", b"X" + point.pack()[1:]):
         with pytest.raises(LayoutError):
             Checkpoint.unpack(wrong)
 

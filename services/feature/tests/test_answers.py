@@ -69,7 +69,8 @@ def result(as_of_us: int) -> Result:
         [
             Lookup("payer", [("ann",), ("nobody",), ("bob",), ("eve",)]),
             Lookup("shop", [("b",), ("a",), ("none",)]),
-            Lookup("shop", [("a",), (None,), ("a",)]),
+            # So many that lengths take two bytes.
+            Lookup("shop", [("a",), (None,), ("a",)] * 6),
         ]
     )
     return reader.values(request, [rings.get(key) for key in request.keys], as_of_us)
@@ -99,7 +100,7 @@ def by_row(view: messages.ViewColumns) -> messages.ViewValues:
 )
 def test_columns_say_what_rows_say(minutes: int, status: "messages.Status.ValueType") -> None:
     found = result(NOON_US + minutes * MINUTE_US)
-    assert found.views[0].whole is found.views[1].whole, "these were merged together"
+    assert found.views[0].whole is found.views[1].whole, "two were merged together"
     for feature in found.views[0].whole:
         feature.coarse = np.arange(len(feature.status)) % 2 == 1
     rows = answer(found, NOON_US, columnar=False)

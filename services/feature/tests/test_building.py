@@ -10,17 +10,21 @@ import pytest
 from tidemill_contracts.canonical import to_json
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_feature.book import Book, Version, read_book
-from tidemill_feature.building import Fault, Found, start_partition
+from tidemill_feature.building import Fault, Found, resumable, start_partition
+from tidemill_feature.decode import StreamDecoder
 from tidemill_feature.progress import Progress
 from tidemill_feature.registered import Definitions
-from tidemill_feature.replaying import Chunk
+from tidemill_feature.replaying import Chunk, Replay
 from tidemill_feature.retiring import SETTLE_US, retire, unsettled
 from tidemill_feature.uses import Uses
 from tidemill_features.admission import Repeats
+from tidemill_features.columns import Coded
 from tidemill_features.expressions import Column
-from tidemill_features.layout import EMPTY, Checkpoint, build_id, view_id
+from tidemill_features.layout import EMPTY, NO_TOPIC_ID, Checkpoint, build_id, view_id
 from tidemill_features.plan import compile_view
+from tidemill_runtime.positions import Partition
 
+IN_USE = ("registered", "shadow", "canary", "champion")
 HERE, OTHER = bytes(range(16)), bytes(range(1, 17))
 NEAR = 10
 STREAM = definition.Stream(
@@ -84,6 +88,7 @@ def test_a_fresh_log_is_folded_from_its_first_record_and_read_once_it_has_caught
     assert (begun.offset, set(begun.live), set(begun.missing)) == (0, {NEW_ID}, set())
     assert not begun.point.readable
     assert replace(begun.point, next_offset=1000).readable == {NEW_ID}
+    assert start(registered(NEW), found(None, end=0)).point is None, "nothing has to be read first"
 
 
 def test_without_its_beginning_a_log_is_not_enough() -> None:
@@ -99,6 +104,8 @@ def test_a_new_view_is_built_beside_unless_its_past_is_short() -> None:
     near = start(definitions, found(point(8, OLD_ID)))
     assert (near.offset, set(near.live), near.state.held_until) == (0, {OLD_ID, NEW_ID}, 8)
     assert near.state.checkpoint() is None
+    near.state.next_offset = 8
+    assert near.state.checkpoint() is not None
 
 
 def test_what_was_built_is_read_together_from_where_it_is() -> None:
@@ -115,8 +122,34 @@ def test_what_was_built_of_what_kafka_has_dropped_is_not_read_together_from_behi
     assert (set(begun.live), begun.offset) == ({OLD_ID, NEW_ID}, 54)
 
 
+@pytest.mark.parametrize(("built", "joined"), [(point(490, NEW_ID), True), (point(489, NEW_ID), False)])
+def test_what_was_built_is_read_together_once_it_is_near(built: Checkpoint, joined: bool) -> None:
+    begun = start(with_old(), found(point(500, OLD_ID), built))
+    assert (NEW_ID in begun.live, NEW_ID in begun.missing) == (joined, not joined)
+
+
+def test_what_was_built_beyond_the_others_waits_for_them() -> None:
+    begun = start(with_old(), found(point(495, OLD_ID, low=470), point(500, NEW_ID), begin=480))
+    assert (begun.offset, begun.state.applied, begun.state.held_until) == (480, 495, 500)
+    assert begun.point is None
+
+
+def test_of_two_that_are_read_together_time_stands_where_the_first_is_and_no_poison_is_told_twice() -> None:
+    behind = replace(point(495, NEW_ID), newest_event_us=5)
+    begun = start(with_old(), found(replace(point(500, OLD_ID), ready_from=700), behind))
+    assert (begun.state.admission.newest_us, begun.state.seen, begun.state.ready_from) == (5, 500, 700)
+
+
+def test_what_was_built_of_another_log_or_of_other_views_is_built_anew() -> None:
+    one = found(point(1000, OLD_ID), point(1000, NEW_ID))
+    assert resumable(one, frozenset({NEW_ID})) == one.built
+    assert resumable(one, frozenset({NEW_ID, b"another"})) is None
+    for built in (replace(point(1000, NEW_ID), topic_id=OTHER), point(1001, NEW_ID)):
+        assert resumable(replace(one, built=built), frozenset({NEW_ID})) is None
+
+
 def test_what_was_built_to_the_same_record_is_said_at_once() -> None:
-    begun = start(with_old(), found(point(500, OLD_ID), point(500, NEW_ID)))
+    begun = start(with_old(), found(point(1000, OLD_ID), point(1000, NEW_ID)))
     assert begun.point.views == {OLD_ID, NEW_ID}
 
 
@@ -130,9 +163,11 @@ def test_what_was_built_to_the_same_record_is_said_at_once() -> None:
 def test_rings_of_another_log_count_for_nothing(stored: Checkpoint, fault: Fault) -> None:
     one = found(stored)
     assert one.fault is fault
+    assert found(point(1000, NEW_ID)).fault is Fault.NONE
+    assert replace(found(point(1000, NEW_ID)), topic_id=NO_TOPIC_ID).fault is Fault.NONE
     begun = start(registered(NEW), one)
     assert (begun.offset, begun.state.stored, begun.point.next_offset) == (0, stored, 0)
-    assert begun.state.admission.newest_us == EMPTY
+    assert (begun.state.admission.newest_us, begun.state.ready_from) == (EMPTY, 1000)
 
 
 def test_a_checkpoint_of_another_number_of_partitions_is_written_at_once() -> None:
@@ -149,7 +184,7 @@ def test_an_old_version_is_folded_by_the_new_streams_fields_as_long_as_it_has_th
     narrower = copy.deepcopy(STREAM)
     del narrower.fields[1]
     definitions = registered(book=Book(versions={OLD_ID.hex(): Version(1, OLD, STREAM)}), stream=narrower)
-    assert not definitions.old_versions()
+    assert not any(plans[:-1] for plans in definitions.versions.values())
 
 
 def test_old_versions_and_builds_are_folded_until_the_book_says_otherwise() -> None:
@@ -178,6 +213,25 @@ def test_an_old_version_ends_after_its_grace_and_not_while_a_model_reads_it() ->
     assert ended.set == {f"x:tm1:{{default:{name}:": 1_100 + SETTLE_US, f"b:{name}": 1, f"f:{name}": 1}
     points["events.paid"][1] = point(400, OLD_ID)
     assert not changes(with_old(), 1_000), "not while a partition is behind"
+    points["events.paid"][1] = replace(point(400, OLD_ID, NEW_ID), ready_from=401)
+    assert not changes(with_old(), 1_000), "nor while one is not read"
+    points.clear()
+    assert not changes(with_old(), 1_000), "nor where nobody folds"
+    assert changes(with_old(retired={NEW_ID.hex(): 5}), 1_000).delete == [f"r:{NEW_ID.hex()}"], "it is the newest again"
+
+
+def test_the_builds_before_the_one_that_is_read_expire() -> None:
+    name, third = NEW_ID.hex(), build_id(compile_view(NEW, STREAM).hash, 3)
+    definitions = registered(NEW, book=Book(builds={name: 3}, floors={name: 1}))
+
+    def changes(*held: Checkpoint) -> Any:
+        return retire(definitions, {"events.paid": held}, frozenset(), 1_000, 100, "default")
+
+    shards = {f"x:tm1:{{default:{name}.{build}:": 1_000 + SETTLE_US for build in (1, 2)}
+    assert changes(point(500, third), point(400, third)).set == {f"f:{name}": 3, **shards}
+    assert not changes()
+    assert not changes(point(500, third), point(400, NEW_ID))
+    assert not changes(replace(point(500, third), ready_from=501))
 
 
 def test_checkpoints_are_read_only_while_an_old_version_or_build_may_end() -> None:
@@ -192,7 +246,8 @@ def test_checkpoints_are_read_only_while_an_old_version_or_build_may_end() -> No
 def test_a_retired_view_ends_at_once_but_not_before_the_definitions_are_all_read() -> None:
     definitions = with_old()
     names = [view_id(compile_view(view, STREAM).hash).hex() for view in (OLD, NEW)]
-    definitions.take(Book(versions=dict(zip(names, (Version(1, OLD, STREAM), Version(2, NEW, STREAM)), strict=True))))
+    versions = dict(zip(names, (Version(1, OLD, STREAM), Version(2, NEW, STREAM)), strict=True))
+    definitions.take(Book(versions=versions, builds={names[1]: 2}))
     definitions.fold(to_json(definition.DefinitionRecord(kind="view", name="payer", retired=True)))
     assert not definitions.streams()["paid"].plans, "nothing of it is folded"
 
@@ -202,7 +257,8 @@ def test_a_retired_view_ends_at_once_but_not_before_the_definitions_are_all_read
     assert not changes()
     definitions.complete = True
     assert sorted(changes().delete) == sorted(f"{kind}:{name}" for name in names for kind in "dr")
-    assert {f"x:tm1:{{default:{name}:" for name in names} <= changes().set.keys()
+    assert {f"x:tm1:{{default:{name}:" for name in (*names, f"{names[1]}.1", f"{names[1]}.2")} <= changes().set.keys()
+    assert (changes().set[f"b:{names[0]}"], changes().set[f"f:{names[1]}"]) == (1, 3)
     assert changes(frozenset({compile_view(OLD, STREAM).hash})).delete == [f"d:{names[1]}", f"r:{names[1]}"]
 
 
@@ -215,7 +271,7 @@ def test_a_version_that_comes_back_is_folded_beside_the_shards_that_expire() -> 
 
 def test_a_model_version_uses_its_views_until_it_is_over() -> None:
     uses = Uses()
-    for stage, wanted in (("registered", {"h"}), ("canary", {"h"}), ("champion", {"h"}), ("retired", set())):
+    for stage, wanted in (("retired", set()), *((stage, {"h"}) for stage in IN_USE)):
         uses.fold(b"p/1", json.dumps({"stage": stage, "views": {"v": "h"}}).encode())
         assert uses.hashes == wanted
     uses.fold(b"p/1", None)
@@ -224,9 +280,12 @@ def test_a_model_version_uses_its_views_until_it_is_over() -> None:
 
 def test_the_book_says_again_what_was_written() -> None:
     raw = {b"d:0102": Version(5, NEW, STREAM).pack(), b"b:0102": b"3", b"t:paid": HERE.hex().encode(), b"x:tm1:": b"9"}
+    # The last is of a later release.
+    raw |= {b"f:0102": b"2", b"r:0102": b"7", b"z:0102": b"?"}
     book = read_book(raw)
     assert book.versions["0102"] == Version(5, NEW, STREAM)
     assert (book.builds, book.topics, book.expiring) == ({"0102": 3}, {"paid": HERE}, {"tm1:": 9})
+    assert (book.floors, book.retired) == ({"0102": 2}, {"0102": 7})
     assert Progress.unpack(Progress(1, 2, 3).pack().encode()).remaining == 1
 
 
@@ -242,3 +301,20 @@ def test_pieces_of_a_chunk_are_the_chunk() -> None:
     assert [piece.repeats.offset.tolist() for piece in pieces if piece.repeats] == [[0, 1], [4, 6], [7]]
     empty = chunk.part(5, 5)
     assert [piece.end for piece in empty.pieces(2)] == [12]
+
+
+def test_what_is_read_again_is_remembered_and_neither_folded_again_nor_ahead_of_itself() -> None:
+    place = Partition("events.paid", 0)
+    replay = Replay(place, StreamDecoder(STREAM), [], point(5, low=2), frozenset({NEW_ID}))
+    assert replay.checkpoint() == point(5, NEW_ID, low=2), "what is remembered is still to be read"
+    replay.skip_to(3)
+    assert (replay.read, replay.next_offset) == (3, 5)
+    offsets, times = np.array([3, 4, 5, 7, 8, 9]), np.array([6, 7, 7, 5, 8, 8])
+    coded = {"payer": Coded(np.array(["a", "b"], np.object_), np.array([0, 1, 1, 1, 0, 1]))}
+    chunk = Chunk(offsets, times, ["a", "b", "c", "late", "a", "e"], {}, 12, coded=coded)
+    assert replay.take(chunk.part(0, 1)) is None
+    assert (replay.read, replay.next_offset) == (4, 5)
+    folding = replay.take(chunk.part(1, 6))
+    assert folding is not None
+    assert (folding.events.offset.tolist(), folding.events.coded["payer"].codes.tolist()) == ([5, 9], [1, 1])
+    assert replay.checkpoint() == replace(point(12, NEW_ID, low=3), newest_event_us=8)

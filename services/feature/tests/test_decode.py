@@ -1,11 +1,13 @@
 """What is poison in a record of a stream, and what it is called."""
 
 import json
+import sys
 from typing import Any, NamedTuple
 
 import pytest
+from tidemill_contracts.cloudevents import WATERMARK_TYPE
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
-from tidemill_contracts.instants import parse_us
+from tidemill_contracts.instants import EARLIEST_US, LATEST_US, format_us, parse_us
 from tidemill_contracts.reasons import Reason
 from tidemill_feature.decode import StreamDecoder
 
@@ -81,3 +83,39 @@ def test_a_bad_record_is_refused_with_its_one_reason(value: bytes | None, reason
     assert len(found.values) == 1, "the record after it is read"
     (refused,) = found.refused
     assert (refused.poison.reason, refused.poison.field) == (reason, field)
+
+
+LIMITS = [
+    (but(ride="r" * (100 - len(but(ride="")))), 0, True),
+    (but(ride="r" * (101 - len(but(ride="")))), 0, False),
+    (but(fare=sys.float_info.max), 0, True),
+    (but(seats=2**63 - 1), 0, True),
+    (but(at="2013-06-04T10:00:02Z"), 1_000, True),
+    (but(at="2013-06-04T10:00:02.000001Z"), 1_000, False),
+    (but(at=format_us(EARLIEST_US)), 0, True),
+    (but(at=format_us(EARLIEST_US - 1)), 0, False),
+    (but(at=format_us(LATEST_US - 1)), 0, True),
+    (but(at=format_us(LATEST_US)), 0, False),
+]
+
+
+@pytest.mark.parametrize(("value", "max_future_ms", "good"), LIMITS)
+def test_what_is_within_the_limits_is_an_event_whether_or_not_poison_lies_beside_it(
+    value: bytes, max_future_ms: int, good: bool
+) -> None:
+    stream = definition.Stream()
+    stream.CopyFrom(STREAM)
+    stream.max_event_bytes, stream.max_future_ms = 100, max_future_ms
+    for beside in ([], [Raw(b"")]):
+        assert len(StreamDecoder(stream).decode([Raw(value), *beside]).values) == good
+
+
+def test_watermarks_and_identities_are_read_alike_whether_or_not_poison_lies_beside_them() -> None:
+    records = [
+        Raw(b"{}", headers=(("ce_type", WATERMARK_TYPE.encode()),)),
+        Raw(but(), offset=1, headers=(("ce_source", b"meter"), ("ce_id", b"7"))),
+        Raw(but(), offset=2, headers=(("ce_source", b"meter"),)),
+    ]
+    for beside in ([], [Raw(b"", offset=3)]):
+        found = StreamDecoder(STREAM).decode([*records, *beside])
+        assert (found.identities, len(found.refused)) == ([(b"meter", b"7"), 2], len(beside))

@@ -118,6 +118,8 @@ def test_the_last_bit_makes_a_difference(vector: PipelineVector) -> None:
     found = compared(vector, nearly, HEALTHY)
     assert [name for name, one in found.items() if one.differs.any()] == ["who.mean_1h"]
     assert found["who.mean_1h"].largest == np.nextafter(1.0, 2.0) - 1.0
+    found = compared(vector, ([2.0, -0.0, 1.0], "u", HEALTHY[2]), ([2.0, 0.0, 1.0], "u", HEALTHY[2]))
+    assert [name for name, one in found.items() if one.differs.any()] == ["who.mean_1h"]
 
 
 def test_a_status_alone_makes_a_difference(vector: PipelineVector) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import rfc8785
@@ -59,23 +59,44 @@ def stream_hash(stream: definition.Stream) -> str:
 def view_hash(view: definition.View, stream: definition.Stream) -> str:
     """Return the hash that names a view's rings: of the view and of what it reads of the stream that feeds it.
 
-    A field counts where its name is a word anywhere in the view, or is the stream's key or time: fields that a view
-    does not read may come and go, and partitions be added, without its rings, and the models trained on them, losing
-    their name.
+    A field counts where its name stands anywhere in the view, or is the stream's key or time: fields that a view does
+    not read may come and go, and partitions be added, without its rings, and the models trained on them, losing their
+    name.
     """
-    words = {word.casefold() for text in _texts(to_dict(view)) for word in _WORD.findall(text)}
-    words |= {stream.key_field.casefold(), stream.time_field.casefold()}
+    counts = mentioned_in([*_texts(to_dict(view)), stream.key_field, stream.time_field])
     read = definition.Stream()
     read.CopyFrom(stream)
     # Every partition has shards of its own: their number changes none of them.
     read.ClearField("partitions")
     del read.fields[:]
-    read.fields.extend(field for field in stream.fields if field.name.casefold() in words)
+    read.fields.extend(field for field in stream.fields if counts(field.name))
     kept = definition.View()
     kept.CopyFrom(view)
     # What a view may take in memory says nothing of what its rings hold.
     kept.ClearField("budget_bytes")
     return message_hash(definition.Definition(streams=[read], views=[kept]))
+
+
+def mentioned_in(texts: Iterable[str]) -> Callable[[str], bool]:
+    """Return what says whether a name stands in one of the texts as a word, whatever it means there.
+
+    A name that is no single word (Python's allow combining marks, others hyphens) counts wherever it stands.
+
+    >>> [mentioned_in(['"dep-delay" > fare'])(name) for name in ("fare", "far", "dep-delay", "delay")]
+    [True, False, True, True]
+    """
+    texts = list(texts)
+    words = {word.casefold() for text in texts for word in _WORD.findall(text)}
+    whole = "\n".join(texts).casefold()
+
+    def mentioned(name: str) -> bool:
+        folded = name.casefold()
+        if _WORD.fullmatch(name):
+            return folded in words
+        # SQL doubles the quotes within a quoted name.
+        return folded in whole or folded.replace('"', '""') in whole
+
+    return mentioned
 
 
 def _texts(value: Any) -> Iterator[str]:

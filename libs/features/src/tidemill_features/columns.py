@@ -12,7 +12,8 @@ from tidemill_features.expressions_vector import DTYPES, NEUTRAL
 
 
 class Coded(NamedTuple):
-    """A column's distinct words, and the place of every row's among them; where it is null, of any."""
+    """A column's distinct words, and the place of every row's among them; where it is null, of the word
+    that the column holds there."""
 
     words: NDArray[Any]
     codes: NDArray[np.int64]

@@ -4,8 +4,6 @@ A logged prediction names its cut: the positions that its rings held. A row with
 the first record whose event time lies after its `as_of`, or that came to the log after it.
 """
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,10 +35,3 @@ def cuts_by_time(partition: Ints, offset: Ints, time_us: Ints, as_of_us: Ints, p
         inside = first < len(mine)
         cuts[inside, number] = offsets[first[inside]]
     return cuts
-
-
-def cuts_by_position(positions: Sequence[Mapping[int, int]], partitions: int) -> Ints:
-    """Return int64[rows, partitions] from logged positions (next offset by partition); nothing named, nothing seen."""
-    return np.array([[row.get(number, 0) for number in range(partitions)] for row in positions], np.int64).reshape(
-        len(positions), partitions
-    )

@@ -42,10 +42,6 @@ class LogRows:
         order = np.lexsort((offset, partition))
         return cls(table, order[(offset < limit)[order]])
 
-    def filtered(self, keep: Bools) -> "LogRows":
-        """Return the rows that a mask keeps."""
-        return LogRows(self._table, self._order[keep])
-
     def ints(self, name: str) -> Ints:
         """Return a column without nulls."""
         return np.empty(0, dtype=np.int64) if self._table is None else _ints(self._table[name])[self._order]

@@ -5,7 +5,7 @@ A view's windows are grouped by hop class; every class is one ring. A ring's slo
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
@@ -67,10 +67,6 @@ class RingPlan:
     pointers: tuple[int, ...]
     raw: RawPlan | None = None
 
-    def bucket(self, instant_us: int) -> int:
-        """Return the number of the bucket that holds an instant."""
-        return instant_us // self.hop_us
-
     def window_buckets(self, as_of_us: int, window_us: int) -> tuple[int, int]:
         """Return the first and last bucket that a window ending at `as_of_us` covers."""
         return (as_of_us - window_us) // self.hop_us, as_of_us // self.hop_us
@@ -130,13 +126,6 @@ def compile_view(view: definition.View, stream: definition.Stream) -> ViewPlan:
     Raises `PlanError` or `ExpressionError` where the definition cannot be computed; `tidemill check` says so earlier.
     """
     return _Compiler(view, stream).plan()
-
-
-def compile_views(
-    views: Mapping[str, definition.View], streams: Mapping[str, definition.Stream]
-) -> dict[str, ViewPlan]:
-    """Return the plan of every view, by name."""
-    return {name: compile_view(view, streams[view.stream]) for name, view in views.items()}
 
 
 class _Compiler:

@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-ALPHA = 0.01
 MAX_BINS = 512
 # The cubic A m³ + B m² + C m on [0, 1) has its least slope, relative to that of log2(1 + m), at 0.
 _A, _B, _C = 6.0 / 35.0, -3.0 / 5.0, 10.0 / 7.0
-# Bins for each doubling: 1 / log2(γ), and a hundredth more since the cubic is no logarithm.
+# Bins for each doubling: 1 / log2(γ) where α is 0.01, and a hundredth more since the cubic is no logarithm.
 _BINS_PER_DOUBLING = 35.0
 # Added to a bin, so that every number has a bin above zero; the sign of the value is the sign of the bin.
 _SHIFT = 40_000

@@ -116,10 +116,6 @@ class Definitions:
             for name, plan in self.plans.items()
         }
 
-    def old_versions(self) -> list[ViewPlan]:
-        """Return the plans that a newer definition has taken the place of."""
-        return [plan for versions in self.versions.values() for plan in versions[:-1]]
-
     def ended(self) -> dict[str, str]:
         """Return, by view id, the hashes of all versions of views that were retired."""
         if not self.complete:

@@ -7,15 +7,13 @@ pipelines that are not applied along must find what they read as it was. An oper
 none that could be lived with.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tidemill_contracts.canonical import to_dict, view_hash
+from tidemill_contracts.canonical import mentioned_in, to_dict, view_hash
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 
-_WORD = re.compile(r"\w+")
 _NEW_STREAM = "declare a new stream under another name"
 _TYPES = {
     definition.FIELD_TYPE_BOOL: "bool",
@@ -322,16 +320,17 @@ def _readers(state: State, stream: str, field_name: str) -> Iterator[str]:
 
 
 def _mentions(field_name: str, *values: Any) -> bool:
-    return field_name.casefold() in {word.casefold() for value in values for word in _words(value)}
+    return mentioned_in(_texts(values))(field_name)
 
 
-def _words(value: Any) -> Iterator[str]:
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text within a JSON value but what its objects are called."""
     if isinstance(value, str):
-        yield from _WORD.findall(value)
+        yield value
     elif isinstance(value, Mapping):
         for name, item in value.items():
             if name != "name":
-                yield from _words(item)
+                yield from _texts(item)
     elif isinstance(value, Iterable):
         for item in value:
-            yield from _words(item)
+            yield from _texts(item)
