@@ -138,12 +138,31 @@ def test_a_command_says_whom_it_cannot_reach(command: tuple[object, ...], rows: 
         (("dead-letters", "discard", "rides"), "Missing option '--why'"),
         (("dead-letters", "discard", "rides", "--why", " "), "--why is empty"),
         (("dead-letters", "discard", "--why", "x"), "say which: a stream, or --letter ID"),
+        (("dead-letters", "redrive", "rides", "--reason", "undecodeable"), "did you mean 'undecodable'?"),
+        (("runs", "--stack", "a/b"), "'a/b' cannot name a stack"),
+        (("runs", "--stack", "a b"), "'a b' cannot name a stack"),
+        (("models", "show", "p", str(2**31)), "Invalid value"),
+        (("models", "promote", "p", str(2**63), "--why", "x"), "Invalid value"),
     ],
 )
 def test_wrong_usage_is_code_two(command: tuple[str, ...], message: str) -> None:
     result = run(*command, env=ADDRESSES)
     assert result.exit_code == 2, result.output
     assert message in result.output
+
+
+def test_the_demo_says_what_it_replays_before_it_starts_anything(tmp_path: Path) -> None:
+    result = run("demo", "--definition", tmp_path / "none.py", "--out", tmp_path, "--json")
+    assert result.exit_code == 1, result.output
+    assert "cannot be read: No such file or directory\nrun the demo in a checkout" in answer(result)["error"]
+    other = tmp_path / "other.py"
+    other.write_text(
+        "from datetime import datetime\nimport tidemill as tm\n"
+        'class Rode(tm.Event, stream="rides", key="ride", time="at"):\n    ride: str\n    at: datetime\n'
+    )
+    result = run("demo", "--definition", other, "--out", tmp_path)
+    assert result.exit_code == 1, result.output
+    assert "one pipeline over the streams flight-scheduled, " in result.stderr
 
 
 def test_a_dataset_is_not_written_over_a_folder(tmp_path: Path) -> None:

@@ -274,7 +274,8 @@ class _Compiler:
             fewer = "keep fewer raw events (edge_events)" if exact else "drop sketches"
             raise PlanError(
                 f"view {plan.name!r} needs up to {plan.max_bytes_per_key:,} bytes for an entity with events in one "
-                f"partition; its budget is {budget:,}: shorten windows, {fewer}, or declare a larger budget"
+                f"partition; its budget is {budget:,}: shorten windows, {fewer}, or give the view a larger one, as "
+                'budget="512KiB"'
             )
 
     def _refuse(self, aggregation: definition.Aggregation, why: str) -> NoReturn:

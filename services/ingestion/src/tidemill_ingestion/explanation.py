@@ -98,7 +98,7 @@ class Explainer:
             if _beyond_float(value):
                 if name in self._integers and isinstance(value, int):
                     return Refusal(Reason.OUT_OF_RANGE, name, f"field {name!r}: {_NO_INT64}")
-                message = f"field {name!r} is not finite: send null or leave the event out"
+                message = f"field {name!r} is not finite: send a finite number, or null where the field may be null"
                 return Refusal(Reason.NON_FINITE, name, message)
             if not _encodable(name) or (isinstance(value, str) and not _encodable(value)):
                 return Refusal(Reason.BAD_UTF8, ascii(name)[1:-1], "a \\u escape is half of a surrogate pair")

@@ -173,7 +173,8 @@ def _key(name: str, value: str) -> str:
 
 def _finite(name: str, value: float) -> float:
     if not math.isfinite(value):
-        raise Poison(Reason.NON_FINITE, f"field {name!r} is {value}", field=name, fix="send null for an unknown value")
+        fix = "send a finite number, or null where the field may be null"
+        raise Poison(Reason.NON_FINITE, f"field {name!r} is {value}", field=name, fix=fix)
     return value
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tidemill_contracts import reasons
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 
 from tidemill.cli.answers import NO, USAGE, Answer, RefusedError, answering
@@ -34,7 +35,9 @@ from tidemill.clients.letters import OPEN, STATES, Fate, Letter, Place, Selectio
 from tidemill.clients.redrive import Redrive, Report, discard
 from tidemill.clients.registry import RegistryClient
 from tidemill.clients.topics import KafkaTarget, TopicError
+from tidemill.definition.report import unknown
 
+REASONS = frozenset(one.value for one in reasons.Reason)
 MAX_LAST = 100_000
 MAX_LIMIT = 1_000_000
 MAX_ATTEMPTS = 3
@@ -222,6 +225,8 @@ def discard_letters(
             raise RefusedError("say which: a stream, or --letter ID", USAGE)
         target = Target(stack, home).kafka(kafka, topic_prefix)
         found = _run(_open(target, stream, reason=reason, group=group, since=since, letters=letter))
+        if letter and (closed := {"/".join(map(str, _place(one))) for one in letter} - {one.id for one in found}):
+            raise RefusedError(f"no open letter {', '.join(sorted(closed))}; nothing was discarded", NO)
         done = 0
 
         async def go() -> None:
@@ -274,6 +279,8 @@ async def _selection(
     since: str | None,
     letters: list[str] | None = None,
 ) -> Selection:
+    if reason is not None and reason not in REASONS:
+        raise RefusedError(unknown(reason, REASONS, "reason"), USAGE)
     places = frozenset(map(_place, letters or ()))
     since_us = instant_us(since)
     try:

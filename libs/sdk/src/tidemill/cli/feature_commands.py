@@ -134,7 +134,8 @@ def _entries(table: FeatureTable, keys: Sequence[str], windows: Mapping[str, str
                 "status": str(column.statuses[row]),
                 "age": None if age is None else f"{age.total_seconds():.0f} s",
                 "age_s": None if age is None else age.total_seconds(),
-                "window": windows.get(name, ""),
+                # Aggregates of several numbers are features name.0, name.1, …
+                "window": windows.get(name) or windows.get(name.rpartition(".")[0], ""),
                 "note": _note(table.head_excluded[row], column.hop_accuracy[row]),
             }
 

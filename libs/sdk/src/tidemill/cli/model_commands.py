@@ -16,6 +16,7 @@ models_app = typer.Typer(no_args_is_help=True, add_completion=False)
 Pipeline = Annotated[str, typer.Argument(help="A registered pipeline.", show_default=False)]
 Why = Annotated[str, typer.Option("--why", help="The reason, kept with the change.", show_default=False)]
 At = Annotated[str | None, typer.Option("--at", help="Event time of the change; the pipeline's clock unless told.")]
+MAX_VERSION = 2**31 - 1
 _RUN_COLUMNS = ("run_id", "pipeline", "status", "cause_kind", "attempts", "requested_at", "version", "reason")
 _VERSION_COLUMNS = ("pipeline", "version", "stage", "created_at", "log_loss", "roc_auc", "summary")
 
@@ -61,14 +62,16 @@ def list_models(
             answer.json({"versions": entries, "deployments": [to_dict(found) for found in deployments]})
         rows = [[_cell(version, name) for name in _VERSION_COLUMNS] for version in versions]
         answer.table(_VERSION_COLUMNS, rows, "no versions yet")
+        told = {version.summary for version in versions}
         for deployment in deployments:
-            answer.say(f"{deployment.pipeline}: {deployment.summary}")
+            if deployment.summary not in told:
+                answer.say(deployment.summary)
 
 
 @models_app.command()
 def show(
     pipeline: Pipeline,
-    version: Annotated[int, typer.Argument(min=1, help="Its number.", show_default=False)],
+    version: Annotated[int, typer.Argument(min=1, max=MAX_VERSION, help="Its number.", show_default=False)],
     stack: StackName = DEFAULT_STACK,
     home: Home = None,
     registry: Registry = None,
@@ -82,7 +85,7 @@ def show(
 @models_app.command()
 def promote(
     pipeline: Pipeline,
-    version: Annotated[int, typer.Argument(min=1, help="Its number.", show_default=False)],
+    version: Annotated[int, typer.Argument(min=1, max=MAX_VERSION, help="Its number.", show_default=False)],
     why: Why,
     at: At = None,
     stack: StackName = DEFAULT_STACK,

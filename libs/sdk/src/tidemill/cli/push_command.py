@@ -198,7 +198,7 @@ def _report(answer: Answer, sender: Sender, began: float) -> None:
     if answer.as_json:
         answer.json(_counts(sender, began))
     else:
-        stopped = "stopped; sending the file again adds only what is missing: " if sender.interrupted else ""
+        stopped = "stopped; send the whole file again, each event is counted once: " if sender.interrupted else ""
         answer.say(f"{stopped}{_kept(tally)} ({time.monotonic() - began:.1f} s)")
         if tally.refused:
             answer.table(("reason", "rows"), tally.refused.most_common(), "")

@@ -41,8 +41,11 @@ def fields_of(data: bytes, schema: Schema) -> Mapping[str, feature.Scalar]:
         raise UnfitError(Reason.BAD_UTF8, f"byte {error.start} of the row is not UTF-8") from error
     except RecursionError as error:
         raise UnfitError(Reason.UNDECODABLE, "nested too deeply: a request is one flat JSON object") from error
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise UnfitError(Reason.UNDECODABLE, f"no JSON: {error}") from error
+    except ValueError as error:
+        # Python reads no number of more than a few thousand digits.
+        raise UnfitError(Reason.NON_FINITE, "a number is longer than any that a 64-bit float holds") from error
     if not isinstance(found, dict):
         raise UnfitError(Reason.UNDECODABLE, "a row is one JSON object with the request's fields")
     return {wire_text(name, name): scalar(name, value, schema.get(name)) for name, value in found.items()}

@@ -105,7 +105,8 @@ def instant_us(text: str | None) -> int | None:
         raise RefusedError(f"no instant: {text!r} lies outside the years 1 to 9999 of UTC", USAGE) from error
     except ValueError as error:
         details = {"reason": "naive_timestamp"} if "no UTC offset" in str(error) else {}
-        raise RefusedError(f"no instant: {error}", USAGE, details) from error
+        fix = "" if details else "; write it as 2013-06-04T00:00:00Z"
+        raise RefusedError(f"no instant: {error}{fix}", USAGE, details) from error
     return found
 
 

@@ -16,7 +16,7 @@ from tidemill.stack.doctor import Finding, examine, probe
 from tidemill.stack.endpoints import redacted
 from tidemill.stack.logs import last_lines
 from tidemill.stack.spec import DEFAULT_NAME, DEFAULT_PREFIX, SERVERS, SERVICES, External, StackError, services_of
-from tidemill.stack.state import READY, StackState, supervisor_alive
+from tidemill.stack.state import READY, StackState
 
 NO, USAGE, NOT_REACHABLE = 1, 2, 3
 FOLLOW_S = 0.2
@@ -39,10 +39,10 @@ def _stack(name: str, home: Path | None, *, as_json: bool, **options: Any) -> St
 
 
 def _live(stack: Stack, *, as_json: bool) -> StackState:
-    state = stack.state
-    if state is None or not supervisor_alive(state):
-        _fail(f"stack {stack.name!r} does not run; start it with `tidemill up`", NOT_REACHABLE, as_json=as_json)
-    return state
+    try:
+        return stack.live()
+    except StackError as error:
+        _fail(str(error), NOT_REACHABLE, as_json=as_json)
 
 
 def _rows(rows: Sequence[tuple[str, ...]]) -> None:
@@ -77,7 +77,7 @@ def up(
         str | None, typer.Option(help="An existing PostgreSQL, as a DSN.", envvar="TIDEMILL_POSTGRES")
     ] = None,
     topic_prefix: Annotated[str, typer.Option(help="Starts the name of every topic.")] = DEFAULT_PREFIX,
-    deadline: Annotated[float, typer.Option(help="Seconds until everything must be ready.")] = 120.0,
+    deadline: Annotated[float, typer.Option(min=1, help="Seconds until everything must be ready.")] = 120.0,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay, print all logs; Ctrl-C stops it.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from tidemill.cli.answers import NOT_REACHABLE, RefusedError
+from tidemill.cli.answers import NOT_REACHABLE, USAGE, RefusedError
 from tidemill.clients.calls import Connection, Tls
 from tidemill.clients.topics import KafkaTarget
 from tidemill.stack.endpoints import Endpoints
 from tidemill.stack.plan import Layout
-from tidemill.stack.spec import DEFAULT_NAME, DEFAULT_PREFIX, default_home
+from tidemill.stack.spec import DEFAULT_NAME, DEFAULT_PREFIX, StackError, default_home, start_command
 from tidemill.stack.state import read_state, supervisor_alive
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -35,7 +35,10 @@ class Target:
 
     def __init__(self, stack: str, home: Path | None) -> None:
         self._stack = stack
-        self._home = default_home(stack) if home is None else home.absolute()
+        try:
+            self._home = default_home(stack) if home is None else home.absolute()
+        except StackError as error:
+            raise RefusedError(str(error), USAGE) from error
 
     def connect(self, service: str, given: str | None) -> Connection:
         """Return a connection to a service. Raises `RefusedError` where nobody knows its address."""
@@ -60,7 +63,8 @@ class Target:
         endpoints = None if catalogue and warehouse else self._endpoints()
         if endpoints is None and not (catalogue and warehouse):
             raise RefusedError(
-                f"stack {self._stack!r} does not run; start it with `tidemill up`, or give --catalogue and --warehouse",
+                f"stack {self._stack!r} does not run in {self._home}; start it with `{start_command(self._stack)}`, "
+                "or give --catalogue and --warehouse",
                 NOT_REACHABLE,
             )
         known = endpoints.postgres_dsn if endpoints else ""
@@ -77,5 +81,8 @@ class Target:
         return state.endpoints if state is not None and supervisor_alive(state) else None
 
     def _unknown(self, service: str) -> RefusedError:
-        hint = f"start it with `tidemill up`, or give --{service} HOST:PORT (or TIDEMILL_{service.upper()})"
-        return RefusedError(f"stack {self._stack!r} runs no {service}; {hint}", NOT_REACHABLE)
+        hint = (
+            f"start it with `{start_command(self._stack)}`, or give --{service} HOST:PORT "
+            f"(or TIDEMILL_{service.upper()}), or --home where it runs elsewhere"
+        )
+        return RefusedError(f"stack {self._stack!r} runs no {service} in {self._home}; {hint}", NOT_REACHABLE)

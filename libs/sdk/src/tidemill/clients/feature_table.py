@@ -88,6 +88,8 @@ class FeatureTable(Mapping[str, FeatureColumn]):
     head_excluded: list[bool]
 
     def __getitem__(self, name: str) -> FeatureColumn:
+        if name not in self.columns:
+            raise KeyError(f"view {self.view!r} has no feature {name!r}; it has {', '.join(self.columns)}")
         return self.columns[name]
 
     def __iter__(self) -> Iterator[str]:

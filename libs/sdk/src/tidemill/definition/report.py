@@ -111,7 +111,7 @@ class Report:
         good = isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
         if not good:
             what = "whole number" if whole else "number"
-            message = f"a {what} from {low:g} to {high:g} is needed, not {value!r:.80}"
+            message = f"a {what} from {low:,.10g} to {high:,.10g} is needed, not {value!r:.80}"
             self.add(origin, subject, message, line=line_of_text(origin, value))
         return good
 

@@ -1,15 +1,18 @@
 """`tidemill demo`: a year of real flights through the whole loop."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from tidemill_contracts.definition.v1 import definition_pb2
 
-from tidemill.definition import compile_file
+from tidemill.cli.answers import RefusedError, answering
+from tidemill.definition import DefinitionError, compile_file
+from tidemill.demo.flights import STREAMS
 from tidemill.demo.run import Options, run
+from tidemill.stack.spec import StackError
 
 
 def _figure(value: float | None) -> str:
@@ -66,8 +69,26 @@ def demo(
         hop_delay_ms=hop_delay_ms,
         keep_stack=keep,
     )
-    report = run(options, compile_file(definition), console)
-    if as_json:
-        typer.echo(json.dumps(report, ensure_ascii=False))
-    else:
-        print_summary(report, out, console)
+    with answering(as_json) as answer:
+        compiled = _compiled(definition)
+        try:
+            report = run(options, compiled, console)
+        except StackError as error:
+            raise RefusedError(str(error)) from error
+        if as_json:
+            answer.json(report)
+        else:
+            print_summary(report, out, console)
+
+
+def _compiled(file: Path) -> definition_pb2.Definition:
+    """Return what the file declares. Raises `RefusedError` where it is not for the streams that are replayed."""
+    try:
+        compiled = compile_file(file)
+    except DefinitionError as error:
+        raise RefusedError(f"{error}\nrun the demo in a checkout of Tidemill, or give --definition") from error
+    missing = set(STREAMS) - {stream.name for stream in compiled.streams}
+    if missing or len(compiled.pipelines) != 1:
+        wanted = f"one pipeline over the streams {', '.join(STREAMS)}"
+        raise RefusedError(f"{file} cannot be replayed: {wanted} is wanted, as docs/examples/flights/flights.py has it")
+    return compiled

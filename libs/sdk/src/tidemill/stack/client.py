@@ -24,6 +24,7 @@ from tidemill.stack.spec import (
     StackSpec,
     default_home,
     services_of,
+    start_command,
 )
 from tidemill.stack.state import (
     FAILED,
@@ -82,12 +83,16 @@ class Stack:
     @property
     def endpoints(self) -> Endpoints:
         """Addresses of the running stack. Raises: StackError when it does not run."""
-        return self._live().endpoints
+        return self.live().endpoints
 
-    def _live(self) -> StackState:
+    def live(self) -> StackState:
+        """Return the state of the running stack. Raises: StackError when it does not run."""
         state = self.state
         if state is None or not supervisor_alive(state):
-            raise StackError(f"stack {self.name!r} does not run; start it with `tidemill up`")
+            raise StackError(
+                f"stack {self.name!r} does not run in {self.layout.home}; start it with `{start_command(self.name)}`, "
+                "or give --home where it runs elsewhere"
+            )
         return state
 
     def start(
@@ -222,7 +227,7 @@ class Stack:
             raise StackError(f"stack {self.name!r} lost its supervisor and {left} did not end; kill it and try again")
 
     def _ask(self, request: dict[str, object]) -> dict[str, object]:
-        return control.ask(Path(self._live().control), request, deadline_s=REQUEST_DEADLINE_S)
+        return control.ask(Path(self.live().control), request, deadline_s=REQUEST_DEADLINE_S)
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
         """Signal one process as a crash would and return its pid; the supervisor starts it again."""
@@ -240,7 +245,7 @@ class Stack:
         """Wait until the process is ready, under another pid than the one that was killed."""
         ends = time.monotonic() + deadline_s
         while time.monotonic() < ends:
-            process = self._live().process(name)
+            process = self.live().process(name)
             if process is not None and process.state == READY and process.pid != other_than:
                 return process
             time.sleep(POLL_S)

@@ -1,7 +1,7 @@
 """What was asked for: one stack's name, folder, processes and existing servers."""
 
 import json
-import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ SERVERS = ("kafka", "postgres", "redis")
 SERVICES = ("registry", "ingestion", "feature", "training", "serving", "monitoring")
 DEFAULT_NAME = "local"
 DEFAULT_PREFIX = "tidemill."
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 INSTALL = "install it with `pip install 'tidemill[stack]'`"
 
 
@@ -87,6 +88,15 @@ def services_of(only: str | None) -> tuple[str, ...]:
 
 def default_home(name: str) -> Path:
     """Return the stack's folder: `.tidemill/<name>` under the working directory."""
-    if not name or name.strip(".") == "" or os.sep in name:
-        raise StackError(f"{name!r} cannot name a stack: use letters, digits and dashes")
+    if not _NAME.fullmatch(name):
+        raise StackError(f"{name!r} cannot name a stack: use letters, digits, dashes and underscores")
     return Path(".tidemill", name).absolute()
+
+
+def start_command(name: str) -> str:
+    """Return what starts a stack.
+
+    >>> start_command("local"), start_command("other")
+    ('tidemill up', 'tidemill up --name other')
+    """
+    return "tidemill up" if name == DEFAULT_NAME else f"tidemill up --name {name}"
