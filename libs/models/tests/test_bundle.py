@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tidemill_contracts.canonical import digest
 from tidemill_contracts.registry.v1 import records_pb2 as records
-from tidemill_models.bundle import ENCODING, MANIFEST, SIGNATURE, MemoryFolder, open_bundle, seal
+from tidemill_models.bundle import ENCODING, MANIFEST, MAX_FILES, SIGNATURE, MemoryFolder, open_bundle, seal
 from tidemill_models.encoding import Column, Encoding
 from tidemill_models.errors import BundleRefusedError
 from tidemill_models.keys import generate_key_pair, load_private_key, load_public_key
@@ -151,6 +152,8 @@ def test_even_a_signed_manifest_cannot_name_a_path_or_an_undeclared_model() -> N
     files = sealed()
     for before, after in (
         (b'"model.linear.json":"sha256', b'"../../etc/x":"sha256'),
+        (b'"model.linear.json":"sha256', b'"model/../../x":"sha256'),
+        (b'"model.linear.json":"sha256', b'"' + b"x" * 65 + b'":"sha256'),
         (b'"files":{', b'"files":{"":"",'),
     ):
         raw = files[MANIFEST].replace(before, after)
@@ -159,6 +162,21 @@ def test_even_a_signed_manifest_cannot_name_a_path_or_an_undeclared_model() -> N
             open_bundle(MemoryFolder({**files, MANIFEST: raw, SIGNATURE: KEY.sign(raw)}), KEY.public_key())
     with pytest.raises(BundleRefusedError, match="not list"):
         sealed(model_file="other.onnx")
+
+
+def test_a_signed_manifest_that_does_not_name_the_encoding_is_refused() -> None:
+    folder = resealed(lambda fields: fields["files"].pop(ENCODING))
+    without = {name: raw for name, raw in folder.content.items() if name != ENCODING}
+    with pytest.raises(BundleRefusedError, match=r"does not list 'encoding\.json'"):
+        open_bundle(MemoryFolder(without), KEY.public_key())
+
+
+@pytest.mark.parametrize(("files", "fine"), [(MAX_FILES, True), (MAX_FILES + 1, False)])
+def test_the_files_of_a_bundle_are_bounded_in_number(files: int, fine: bool) -> None:
+    # Beside them come the encoding, the manifest and its signature.
+    content = {"model.linear.json": MODEL.to_bytes()} | {f"more-{number}": b"" for number in range(files - 4)}
+    with nullcontext() if fine else pytest.raises(BundleRefusedError, match="a bundle has at most 32"):
+        assert len(seal(manifest(), ENCODED, content, KEY)) == MAX_FILES
 
 
 def test_a_manifest_that_disagrees_with_the_encoding_is_refused() -> None:

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tidemill_models.encoding import FIRST_KNOWN, NULL, UNSEEN, Column, Encoding, learn_encoding
+from tidemill_models.encoding import (
+    FIRST_KNOWN,
+    MAX_CATEGORIES,
+    MIN_ROWS,
+    NULL,
+    UNSEEN,
+    Column,
+    Encoding,
+    learn_encoding,
+)
 
 COLUMNS = (Column("delay", False), Column("carrier", True))
 
@@ -24,15 +33,29 @@ def test_null_unseen_and_known_categories_have_their_own_codes() -> None:
 
 
 def test_a_rare_category_is_left_to_the_unseen_bin() -> None:
-    values = ["AA"] * 50 + ["rare"] * 3
-    encoding = learn_encoding(COLUMNS, {"carrier": values}, np.zeros(53))
+    values = ["AA"] * MIN_ROWS + ["rare"] * (MIN_ROWS - 1)
+    encoding = learn_encoding(COLUMNS, {"carrier": values}, np.zeros(len(values)))
     assert encoding.vocabularies["carrier"] == ("AA",)
+
+
+def test_of_too_many_categories_the_most_frequent_are_known() -> None:
+    values = ["AA"] * (MIN_ROWS + 1) + [f"c{row % MAX_CATEGORIES:04}" for row in range(MAX_CATEGORIES * MIN_ROWS)]
+    known = learn_encoding(COLUMNS, {"carrier": values}, np.zeros(len(values))).vocabularies["carrier"]
+    assert (len(known), known[0], known[-1]) == (MAX_CATEGORIES, "AA", "c0998")
 
 
 def test_vocabularies_are_ordered_by_label_rate() -> None:
     values = ["late"] * 50 + ["early"] * 50
     encoding = learn_encoding(COLUMNS, {"carrier": values}, np.array([1.0] * 50 + [0.0] * 50))
     assert encoding.vocabularies["carrier"] == ("early", "late")
+
+
+def test_a_category_of_few_rows_lies_near_the_overall_rate_not_at_the_ends_by_luck() -> None:
+    values = ["rare"] * MIN_ROWS + ["often"] * 1_000
+    labels = np.array([1.0] * MIN_ROWS + [1.0] * 950 + [0.0] * 50)
+    assert learn_encoding(COLUMNS, {"carrier": values}, labels).vocabularies["carrier"] == ("often", "rare")
+    labels[0] = labels[1] = 0.0
+    assert learn_encoding(COLUMNS, {"carrier": values}, labels).vocabularies["carrier"] == ("rare", "often")
 
 
 def test_a_column_that_is_not_given_is_an_error_and_an_unknown_one_is_not_read() -> None:

@@ -69,6 +69,17 @@ def test_the_worst_slice_decides_and_small_slices_are_left_out() -> None:
     assert one(slices(0.06), evidence).passed
 
 
+@pytest.mark.parametrize(("limit", "passed"), [(0.25, True), (0.24, False)])
+def test_slices_of_enough_rows_are_compared_where_both_define_the_metric(limit: float, passed: bool) -> None:
+    gate = definition.Gate(slices=definition.Slices(feature="carrier", metric="roc_auc", max_regression=limit))
+    ours = {"AA": {"rows": 200.0, "roc_auc": 0.5}, "UA": {"rows": 199.0, "roc_auc": 0.1}}
+    theirs = {"AA": {"roc_auc": 0.75}, "UA": {"roc_auc": 0.9}, "DL": {"log_loss": 0.4}}
+    ours["DL"] = ours["new"] = {"rows": 900.0, "roc_auc": 0.1}
+    verdict = one(gate, Evidence(GOOD, {"carrier": ours}, BAD, {"carrier": theirs}))
+    assert verdict.passed == passed
+    assert "Worst of 1 carrier slices is 'AA': roc_auc +0.2500" in verdict.reason
+
+
 def test_an_unknown_metric_or_feature_or_an_empty_gate_is_an_error_never_a_pass() -> None:
     with pytest.raises(ValueError, match="unknown metric 'accuracy'"):
         one(better("accuracy"), Evidence(challenger=GOOD))

@@ -3,7 +3,8 @@ import asyncio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tidemill_runtime.positions import Partition, Positions
+from tidemill_runtime.errors import Fatal
+from tidemill_runtime.positions import Partition, Positions, start_offset
 
 A0, A1, B0 = Partition("a", 0), Partition("a", 1), Partition("b", 0)
 
@@ -30,6 +31,22 @@ async def test_an_assignment_that_begins_far_enough_wakes_the_waiting() -> None:
     positions.reset({A0: 5})
     async with asyncio.timeout(60):
         await waiting
+
+
+async def test_a_topic_that_counts_no_more_holds_up_nobody() -> None:
+    positions = Positions(["a", "b"])
+    waiting = asyncio.ensure_future(positions.reached({B0: 5}))
+    await asyncio.sleep(0)
+    positions.follow(["a"])
+    async with asyncio.timeout(60):
+        await waiting
+
+
+@pytest.mark.parametrize(("wanted", "found"), [(None, (5, 0)), (3, (5, 2)), (5, (5, 0)), (7, (7, 0)), (9, (9, 0))])
+def test_reading_begins_within_the_log_and_what_is_gone_is_counted(wanted: int | None, found: tuple[int, int]) -> None:
+    assert start_offset(A0, wanted, 5, 9) == found
+    with pytest.raises(Fatal, match=r"a\[0\] ends at 9, before the offset 10"):
+        start_offset(A0, 10, 5, 9)
 
 
 async def test_a_wait_that_is_given_up_leaves_nothing_behind() -> None:

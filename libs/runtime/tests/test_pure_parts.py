@@ -198,6 +198,7 @@ def test_decode_keeps_order_and_sets_poison_aside() -> None:
     assert decoded == {place: [0, 4]}
     assert [one.record.offset for one in refused] == [1]
     assert (batch.count, batch.next_offsets) == (3, {place: 5})
+    assert Batch(batch.partitions, {place: 9}).next_offsets == {place: 9}, "the rest was kept from the group"
 
 
 def test_a_flood_of_equal_lines_is_thinned_and_counted() -> None:

@@ -10,18 +10,21 @@ LIMIT = Limit(share=0.2, window_us=12_000, min_events=100, pause_us=5_000)
 def test_a_stream_pauses_beyond_its_share_and_says_why() -> None:
     brake = Brake(LIMIT)
     assert brake.note(80, ["empty"] * 20, 1_000) is None
-    change = brake.note(0, ["wrong_type"] * 30, 1_001)
+    change = brake.note(0, ["wrong_type"] * 30, 2_001)
     assert change is not None
     assert change.resumed_us is None
     assert change.pause == brake.pause
     assert (change.pause.events, change.pause.refused, change.pause.mostly) == (130, 50, "wrong_type")
-    assert (change.pause.since_us, change.pause.until_us) == (1_001, 6_001)
+    assert (change.pause.since_us, change.pause.until_us) == (2_001, 7_001)
     assert change.pause.share == 50 / 130
+    assert brake.note(0, ["empty"] * 100, 2_002) is None, "it is paused already"
+    assert brake.pause == change.pause
 
 
 def test_few_records_pause_nothing() -> None:
     brake = Brake(LIMIT)
     assert brake.note(0, ["empty"] * 99, 0) is None
+    assert brake.note(1, [], 0) is None, "no good record pauses anything"
     assert brake.note(0, ["empty"], 0) is not None
 
 

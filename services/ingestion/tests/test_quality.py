@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tidemill_contracts.canonical import from_json
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
@@ -57,6 +57,7 @@ def test_fields_are_what_plain_counting_says(events: list[dict[str, Any]]) -> No
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 10_000)), max_size=80))
+@example([(0, 2_000), (0, 1_000), (0, 999)])
 def test_late_is_what_lies_too_far_behind_the_newest_of_its_partition(written: list[tuple[int, int]]) -> None:
     profile, late, newest = Profile(STREAM), 0, dict[int, int]()
     for partition, time_us in written:

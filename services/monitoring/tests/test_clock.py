@@ -22,9 +22,9 @@ def test_a_partition_that_was_added_holds_the_clock_from_its_first_word_on() -> 
     times = EventTimes()
     times.observe(A, 100)
     # One of a new stream is waited for.
-    assert times.clock([A, added], 0) is None
+    assert (times.clock([A, added], 0), times.silent([A, added])) == (None, [added])
     assert times.clock([A], 0) == 100
-    assert times.clock([A, added], 0) == 100
+    assert (times.clock([A, added], 0), times.silent([A, added])) == (100, [])
     times.observe(A, 200)
     assert times.clock([A, added], 0) == 200
     times.observe(added, 150)
@@ -67,6 +67,13 @@ def test_a_silent_partition_lets_go_of_the_clock_only_where_a_timeout_is_set() -
         times.observe(A, 500)
         times.hear(A, 5_000)
         assert times.clock([A, B], 5_000) == expected
+
+
+def test_after_a_start_silence_counts_from_the_start() -> None:
+    times = EventTimes({A: 10, B: 10}, idle_us=1_000, now_us=5_000)
+    times.observe(A, 500)
+    times.hear(A, 5_900)
+    assert [times.clock([A, B], now_us) for now_us in (5_900, 6_100)] == [10, 500]
 
 
 def test_with_every_partition_silent_the_clock_stands() -> None:

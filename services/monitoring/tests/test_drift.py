@@ -1,10 +1,13 @@
 """The loss watch: what it sees, what it ignores, and when it may look again."""
 
+from math import log
+from statistics import variance
+
 import numpy as np
 import pytest
 from tidemill_monitoring.adwin import CAPACITY, best_cut
 from tidemill_monitoring.clock import DAY_US
-from tidemill_monitoring.drift import MIN_ROWS, DriftWatch, Rows, Verdict, delta_of
+from tidemill_monitoring.drift import LOSS_BOUND, MIN_ROWS, DriftWatch, Rows, Verdict, delta_of
 
 DELTA = delta_of(1, 90, 1)
 LIMIT = 0.05
@@ -113,9 +116,13 @@ def test_labels_of_the_old_version_do_not_count_after_a_new_one_took_over() -> N
     watch = DriftWatch()
     day(watch, 0, 0.5)
     watch.disarm("incident")
+    watch.observe(Rows(np.array([DAY_US]), np.array([1]), np.ones(1), np.full(1, 0.5)))
     mixed = Rows(np.array([DAY_US + 5, DAY_US + 1, DAY_US + 6]), np.array([2, 1, 2]), np.ones(3), np.full(3, 0.5))
     watch.observe(mixed)
     assert watch.block_rows == 2
+    # The version is that of the newest answer, so that the next incident is about it.
+    watch.observe(Rows(np.array([DAY_US + 2]), np.array([1]), np.ones(1), np.full(1, 0.5)))
+    assert watch.version == 2
 
 
 def test_a_version_that_was_replaced_without_an_incident_hands_its_days_on() -> None:
@@ -137,6 +144,39 @@ def test_memory_is_bounded() -> None:
     for number in range(3 * CAPACITY):
         day(watch, number, 0.5)
     assert len(watch.blocks) == CAPACITY
+
+
+@pytest.mark.parametrize("rises", [True, False])
+@pytest.mark.parametrize(
+    ("last", "moved"),
+    [
+        ([1.5, 1.5, 0.5, 1.5, 1.5], True),
+        # Two of the last five are exceptions; then the mean of them lies within the limit.
+        ([1.5, 0.9, 1.5, 0.9, 1.5], False),
+        ([1.01, 1.01, 0.9, 1.01, 1.01], False),
+    ],
+)
+def test_the_mean_and_all_but_one_of_the_last_days_move_beyond_the_limit_up_or_down(
+    last: list[float], moved: bool, rises: bool
+) -> None:
+    means = [0.0] * 30 + [mean if rises else -mean for mean in last]
+    assert (best_cut(means, DELTA, 1.0) is not None) == moved
+
+
+def test_five_days_on_each_side_are_the_fewest_and_their_scatter_decides() -> None:
+    means = [0.4] * 5 + [0.9] * 5
+    assert best_cut(means[1:], 0.2, LIMIT) is best_cut(means[:-1], 0.2, LIMIT) is None
+    cut = best_cut(means, 0.2, LIMIT)
+    assert cut is not None
+    assert cut.epsilon == pytest.approx((2 / 2.5 * variance(means) * log(2 * log(10) / 0.2)) ** 0.5)
+    assert cut.ratio == pytest.approx(0.5 / cut.epsilon)
+
+
+def test_one_sure_and_wrong_answer_does_not_outweigh_a_day() -> None:
+    watch = DriftWatch()
+    watch.observe(Rows(np.arange(100), np.ones(100, int), np.ones(100), np.array([p_of(0.5)] * 99 + [0.0])))
+    assert watch.close_block(DAY_US, DELTA, LIMIT).mean == pytest.approx((99 * 0.5 + LOSS_BOUND) / 100)
+    assert day(watch, 1, 0.3).mean == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("at", [1, 17, 44, 60])
@@ -167,6 +207,8 @@ def test_the_clearest_split_is_the_one_reported() -> None:
 def test_a_budget_twice_as_large_gives_twice_the_delta() -> None:
     assert delta_of(2, 90, 1) == pytest.approx(2 * DELTA)
     assert delta_of(1, 180, 1) == pytest.approx(DELTA / 2)
+    # However much it allows, ADWIN's logarithm stays positive.
+    assert delta_of(1_000, 1, 1) == 0.5
 
 
 @pytest.mark.parametrize("moved", [0.0, 1.0])

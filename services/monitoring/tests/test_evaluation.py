@@ -39,7 +39,8 @@ def history(seed: int = 0) -> list[Resolved]:
             label = float(rng.random() < 0.3)
             p = 0.8 if (label == 1.0) != wrong else 0.2
             lost = rng.random() < 0.05
-            challenger = 0.5 if hour > 80 else None
+            # Some hours before the step begins.
+            challenger = 0.5 if hour > 60 else None
             rows.append(
                 Resolved(
                     (hour + 1) * HOUR_US,
@@ -127,8 +128,29 @@ def test_pairs_count_only_requests_of_the_present_step_scored_by_both() -> None:
         and len(unpack(row.scores).by_version) == 3
     ]
     assert evidence.pairs == len(expected)
-    assert evidence.total_pairs >= evidence.pairs
+    assert evidence.total_pairs > evidence.pairs
     assert evidence.difference == pytest.approx(evidence.challenger_loss - evidence.champion_loss)
+
+
+def test_pairs_of_another_challenger_do_not_count() -> None:
+    evaluation, step = Evaluation.begin(7), STEP._replace(challenger=3)
+    evaluation.fold([Resolved(HOUR_US, 1, "x", LABELLED, 1.0, scores(STEP.began_us, 0.5, 0.6))], step)
+    evidence = evaluation.close_tick(HOUR_US, step, CRITERIA).evidence
+    assert evidence is not None
+    assert (evidence.pairs, evidence.total_pairs) == (0, 0)
+
+
+@pytest.mark.parametrize("passed", [False, True])
+def test_an_incident_is_closed_once_by_a_new_versions_label_whatever_page_it_is_on(passed: bool) -> None:
+    evaluation = Evaluation.begin(7)
+    evaluation.drift.disarm("incident")
+    for place in range(2):
+        evaluation.fold([Resolved(HOUR_US, place, str(place), LABELLED, 1.0, scores(place, 0.5, None))], None)
+    # Told before a restart, it is not told again.
+    if passed:
+        evaluation.pass_tick()
+    assert evaluation.close_tick(HOUR_US, None, CRITERIA).closed_incident == ("" if passed else "incident")
+    assert evaluation.close_tick(2 * HOUR_US, None, CRITERIA).closed_incident == ""
 
 
 def test_another_step_counts_its_pairs_from_nothing_but_a_hold_does_not() -> None:

@@ -97,6 +97,7 @@ def test_more_gaps_than_are_held_are_counted_all_the_same(begun: Sequences, drop
         came = [one for one in batch if one.sequence not in dropped]
         # As they are read: one partition after the other.
         begun.note([one for partition in (P0, P1) for one in came if one.partition == partition], now_us)
+    assert len(begun._processes["a"].gaps) <= 1_000
     told = begun.lost(now_us + GRACE_US)
     assert sum(one.records for one in told) == len(dropped)
 
@@ -108,3 +109,36 @@ def test_gaps_that_became_one_are_told_while_more_come(begun: Sequences) -> None
         begun.note([record(one) for one in range(number - 98, number + 1, 2)], GRACE_US + second * SECOND)
         told += sum(one.records for one in begun.lost(GRACE_US + second * SECOND))
     assert told == 61 * 50, "50 a second for three minutes, told once a minute"
+
+
+def test_gaps_that_became_one_wait_for_the_last_of_them(begun: Sequences) -> None:
+    for moment in range(1_001):
+        begun.note([record(13 + 2 * moment, written_us=moment)], GRACE_US + moment)
+    assert begun.lost(2 * GRACE_US + 500) == [], "the last was noticed a moment later"
+    begun.note([record(9, P1, written_us=500)], 2 * GRACE_US + SECOND)
+    assert begun.lost(2 * GRACE_US + SECOND) == [], "what is missing may lie in the other partition"
+    assert begun.lost(9 * GRACE_US) == [Lost("a", 1_001)]
+
+
+def test_a_number_of_gaps_that_became_one_may_still_come(begun: Sequences) -> None:
+    begun.note([record(number) for number in (13, 15)], GRACE_US)
+    begun.note([record(number) for number in range(17, 2_017, 2)], GRACE_US + SECOND)
+    begun.note([record(12, P1)], GRACE_US + SECOND)
+    assert begun.lost(9 * GRACE_US) == [Lost("a", 1_001)]
+
+
+def test_what_comes_first_behind_the_end_of_the_log_is_not_missed() -> None:
+    sequences = Sequences({P0: 111, P1: 50}, GRACE_US)
+    sequences.note([record(10, P1)], 0)
+    sequences.note([record(11, P0), record(12, P1)], GRACE_US)
+    assert sequences.lost(9 * GRACE_US) == []
+
+
+@pytest.mark.parametrize("heard_again", [True, False])
+def test_of_too_many_processes_those_heard_of_longest_ago_are_forgotten(begun: Sequences, heard_again: bool) -> None:
+    begun.note([record(15)], GRACE_US)
+    begun.note([record(1, process=f"b{number}") for number in range(999)], GRACE_US)
+    if heard_again:
+        begun.note([record(15)], GRACE_US)
+    begun.note([record(1, process="c")], GRACE_US)
+    assert begun.lost(9 * GRACE_US) == ([Lost("a", 3)] if heard_again else [])

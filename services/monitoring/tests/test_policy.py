@@ -5,7 +5,8 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tidemill_contracts.causes import DRIFT, SCHEDULE
+from tidemill_contracts.causes import DRIFT, OPERATOR, SCHEDULE
+from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.instants import format_us
 from tidemill_monitoring.board import Board, Decided, Due
 from tidemill_monitoring.clock import DAY_US, HOUR_US
@@ -18,6 +19,7 @@ from tidemill_monitoring.policy import (
     Ledger,
     Rules,
     decide,
+    rules_of,
     schedule_due,
 )
 
@@ -103,6 +105,19 @@ def test_a_board_asks_for_a_due_slot_once_and_again_only_after_a_restart() -> No
     assert board.due(56 * DAY_US, RULES, 0) == [Due(SCHEDULE, format_us(56 * DAY_US))]
 
 
+def test_the_schedule_of_a_board_counts_from_the_newest_retraining_in_whatever_order_they_are_told() -> None:
+    board = Board([Decided(OPERATOR, str(at), RETRAIN, at * DAY_US, 0) for at in (20, 10)])
+    assert board.due(47 * DAY_US, RULES, 0) == []
+    assert board.due(48 * DAY_US, RULES, 0) == [Due(SCHEDULE, format_us(48 * DAY_US))]
+
+
+def test_of_several_periods_the_shortest_counts() -> None:
+    every = [definition.ScheduleTrigger(period_ms=days * DAY_US // 1_000) for days in (28, 7, 14)]
+    triggers = [definition.RetrainTrigger(every=one) for one in every]
+    rules = rules_of(definition.Pipeline(retrain=definition.RetrainPolicy(on=triggers)))
+    assert (rules.period_us, rules.on_drift) == (7 * DAY_US, False)
+
+
 def test_a_board_asks_again_for_what_was_deferred_when_its_time_comes() -> None:
     board = Board([Decided(DRIFT, "incident", DEFERRED, 10 * DAY_US, 12 * DAY_US)])
     assert board.due(11 * DAY_US, RULES, None) == []
@@ -115,6 +130,7 @@ def test_a_slot_deferred_and_then_overtaken_moves_the_schedule_on() -> None:
     board = Board()
     (slot,) = board.due(28 * DAY_US, RULES, 0)
     board.note(Decided(*slot, DEFERRED, 28 * DAY_US, 30 * DAY_US))
+    assert board.due(29 * DAY_US, RULES, 0) == []
     board.note(Decided(DRIFT, "incident", RETRAIN, 29 * DAY_US, 0))
     assert board.due(30 * DAY_US, RULES, 0) == [slot]
     board.note(Decided(*slot, SUPERSEDED, 30 * DAY_US, 0))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tidemill_contracts.registry.v1 import records_pb2 as registry
 from tidemill_contracts.serving.v1 import records_pb2 as serving
-from tidemill_monitoring.profiles import ProfileWatch, Reference, Sample, noise_bound, psi
+from tidemill_monitoring.profiles import PSI_LIMIT, ProfileWatch, Reference, Sample, noise_bound, psi
 from tidemill_monitoring.sampling import champion_of, sample_of
 
 EDGES = [0.25, 0.5, 0.75]
@@ -40,6 +40,27 @@ def test_what_moved_is_told_once_and_again_only_after_it_had_come_back() -> None
     ]
 
 
+@pytest.mark.parametrize(("between", "told"), [(0.6, [1, 0, 0]), (0.4, [1, 0, 1])])
+def test_a_signal_that_moved_has_come_back_only_once_it_is_well_below_the_limit(
+    between: float, told: list[int]
+) -> None:
+    watch, found = ProfileWatch(days=1), list[int]()
+    # Distances of 0.30, then 0.21 or 0.08, then 0.30.
+    for shift in (0.7, between, 0.7):
+        watch.add_day(1, {"prediction": [int(2500 * (1 + shift)), int(2500 * (1 - shift)), 2500, 2500, 0]})
+        found.append(len(watch.judge(Reference(PROFILE))[1]))
+    assert found == told
+
+
+def test_a_distance_that_so_few_reference_rows_have_by_chance_is_no_move() -> None:
+    few = Reference({"prediction": {"edges": EDGES, "counts": [15, 15, 15, 15]}})
+    watch = ProfileWatch(days=1)
+    watch.add_day(1, {"prediction": [255, 45, 150, 150, 0]})
+    ((found,), fresh) = watch.judge(few)
+    assert PSI_LIMIT < found.psi < found.noise
+    assert (found.moved, fresh) == (False, [])
+
+
 def test_equal_rows_are_never_told_however_few_they_are() -> None:
     assert watch_days([0.0] * 30, rows=200) == [[]] * 30
 
@@ -55,12 +76,14 @@ def test_a_new_version_begins_anew() -> None:
     rng = np.random.default_rng(0)
     watch.add_day(1, reference.count(sample(rng, 600, 0.5)))
     assert "feature:speed" in watch.judge(reference)[1]
-    watch.add_day(2, reference.count(sample(rng, 600)))
+    watch.add_day(2, reference.count(sample(rng, 600, 0.5)))
+    assert "feature:speed" in watch.judge(reference)[1], "told of the new one too"
+    watch.add_day(3, reference.count(sample(rng, 600)))
     assert watch.judge(reference)[1] == []
 
 
 def test_an_unseen_category_counts_as_other_and_an_empty_one_as_null() -> None:
-    counted = Reference(PROFILE).count(Sample({}, {"carrier": ["AA", "ZZ", "", "UA", "ZZ"]}, np.array([])))
+    counted = Reference(PROFILE).count(Sample({}, {"carrier": ["AA", "ZZ", "", "UA", "__other__"]}, np.array([])))
     # Sorted names, then nulls.
     assert counted["feature:carrier"] == [1, 1, 2, 1]
 

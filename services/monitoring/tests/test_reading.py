@@ -164,3 +164,19 @@ def test_predictions_of_one_id_are_one_prediction_the_first() -> None:
     batch = Batch({Partition(PREDICTIONS, 0): [Written(value) for value in logged]})
     effects = step(EventTimes(), batch, NOW_US, registered).effects
     assert [one.join_key for one in effects.predictions] == ["a"]
+
+
+def test_a_batch_says_who_was_heard_and_how_far_what_the_clock_waits_for_is_read() -> None:
+    registered, logged, other = Registered(), Partition(PREDICTIONS, 0), Partition("events.other", 0)
+    registered.fold_definition(
+        to_json(definition.DefinitionRecord(kind="pipeline", name="late", definition=found_definition()))
+    )
+    (landed,) = registered.partitions("late")
+    times = EventTimes({other: AT_US + HOUR_US}, idle_us=1, now_us=0)
+    times.hold({logged: 6})
+    prediction = serving.PredictionRecord(prediction_id="x", pipeline="late", join_key="a", as_of_us=AT_US - 1)
+    step(times, Batch({landed: [landing()]}), NOW_US, registered)
+    assert times.clock([landed, other], NOW_US) is None
+    step(times, Batch({logged: [Written(prediction.SerializeToString())]}), NOW_US, registered)
+    # All but the one that was heard are silent.
+    assert times.clock([landed, other], NOW_US) == AT_US

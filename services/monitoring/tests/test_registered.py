@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 
 import pytest
-from tidemill_contracts.canonical import to_json
+from tidemill_contracts.canonical import from_json, to_json
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_contracts.instants import to_timestamp
 from tidemill_contracts.reasons import Reason
 from tidemill_contracts.registry.v1 import records_pb2 as registry
 from tidemill_contracts.topics import events_topic
@@ -137,3 +138,21 @@ def test_a_version_that_answers_keeps_its_profile_however_many_newer_ones_there_
     registered.fold_version(version(1, "retired"))
     registered.fold_version(version(60))
     assert registered.profile("other", 1) is None
+
+
+def test_the_schedule_counts_from_the_first_champion_not_from_the_present_one() -> None:
+    registered = Registered()
+    for number in (1, 2):
+        found = registry.DeploymentRecord(pipeline="other", revision=number, decided_at=to_timestamp(number))
+        found.champion.version = number
+        registered.fold_deployment(to_json(found))
+    assert registered.champion_since_us == {"other": 1}
+
+
+def test_of_several_limits_the_smallest_counts() -> None:
+    record = from_json(OTHER, definition.DefinitionRecord())
+    for limit in (0.2, 0.1, 0.3):
+        record.definition.pipelines[0].monitors.add(performance=definition.PerformanceMonitor(limit=limit))
+    criteria = read((to_json(record),)).criteria("other")
+    assert criteria is not None
+    assert criteria.limit == 0.1

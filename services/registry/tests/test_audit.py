@@ -50,6 +50,13 @@ def test_an_edited_record_shows(acts: list[Act], data: st.DataObject) -> None:
     assert first_break(chain) == edited.sequence
 
 
+def test_a_record_that_was_written_anew_with_its_hash_shows_in_the_next_one() -> None:
+    chain = chain_of([Act("o", str(number), "me", "") for number in range(6)])
+    chain[2] = link(Head(2, chain[1].hash), Act("o", "2", "somebody else", ""), 2)
+    assert first_break(chain[:3]) is None
+    assert first_break(chain) == 4
+
+
 @pytest.mark.parametrize("length", [0, 3])
 def test_a_part_of_the_chain_is_checked_from_its_head(length: int) -> None:
     chain = chain_of([Act("o", str(number), "me", "") for number in range(6)])

@@ -58,7 +58,8 @@ def tips() -> definition.Pipeline:
         request="rides",
         features=[
             definition.FeatureSource(name="busy", view=definition.ViewLookup(view="busy", on=["gate"])),
-            definition.FeatureSource(name="full", expression="seats > 3"),
+            # SQL's names know no case.
+            definition.FeatureSource(name="full", expression="Seats > 3"),
         ],
         label=definition.Label(stream="paid", expression="tip > 1.0", by="ride_id"),
     )
@@ -158,6 +159,11 @@ def test_what_a_label_is_joined_by_never_takes_null() -> None:
     for of in (rides, paid):
         found = [one for one in breaks(nullable("ride_id", allowed=True), of) if one.rule == "null_in_label_key"]
         assert [one.breaks for one in found] == [("label of pipeline 'tips'",)]
+        # Allowed once, it is no break again.
+        stream = of()
+        field(stream, "ride_id").nullable = True
+        after = BEFORE.with_applied(definition.Definition(streams=[stream]))
+        assert find_breaks(after, definition.Definition(streams=[stream])) == []
 
 
 @pytest.mark.parametrize(
@@ -228,6 +234,11 @@ def test_a_widened_field_is_fine_for_readers_that_are_applied_along() -> None:
     assert breaks(typed("minutes", FLOAT), rides, view, tips()) == []
     (left,) = breaks(typed("minutes", FLOAT), rides, view)
     assert (left.rule, left.breaks) == ("redefined_in_use", (PIPELINE,))
+    whole = paid()
+    field(whole, "tip").type = INT
+    before = BEFORE.with_applied(definition.Definition(streams=[whole]))
+    assert [one.breaks for one in find_breaks(before, definition.Definition(streams=[paid()]))] == [(LABEL,)]
+    assert find_breaks(before, definition.Definition(streams=[paid()], pipelines=[tips()])) == []
 
 
 def test_the_key_is_never_widened() -> None:

@@ -120,6 +120,37 @@ def test_another_pipeline_and_a_left_over_view_follow_a_stream_that_gains_an_opt
     ]
 
 
+def test_a_pipeline_holds_the_stream_of_its_label_and_follows_it() -> None:
+    told = pipeline()
+    told.label.stream = "paid"
+    applied = definition.Definition(streams=[stream(), stream("paid")], views=[view()], pipelines=[told])
+    before = registered(applied)
+    assert [one.name for one in before["pipeline", "tips"].definition.streams] == ["paid", "rides"]
+    assert summary(plan_changes(definition.Definition(streams=[stream("paid", extra=("tip",))]), before)) == [
+        ("stream", "paid", "changed", 2),
+        ("pipeline", "tips", "changed", 2),
+    ]
+
+
+def test_a_changed_stream_says_which_fields_it_ever_had_and_has_no_more() -> None:
+    before = definition.DefinitionRecord(kind="stream", name="rides", revision=2)
+    before.definition.streams.append(stream(extra=("tip",)))
+    before.removed_fields.extend(stream(extra=("fee", "toll")).fields[2:])
+    applied = definition.Definition(streams=[stream(extra=("toll",))])
+    (change,) = plan_changes(applied, {("stream", "rides"): before}, allow_breaking=True).changes
+    assert [one.name for one in change.removed] == ["fee", "tip"]
+
+
+def test_a_pipeline_that_is_in_use_ends_only_where_that_is_allowed() -> None:
+    before, ending = dict(registered(whole())), Ending(pipelines=["tips"], users={"tips": ["tips v1 (champion)"]})
+    plan = plan_changes(definition.Definition(), before, ending)
+    assert [(one.subject, one.breaks[1:], one.final) for one in plan.breaks] == [
+        ("pipelines.tips", ("tips v1 (champion)",), False)
+    ]
+    before["pipeline", "tips"] = recorded(plan.changes[-1])
+    assert summary(plan_changes(definition.Definition(), before, ending)) == [("pipeline", "tips", "unchanged", 2)]
+
+
 def test_a_view_ends_with_the_change_that_does_without_it_and_comes_back_with_a_later_revision() -> None:
     before = dict(registered(whole()))
     plan = plan_changes(whole(pipeline(views=("calm",)), view=view("calm")), before, Ending(["busy"]))

@@ -135,11 +135,18 @@ def test_evidence_moves_a_challenger_through_every_step_to_champion(life: Life) 
     life.register(at_us=100 * HOUR_US)
     seen = []
     for hours in (112, 124, 136):
-        deployment = life.take(weigh(life.evidence(hours=hours), life.state)).deployment
+        change = life.take(weigh(life.evidence(hours=hours), life.state))
+        deployment = change.deployment
         assert deployment is not None
         assert deployment.decided_at == to_timestamp(hours * HOUR_US)
-        seen.append((deployment.change, deployment.step_kind, deployment.share, deployment.revision))
-    assert seen == [("rollout", "canary", 0.1, 3), ("rollout", "canary", 0.5, 4), ("promoted", "", 0.0, 5)]
+        assert deployment.step_began_at == to_timestamp(hours * HOUR_US if deployment.step_kind else 0)
+        restaged = [version.version for version in change.versions]
+        seen.append((deployment.change, deployment.step_kind, deployment.share, deployment.revision, restaged))
+    assert seen == [
+        ("rollout", "canary", 0.1, 3, [2]),
+        ("rollout", "canary", 0.5, 4, []),
+        ("promoted", "", 0.0, 5, [2, 1]),
+    ]
     assert life.stages() == {1: "retired", 2: "champion"}
     assert life.state.rollout is None
     assert life.state.deployment.cause_id == "cause-2"  # type: ignore[union-attr]
@@ -153,6 +160,16 @@ def test_evidence_replayed_after_its_decision_changes_nothing(life: Life) -> Non
     assert weigh(old, life.state) is None
     late = life.evidence(hours=124, deployment_revision=old.figures.deployment_revision)
     assert weigh(late, life.state) is None
+
+
+@pytest.mark.parametrize(
+    "other", [{"champion_version": 9}, {"challenger_version": 9}, {"step": 1}, {"deployment_revision": 9}]
+)
+def test_evidence_of_another_rollout_or_step_decides_nothing(life: Life, other: dict[str, int]) -> None:
+    life.register()
+    life.register()
+    assert weigh(life.evidence(hours=12, **other), life.state) is None
+    assert weigh(life.evidence(hours=12), life.state) is not None
 
 
 def test_evidence_from_before_a_note_within_the_same_step_still_counts(life: Life) -> None:
@@ -205,8 +222,10 @@ def test_without_a_declared_rollout_a_passing_version_is_champion_at_once(life: 
 def test_operator_promotes_past_a_rollout(life: Life) -> None:
     life.register()
     life.register()
+    life.take(weigh(life.evidence(hours=12), life.state))
     change = life.take(promote_by_hand(life.state, 2, OPERATOR))
     assert change.deployment.change == "manual"  # type: ignore[union-attr]
+    assert not change.deployment.HasField("evidence"), "that of the step before"  # type: ignore[union-attr]
     assert life.stages() == {1: "retired", 2: "champion"}
     assert change.aliases == (("champion", 2), ("challenger", 0))
     assert promote_by_hand(life.state, 2, OPERATOR) is None
@@ -230,6 +249,7 @@ def test_rollback_by_hand_goes_from_challenger_to_champions_before(life: Life) -
     assert life.stages() == {1: "retired", 2: "champion", 3: "rolled_back", 4: "rolled_back"}
     life.take(roll_back_by_hand(life.state, OPERATOR))
     assert life.stages() == {1: "champion", 2: "rolled_back", 3: "rolled_back", 4: "rolled_back"}
+    assert life.state.deployment.cause_id == ""  # type: ignore[union-attr]
     with pytest.raises(NotAllowedError, match="no earlier champion"):
         roll_back_by_hand(life.state, OPERATOR)
 
@@ -251,7 +271,9 @@ def test_baselines_need_a_champion() -> None:
 
 def test_a_pipeline_that_was_retired_and_came_back_has_nothing_to_take_back_or_to_compare(life: Life) -> None:
     life.register()
+    life.register(passed=False)
     life.take(end(life.state, OPERATOR))
+    assert life.stages() == {1: "retired", 2: "refused"}
     with pytest.raises(NotAllowedError, match="has no champion to take back"):
         roll_back_by_hand(life.state, OPERATOR)
     with pytest.raises(NotAllowedError, match="has no champion: nothing scores"):

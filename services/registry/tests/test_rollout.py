@@ -58,6 +58,7 @@ def verdict(
         ({"hours": 40, "pairs": 60, "difference": 0.06}, Verdict.BACK),
         # At its end the step needs labels too.
         ({"hours": 12, "pairs": 199, "difference": -0.1}, Verdict.HOLD),
+        ({"hours": 12, "pairs": 199, "difference": -0.1, "earlier_pairs": 500}, Verdict.HOLD),
         ({"hours": 12, "pairs": 200, "difference": -0.1}, Verdict.ADVANCE),
         ({"hours": 12, "pairs": 200, "difference": 0.0}, Verdict.ADVANCE),
         ({"hours": 12, "pairs": 200, "difference": 0.02, "error": 0.01}, Verdict.ADVANCE),
@@ -115,7 +116,10 @@ def test_plan_takes_the_performance_limit_and_the_default_of_labels() -> None:
             definition.RolloutStep(kind=definition.ROLLOUT_KIND_SHADOW, share=0.7, duration_ms=1000),
             definition.RolloutStep(kind=definition.ROLLOUT_KIND_CANARY, share=0.5, duration_ms=2000, min_labels=7),
         ],
-        monitors=[definition.Monitor(performance=definition.PerformanceMonitor(metric="log_loss", limit=0.03))],
+        monitors=[
+            definition.Monitor(performance=definition.PerformanceMonitor(metric="log_loss", limit=limit))
+            for limit in (0.0, 0.03)
+        ],
     )
     expected = (Step("shadow", 0.0, 1_000_000, DEFAULT_MIN_LABELS), Step("canary", 0.5, 2_000_000, 7))
     assert plan_of(pipeline) == Plan(expected, 0.03)

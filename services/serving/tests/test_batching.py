@@ -57,6 +57,13 @@ async def test_a_batch_and_the_queue_are_bounded() -> None:
     assert all(len(batch) <= 2 for batch in gate.batches)
 
 
+async def test_a_job_larger_than_the_queue_runs_alone_where_nothing_waits() -> None:
+    gate = Gate()
+    gate.open.set()
+    batcher = MicroBatcher(gate.run, max_rows=4, max_waiting_rows=6)
+    assert await batcher.submit(2, 7) == 20
+
+
 async def test_a_failing_batch_fails_its_callers_and_the_next_one_works() -> None:
     calls = 0
 

@@ -115,10 +115,24 @@ async def test_a_refused_deployment_leaves_the_last_good_one_and_says_so() -> No
         assert dict(deployer.table.entries) == {"flight-delays": 1}
         assert loader.remembered[-1].wanted()["flight-delays"].deployment.revision == 1
         assert deployer.entry("flight-delays") == 1
+        deployer.want(registered(1))
+        await deployer.settled()
+        deployer.want(registered(2, champion=13))
         deployer.want(registered(3, champion=2))
         await deployer.settled()
         assert dict(deployer.table.entries) == {"flight-delays": 2}
         assert not deployer.pending
+
+
+async def test_what_served_last_is_remembered_and_not_what_was_refused_since() -> None:
+    loader = Loader()
+    async with deploying(loader) as deployer:
+        deployer.want(registered(1))
+        await deployer.settled()
+        deployer.want(registered(1, name="other", older=registered(2, champion=13)))
+        await deployer.attempted()
+        assert dict(deployer.table.entries) == {"flight-delays": 1, "other": 1}
+        assert loader.remembered[-1].wanted()["flight-delays"].deployment.revision == 1
 
 
 async def test_a_bundle_that_cannot_be_reached_is_tried_again_and_holds_up_no_other_pipeline() -> None:
@@ -165,6 +179,18 @@ async def test_a_version_takes_over_only_when_its_views_are_built() -> None:
         assert loader.loads == 2
 
 
+async def test_a_version_that_waits_for_its_views_makes_way_for_a_newer_one() -> None:
+    loader = Loader()
+    async with deploying(loader) as deployer:
+        deployer.want(registered(1))
+        await deployer.settled()
+        deployer.want(registered(2, champion=15))
+        await aeventually(lambda: deployer.pending)
+        deployer.want(registered(3, champion=2))
+        await deployer.settled()
+        assert dict(deployer.table.entries) == {"flight-delays": 2}
+
+
 async def test_views_that_take_too_long_are_a_refusal_that_ends_with_them() -> None:
     loader = Loader()
     async with deploying(loader, views_wait_s=0.1) as deployer:
@@ -195,6 +221,7 @@ async def test_a_withdrawn_deployment_is_served_no_more() -> None:
         deployer.want(state.with_deployment(b"flight-delays", None))
         await deployer.settled()
         assert not deployer.table.entries
+        assert not loader.remembered[-1].wanted()
         with pytest.raises(Poison) as caught:
             deployer.entry("flight-delays")
         assert caught.value.reason is Reason.NO_MODEL

@@ -89,6 +89,10 @@ def test_each_malformed_field_has_one_named_reason(
 def test_an_oversized_request_is_refused_by_its_bytes_not_its_characters() -> None:
     assert SCHEMA.check({**GOOD, "origin": feature.Scalar(string_value="e" * 200)})
     assert refusal(origin=feature.Scalar(string_value="\N{SNOWMAN}" * 200)).reason is Reason.OVERSIZED
+    empty = SCHEMA.check({**GOOD, "origin": feature.Scalar(string_value="")})
+    room = STREAM.max_event_bytes - len(SCHEMA.to_json(empty))
+    assert SCHEMA.check({**GOOD, "origin": feature.Scalar(string_value="e" * room)})
+    assert refusal(origin=feature.Scalar(string_value="e" * (room + 1))).reason is Reason.OVERSIZED
 
 
 def test_an_unknown_field_names_the_likely_one() -> None:
@@ -141,6 +145,7 @@ def test_batches_and_ids_are_bounded() -> None:
         (lambda: check_batch(0, 5), Reason.EMPTY),
         (lambda: check_batch(6, 5), Reason.OUT_OF_RANGE),
         (lambda: check_prediction_id("x" * 257), Reason.OVERSIZED),
+        (lambda: check_prediction_id("é" * 129), Reason.OVERSIZED),
     ):
         with pytest.raises(Poison) as caught:
             call()

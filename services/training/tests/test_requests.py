@@ -69,6 +69,12 @@ def test_an_operators_key_makes_one_cause() -> None:
     assert operator_request(asked, key="other", actor="anna").cause_key != one.cause_key
 
 
+@pytest.mark.parametrize(("reason", "key"), [("w" * 501, "k"), ("why", "k" * 501)])
+def test_what_an_operator_says_is_bounded(reason: str, key: str) -> None:
+    with pytest.raises(Poison, match="at most 500 characters"):
+        operator_request(training.SubmitRunRequest(pipeline="p", reason=reason), key=key, actor="anna")
+
+
 @pytest.mark.parametrize("field", ["pipeline", "reason"])
 def test_an_operator_says_what_and_why(field: str) -> None:
     asked = training.SubmitRunRequest(pipeline="p", reason="why")
@@ -86,8 +92,9 @@ def test_without_a_time_the_pipeline_clock_counts_and_without_a_clock_it_is_refu
     assert complete.event_time == AT
     assert complete.positions[0].next_offset == 7
     assert complete.summary == "p: retraining on data up to 2013-06-06T14:00:00Z asked for by anna: why"
-    with pytest.raises(Poison, match="no clock yet"):
-        timed(asked, None, NOW_US)
+    for none in (None, monitoring.ClockRecord(pipeline="p")):
+        with pytest.raises(Poison, match="no clock yet"):
+            timed(asked, none, NOW_US)
 
 
 def closure() -> definition.Definition:
