@@ -46,4 +46,6 @@ def test_slices_share_out_all_rows_with_null_as_the_empty_one() -> None:
     y, p = np.array([0.0, 1.0, 1.0, 0.0]), np.array([0.1, 0.8, 0.7, 0.4])
     found = evaluate_slices(y, p, ["AA", "AA", None, ""])
     assert {name: values["rows"] for name, values in found.items()} == {"": 2.0, "AA": 2.0}
+    apart = evaluate_slices(y, p, ["AA", "AA\0", "AA", "x" * 60_000])
+    assert {name[:3]: values["rows"] for name, values in apart.items()} == {"AA": 2.0, "AA\0": 1.0, "xxx": 1.0}
     assert found["AA"]["log_loss"] == pytest.approx(log_loss(y[:2], p[:2]))

@@ -49,12 +49,10 @@ def test_a_constant_or_absent_number_has_a_bin_for_every_value_to_come() -> None
     assert histogram(np.array(features["same"]["edges"]), np.array([-5.0, 1.0, 7.0])) == [1, 2]
 
 
-def test_known_categories_keep_their_place_and_new_ones_are_other() -> None:
-    counts, nulls = category_counts({"AA": 5, OTHER: 1}, ["AA", "ZZ", None, "", "AA"])
-    assert counts == {"AA": 2, OTHER: 1}
-    assert nulls == 2
+def test_nulls_and_empty_categories_are_counted_apart() -> None:
+    assert category_counts(["AA", "ZZ", None, "", "AA"]) == ({"AA": 2, "ZZ": 1, OTHER: 0}, 2)
 
 
 def test_a_category_too_long_to_be_named_and_one_of_the_reserved_name_are_others() -> None:
     long = "x" * (MAX_CATEGORY_CHARS + 1)
-    assert category_counts(None, ["AA", long, OTHER, "AA", long[1:]]) == ({"AA": 2, long[1:]: 1, OTHER: 2}, 0)
+    assert category_counts(["AA", long, OTHER, "AA", long[1:]]) == ({"AA": 2, long[1:]: 1, OTHER: 2}, 0)

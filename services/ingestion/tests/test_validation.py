@@ -231,6 +231,13 @@ def test_no_text_breaks_the_reader_of_instants(words: str) -> None:
         assert parse(words).tzinfo is not None
 
 
+@pytest.mark.parametrize("offset", ["+05:60", "-00:99", "+24:00"])
+def test_an_offset_that_no_clock_shows_is_no_instant(offset: str) -> None:
+    with pytest.raises(InstantError) as caught:
+        parse(f"2013-06-04T00:00:00{offset}")
+    assert caught.value.reason is Reason.WRONG_TYPE
+
+
 @pytest.mark.parametrize(
     ("kind", "value", "key"),
     [

@@ -204,6 +204,11 @@ def no_key(one: definition.Stream) -> definition.Stream:
     return one
 
 
+def float_key(changed: definition.Stream) -> definition.Stream:
+    changed.fields[0].type = definition.FIELD_TYPE_FLOAT64
+    return changed
+
+
 def nullable_time(one: definition.Stream) -> definition.Stream:
     one.fields[1].nullable = True
     return one
@@ -222,6 +227,7 @@ def nullable_time(one: definition.Stream) -> definition.Stream:
         (definition.Definition(streams=[stream(extra=("_tip",))]), "field '_tip': .* begin it with a letter"),
         (definition.Definition(streams=[no_key(stream())]), "key field 'nobody'"),
         (definition.Definition(streams=[nullable_time(stream())]), "must not be nullable"),
+        (definition.Definition(streams=[float_key(stream())]), "must be no float64"),
         (definition.Definition(streams=[stream(partitions=0)]), "partitions must be 1 to 256"),
         (whole(view=view(window_ms=2**62)), r"views\[0\].features\[0\].window_ms must be 0 to 316,224,000,000"),
         (definition.Definition(views=[view()]), "refers to stream 'rides'"),

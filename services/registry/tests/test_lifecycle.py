@@ -264,6 +264,26 @@ def test_baselines_score_beside_the_others_through_every_change(life: Life) -> N
     assert [one.version for one in life.state.deployment.baselines] == [1]  # type: ignore[union-attr]
 
 
+def test_baselines_that_the_definition_in_force_cannot_compute_go_with_the_next_change(life: Life) -> None:
+    life.register(views={"plane": "p"})
+    life.register(views={"plane": "p", "route": "r"})
+    life.take(set_baselines(life.state, [1, 2], OPERATOR))
+    change = life.register(views={"plane": "p"}, in_force={"plane": "p"})
+    assert (change.deployment.change, change.deployment.champion.version) == ("rollout", 1)  # type: ignore[union-attr]
+    assert [one.version for one in change.deployment.baselines] == [1]  # type: ignore[union-attr]
+
+
+def test_a_rollback_to_a_champion_of_before_leaves_out_baselines_of_since(life: Life) -> None:
+    life.register(views={"plane": "a"})
+    life.register(views={"plane": "b"})
+    life.take(set_baselines(life.state, [2], OPERATOR))
+    assert not life.state.deployment.HasField("step_began_at"), "no rollout is under way"  # type: ignore[union-attr]
+    life.state = replace(life.state, offered=Shape({}, {"plane": "a"}))
+    life.take(roll_back_by_hand(life.state, OPERATOR))
+    assert life.stages() == {1: "champion", 2: "rolled_back"}
+    assert not life.state.deployment.baselines  # type: ignore[union-attr]
+
+
 def test_baselines_need_a_champion() -> None:
     with pytest.raises(NotAllowedError, match="has no champion: nothing scores"):
         set_baselines(State("flights"), [], OPERATOR)

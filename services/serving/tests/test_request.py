@@ -93,6 +93,13 @@ def test_an_oversized_request_is_refused_by_its_bytes_not_its_characters() -> No
     room = STREAM.max_event_bytes - len(SCHEMA.to_json(empty))
     assert SCHEMA.check({**GOOD, "origin": feature.Scalar(string_value="e" * room)})
     assert refusal(origin=feature.Scalar(string_value="e" * (room + 1))).reason is Reason.OVERSIZED
+    # Without any text to speak of.
+    narrow = definition.Stream()
+    narrow.CopyFrom(STREAM)
+    narrow.max_event_bytes = len(SCHEMA.to_json(empty)) - 1
+    with pytest.raises(Poison) as caught:
+        RequestSchema(narrow, SCHEMA.join_field).check({**GOOD, "origin": feature.Scalar(string_value="")})
+    assert caught.value.reason is Reason.OVERSIZED
 
 
 def test_an_unknown_field_names_the_likely_one() -> None:

@@ -82,5 +82,6 @@ def evaluate(y: Floats, p: Floats) -> dict[str, float]:
 
 def evaluate_slices(y: Floats, p: Floats, values: Sequence[str | None]) -> Mapping[str, dict[str, float]]:
     """Return the metrics of each value of a category, by value; null is the slice ""."""
-    names, group = np.unique(np.array([value or "" for value in values], dtype=np.str_), return_inverse=True)
-    return {str(name): evaluate(y[group == place], p[group == place]) for place, name in enumerate(names)}
+    # As objects: numpy's strings are all as long as the longest, and lose a NUL at their end.
+    names, group = np.unique(np.array([value or "" for value in values], dtype=np.object_), return_inverse=True)
+    return {name: evaluate(y[group == place], p[group == place]) for place, name in enumerate(names)}

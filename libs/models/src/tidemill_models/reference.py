@@ -1,7 +1,7 @@
 """What a version's rows, predictions and labels looked like: the JSON of VersionRecord.reference.
 
 Edges are inner bounds: k edges make k + 1 bins, bin i holds `edges[i - 1] <= value < edges[i]`, and the outer bins are
-open, so that every number has a bin. Monitoring counts its own rows with the same `histogram` and `category_counts`.
+open, so that every number has a bin. Monitoring counts its own rows by the same bins.
 """
 
 from collections import Counter
@@ -59,24 +59,18 @@ def histogram(edges: Floats, values: Floats) -> list[int]:
     return [int(count) for count in np.bincount(places, minlength=len(edges) + 1)]
 
 
-def category_counts(known: Mapping[str, int] | None, values: Categories) -> tuple[dict[str, int], int]:
-    """Return (counts, nulls); values outside `known` are `__other__`.
-
-    Without it so are those beyond the most frequent, and those that are too long to be named.
-    """
+def category_counts(values: Categories) -> tuple[dict[str, int], int]:
+    """Return (counts, nulls); those beyond the most frequent, and those too long to be named, are `__other__`."""
     found = Counter(value for value in values if value)
     nulls = len(values) - found.total()
-    if known is None:
-        named = [item for item in found.items() if len(item[0]) <= MAX_CATEGORY_CHARS and item[0] != OTHER]
-        kept = dict(sorted(named, key=lambda item: (-item[1], item[0]))[:MAX_CATEGORIES])
-    else:
-        kept = {value: found[value] for value in known if value != OTHER}
+    named = [item for item in found.items() if len(item[0]) <= MAX_CATEGORY_CHARS and item[0] != OTHER]
+    kept = dict(sorted(named, key=lambda item: (-item[1], item[0]))[:MAX_CATEGORIES])
     return {**kept, OTHER: found.total() - sum(kept.values())}, nulls
 
 
 def _feature(column: Column, rows: Rows) -> dict[str, Any]:
     if column.category:
-        counts, nulls = category_counts(None, rows.categories[column.name])
+        counts, nulls = category_counts(rows.categories[column.name])
         return {"kind": "category", "counts": counts, "nulls": nulls}
     values = np.where(np.isfinite(rows.numbers[column.name]), rows.numbers[column.name], np.nan)
     edges = _quantile_edges(values)

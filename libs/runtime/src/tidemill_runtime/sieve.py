@@ -8,6 +8,7 @@ Late events are the exception: what is late is for the stream's rules to say, wh
 one included, applies anew. So they are never redriven, and count where they lie once the rules allow it.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any
@@ -35,6 +36,8 @@ from tidemill_runtime.positions import Offsets, Partition
 from tidemill_runtime.settings import KafkaSettings
 
 _READ_MS = 200
+# A partition or an offset; whatever else a foreign hand wrote is no letter of ours.
+_NUMBER = re.compile(rb"[0-9]{1,19}")
 
 log = structlog.get_logger(__name__)
 
@@ -110,7 +113,7 @@ class Sieve:
     def _note(self, letter: Record, start: Offsets) -> None:
         headers = dict(letter.headers)
         number, offset = headers.get(PARTITION) or b"", headers.get(OFFSET) or b""
-        if headers.get(GROUP) != self._group.encode() or not (number.isdigit() and offset.isdigit()):
+        if headers.get(GROUP) != self._group.encode() or not (_NUMBER.fullmatch(number) and _NUMBER.fullmatch(offset)):
             return
         if headers.get(REASON) == Reason.TOO_LATE.encode():
             return

@@ -118,7 +118,7 @@ class Brake:
         events, refused = self.window(now_us)
         enough = self.limit.min_events
         if self._probation:
-            enough = max(1, enough // _PROBATION)
+            enough //= _PROBATION
         if events < enough or refused <= self.limit.share * events:
             return None
         reasons: Counter[str] = Counter()

@@ -7,7 +7,7 @@ from tidemill_contracts.instants import EARLIEST_US, EPOCH, LATEST_US
 from tidemill_contracts.reasons import Reason
 
 # datetime.fromisoformat takes week dates and much else that other readers of the log do not.
-_shape = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(Z|[+-]\d\d:\d\d)?", re.ASCII).fullmatch
+_shape = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(Z|[+-]\d\d:[0-5]\d)?", re.ASCII).fullmatch
 FIRST_YEAR, LAST_YEAR = "1678", "2261"
 # Years of which an offset can carry some instants in or out.
 _EDGES = frozenset({"1677", FIRST_YEAR, LAST_YEAR, "2262"})

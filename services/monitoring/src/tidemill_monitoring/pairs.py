@@ -65,7 +65,7 @@ class Pairs:
         key = step.key if step else ()
         if tuple(self.key) == key:
             return
-        if step is None or tuple(self.key[:2]) != key[:2]:
+        if tuple(self.key[:2]) != key[:2]:
             vars(self).update(vars(Pairs()))
         self.key, self.step_count = key, 0
 

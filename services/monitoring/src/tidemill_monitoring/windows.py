@@ -5,7 +5,6 @@ histogram of 1,024 bins evenly spaced in logit, where rows of one bin count as t
 """
 
 import base64
-import math
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -182,11 +181,3 @@ class Windows:
         self._open = {}
         self._closed.clear()
         self._closed.extend({int(version): Sums.restore(sums) for version, sums in day.items()} for day in stored)
-
-
-def standard_error(total: float, squares: float, count: int) -> float:
-    """Return the standard error of a mean from its sums; 0 with fewer than two rows."""
-    if count < 2:
-        return 0.0
-    variance = max(0.0, (squares - total * total / count) / (count - 1))
-    return math.sqrt(variance / count)

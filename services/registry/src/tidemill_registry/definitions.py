@@ -253,6 +253,10 @@ def _check_stream(stream: definition.Stream) -> None:
             raise InvalidDefinitionError(f"stream {stream.name!r}: its {role} field {name!r} is not among its fields")
         if field.nullable:
             raise InvalidDefinitionError(f"stream {stream.name!r}: its {role} field {name!r} must not be nullable")
+    if fields[stream.key_field].type == definition.FIELD_TYPE_FLOAT64:
+        raise InvalidDefinitionError(
+            f"stream {stream.name!r}: its key field must be no float64: 7 and 7.0 are two keys"
+        )
     if fields[stream.time_field].type != definition.FIELD_TYPE_TIMESTAMP:
         raise InvalidDefinitionError(f"stream {stream.name!r}: its time field must be a timestamp")
 

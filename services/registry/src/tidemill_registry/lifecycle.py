@@ -119,6 +119,7 @@ def _begin(state: State, candidate: records.VersionRecord, order: Order, plan: P
     deployment = _revise(state, order, "rollout", summary)
     deployment.challenger.CopyFrom(deployed(candidate))
     deployment.cause_id = cause_id
+    _keep_comparable(deployment, state)
     changed = [_restage(candidate, step.kind, order, summary)]
     if state.challenger:
         changed.append(_retire(state, state.challenger, order, f"replaced by v{candidate.version} in the rollout"))
@@ -197,6 +198,7 @@ def roll_back_by_hand(state: State, order: Order) -> Change:
     deployment = _revise(state, order, "rolled_back", summary)
     deployment.champion.CopyFrom(deployed(chosen))
     deployment.cause_id = ""
+    _keep_comparable(deployment, state)
     changed = (
         _restage(old, "rolled_back", order, summary),
         _restage(chosen, "champion", order, summary),
@@ -231,7 +233,6 @@ def set_baselines(state: State, versions: list[int], order: Order) -> Change | N
     if list(state.deployment.baselines) == wanted:
         return None
     deployment = _revise(state, order, "manual", sentences.compared(state.pipeline, versions))
-    deployment.step_began_at.CopyFrom(state.deployment.step_began_at)
     del deployment.baselines[:]
     deployment.baselines.extend(wanted)
     return Change(deployment, state.rollout)
@@ -256,16 +257,19 @@ def _crown(
     deployment.champion.CopyFrom(deployed(chosen))
     deployment.cause_id = cause_id
     _end_rollout(deployment)
-    beside = [
-        one for one in deployment.baselines if misfit(_shape(state.versions[one.version]), _shape(chosen)) is None
-    ]
-    del deployment.baselines[:]
-    deployment.baselines.extend(beside)
+    _keep_comparable(deployment, state)
     others = sorted({state.champion, state.challenger} - {0, chosen.version})
     changed = [_restage(chosen, "champion", order, summary)]
     changed += [_retire(state, other, order, f"v{chosen.version} is champion") for other in others]
     aliases = [(CHAMPION, chosen.version)] + ([(CHALLENGER, 0)] if state.challenger else [])
     return Change(deployment, None, tuple(changed), tuple(aliases))
+
+
+def _keep_comparable(deployment: records.DeploymentRecord, state: State) -> None:
+    """Leave out baselines that the definition in force cannot compute: serving would refuse the whole deployment."""
+    kept = [one for one in deployment.baselines if outdated(state.versions[one.version], state.offered) is None]
+    del deployment.baselines[:]
+    deployment.baselines.extend(kept)
 
 
 def outdated(version: records.VersionRecord, offered: Shape) -> str | None:

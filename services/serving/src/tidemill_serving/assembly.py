@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from tidemill_contracts.fits import Shape, misfit, sources_of
 from tidemill_contracts.reasons import Reason
+from tidemill_contracts.serving.v1 import records_pb2 as records
 from tidemill_features.expressions import ExpressionError
 from tidemill_features.plan import PlanError
 from tidemill_features.reader import Reader
@@ -36,7 +37,8 @@ class Rings(NamedTuple):
 def assemble(wanted: Wanted, loaded: Mapping[str, Loaded], rings: Rings) -> Served:
     """Return what serves a pipeline; `loaded` holds the bundle of every version by its manifest hash.
 
-    Raises `Poison` where a bundle was not trained for these features, or the definition cannot be computed here.
+    A baseline that was not trained for these features is left out, since it answers nobody. Raises `Poison` where
+    another version was not, or the definition cannot be computed here.
     """
     catalogue = wanted.catalogue
     try:
@@ -47,10 +49,15 @@ def assemble(wanted: Wanted, loaded: Mapping[str, Loaded], rings: Rings) -> Serv
         raise Poison(Reason.UNSUPPORTED, f"definition of {wanted.name}: {error}") from error
     offered = Shape(dict(zip(vector.names, vector.category, strict=True)), views, sources_of(pipeline))
     versions: list[Version] = []
+    left_out: list[str] = []
     for deployed, role in scorers_of(wanted.deployment):
         bundle, scorer = loaded[deployed.manifest_hash]
         if why := misfit(_needs(bundle), offered):
-            raise Poison(Reason.CONFLICT, f"version {deployed.version} {why}")
+            sentence = f"version {deployed.version} {why}"
+            if role != records.ROLE_BASELINE:
+                raise Poison(Reason.CONFLICT, sentence)
+            left_out.append(sentence)
+            continue
         shared = next((one.encoding for one in versions if one.encoding == bundle.encoding), bundle.encoding)
         versions.append(Version(deployed.version, deployed.manifest_hash, role, shared, scorer))
     return Served(
@@ -62,6 +69,7 @@ def assemble(wanted: Wanted, loaded: Mapping[str, Loaded], rings: Rings) -> Serv
         reader=Reader(vector.plans, project=rings.project, group=rings.group),
         split=split_of(wanted.deployment),
         versions=tuple(versions),
+        left_out=tuple(left_out),
     )
 
 

@@ -64,6 +64,11 @@ class RequestSchema:
         return frozenset(field.name for field in self.stream.fields if field.type == definition.FIELD_TYPE_TIMESTAMP)
 
     @cached_property
+    def _most_bytes(self) -> int:
+        """The most bytes that a request takes without its texts: names, punctuation, numbers and instants."""
+        return 2 + sum(len(orjson.dumps(name)) + 2 + _LONGEST_VALUE for name in self._fields)
+
+    @cached_property
     def _usual(self) -> dict[str, tuple[str, _Look | None]]:
         looks: dict[int, tuple[str, _Look | None]] = {
             definition.FIELD_TYPE_BOOL: ("bool_value", None),
@@ -152,11 +157,15 @@ class RequestSchema:
     def _check_size(self, values: Values) -> None:
         limit = self.stream.max_event_bytes
         size = sum([len(value) for value in values.values() if isinstance(value, str)])
-        # UTF-8 takes at most four bytes a character: most requests need no encoding to be known small.
-        if limit and 4 * size > limit:
+        # JSON takes at most six bytes a character: most requests need no encoding to be known small.
+        if limit and 6 * size + self._most_bytes > limit:
             size = len(self.to_json(values))
             if size > limit:
                 raise Poison(Reason.OVERSIZED, f"the request is {size} bytes; stream {self.stream.name} allows {limit}")
+
+
+# Of a number, an instant in its quotes, a boolean, or the quotes of a text.
+_LONGEST_VALUE = 32
 
 
 @lru_cache(4096)

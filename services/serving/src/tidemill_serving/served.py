@@ -61,6 +61,8 @@ class Served:
     split: Split
     # The champion first.
     versions: Sequence[Version]
+    # Of each baseline that this definition cannot compute, why.
+    left_out: Sequence[str] = ()
 
     @property
     def champion(self) -> Version:

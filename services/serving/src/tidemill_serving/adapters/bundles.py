@@ -143,6 +143,8 @@ class EntryLoader:
             loaded[name] = kept[name] if name in kept else await asyncio.to_thread(self._bundles.load, version)
         served = await asyncio.to_thread(assemble, wanted, loaded, self._rings)
         self._kept[wanted.name] = loaded
+        if served.left_out:
+            log.warning("baselines_left_out", pipeline=wanted.name, why=served.left_out)
         return served
 
     def ensure(self, versions: Iterable[registry.DeployedVersion]) -> None:
