@@ -149,6 +149,19 @@ async def test_a_version_whose_views_are_still_being_built_takes_over_when_they_
     assert not load.failures
 
 
+async def test_a_baseline_for_other_features_is_left_out_and_the_champion_answers(stage: Any, read_log: Any) -> None:
+    changed = [*VIEWS[:-1], definition.View.FromString(VIEWS[-1].SerializeToString())]
+    changed[-1].features[0].window_ms *= 2
+    await stage.define()
+    champion, same, other = (stage.versions.make(1), stage.versions.make(2), stage.versions.make(3, views=changed))
+    async with stage.serving() as service:
+        await service.settled(await stage.deploy(deployment(1, champion, baselines=[other, same])))
+        answer = await service.predictions.Predict(one(0, log=messages.LOG_MODE_DURABLE))
+        assert answer.prediction.model_version == 1
+        (record,) = await read_log(stage.kafka, 1)
+    assert [score.model_version for score in record.scores] == [1, 2]
+
+
 async def test_a_bundle_for_other_features_is_refused(stage: Any) -> None:
     await stage.define()
     await stage.deploy(deployment(1, stage.versions.make(1)))
