@@ -74,7 +74,7 @@ def compile_gates(pipeline: Pipeline, categories: Collection[str], report: Repor
                 gate = _slices(subject, item, categories, report)
                 gates += [gate] if gate is not None else []
             case _:
-                if report.number(item.origin, subject, item.value, low=0, high=MAX_METRIC):
+                if report.number(item.origin, subject, item.value, low=0, high=_most(item.metric)):
                     bound = definition.Bound(metric=item.metric, value=item.value)
                     least = isinstance(item, AtLeast)
                     gates.append(definition.Gate(at_least=bound) if least else definition.Gate(at_most=bound))
@@ -87,11 +87,17 @@ def _slices(subject: str, item: Slices, categories: Collection[str], report: Rep
         hint = unknown(item.feature, categories, "category feature") if categories else "the pipeline has no category"
         report.add(item.origin, subject, hint, line=line)
         return None
-    if not report.number(item.origin, f"{subject}: max_regression", item.max_regression, low=0, high=MAX_METRIC):
+    most = _most(item.metric)
+    if not report.number(item.origin, f"{subject}: max_regression", item.max_regression, low=0, high=most):
         return None
     return definition.Gate(
         slices=definition.Slices(feature=item.feature, metric=item.metric, max_regression=item.max_regression)
     )
+
+
+def _most(metric: str) -> float:
+    """Return the most that a metric can be; of log loss, more than any model has."""
+    return MAX_METRIC if metric == "log_loss" else 1
 
 
 def compile_rollout(pipeline: Pipeline, report: Report) -> list[definition.RolloutStep]:
