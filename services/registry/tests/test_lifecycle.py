@@ -273,6 +273,17 @@ def test_baselines_that_the_definition_in_force_cannot_compute_go_with_the_next_
     assert [one.version for one in change.deployment.baselines] == [1]  # type: ignore[union-attr]
 
 
+def test_evidence_knows_no_definition_and_keeps_what_can_be_computed_beside_the_new_champion(life: Life) -> None:
+    life.register(views={"plane": "p"})
+    life.take(set_baselines(life.state, [1], OPERATOR))
+    life.register(views={"plane": "p"})
+    life.state = replace(life.state, offered=State("flights").offered)
+    for hours in (12, 24, 36):
+        life.take(weigh(life.evidence(hours=hours), life.state))
+    assert life.stages() == {1: "retired", 2: "champion"}
+    assert [one.version for one in life.state.deployment.baselines] == [1]  # type: ignore[union-attr]
+
+
 def test_a_rollback_to_a_champion_of_before_leaves_out_baselines_of_since(life: Life) -> None:
     life.register(views={"plane": "a"})
     life.register(views={"plane": "b"})

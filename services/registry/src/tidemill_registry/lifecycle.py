@@ -7,7 +7,7 @@ registered by training ──gate failed, or of another definition──▶ refu
              └─ worse, or an operator ──────▶ rolled_back
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from google.protobuf.struct_pb2 import Struct
@@ -52,7 +52,8 @@ class Rollout:
 class State:
     """What one pipeline's versions are now; `versions` holds at least those that the change may touch.
 
-    `offered`: by the definition in force; which features are categories is not known here.
+    `offered`: by the definition in force, where a version or an operator asks for a change; evidence looks at nothing of
+    it. Which features are categories is not known here.
     """
 
     pipeline: str
@@ -119,7 +120,7 @@ def _begin(state: State, candidate: records.VersionRecord, order: Order, plan: P
     deployment = _revise(state, order, "rollout", summary)
     deployment.challenger.CopyFrom(deployed(candidate))
     deployment.cause_id = cause_id
-    _keep_comparable(deployment, state)
+    _keep_comparable(deployment, state, lambda one: outdated(one, state.offered))
     changed = [_restage(candidate, step.kind, order, summary)]
     if state.challenger:
         changed.append(_retire(state, state.challenger, order, f"replaced by v{candidate.version} in the rollout"))
@@ -198,7 +199,7 @@ def roll_back_by_hand(state: State, order: Order) -> Change:
     deployment = _revise(state, order, "rolled_back", summary)
     deployment.champion.CopyFrom(deployed(chosen))
     deployment.cause_id = ""
-    _keep_comparable(deployment, state)
+    _keep_comparable(deployment, state, lambda one: outdated(one, state.offered))
     changed = (
         _restage(old, "rolled_back", order, summary),
         _restage(chosen, "champion", order, summary),
@@ -257,7 +258,7 @@ def _crown(
     deployment.champion.CopyFrom(deployed(chosen))
     deployment.cause_id = cause_id
     _end_rollout(deployment)
-    _keep_comparable(deployment, state)
+    _keep_comparable(deployment, state, lambda one: misfit(_shape(one), _shape(chosen)))
     others = sorted({state.champion, state.challenger} - {0, chosen.version})
     changed = [_restage(chosen, "champion", order, summary)]
     changed += [_retire(state, other, order, f"v{chosen.version} is champion") for other in others]
@@ -265,9 +266,11 @@ def _crown(
     return Change(deployment, None, tuple(changed), tuple(aliases))
 
 
-def _keep_comparable(deployment: records.DeploymentRecord, state: State) -> None:
-    """Leave out baselines that the definition in force cannot compute: serving would refuse the whole deployment."""
-    kept = [one for one in deployment.baselines if outdated(state.versions[one.version], state.offered) is None]
+def _keep_comparable(
+    deployment: records.DeploymentRecord, state: State, apart: Callable[[records.VersionRecord], str | None]
+) -> None:
+    """Leave out baselines that cannot be computed beside what is deployed; `apart` says why one cannot."""
+    kept = [one for one in deployment.baselines if apart(state.versions[one.version]) is None]
     del deployment.baselines[:]
     deployment.baselines.extend(kept)
 
