@@ -52,7 +52,7 @@ class Rollout:
 class State:
     """What one pipeline's versions are now; `versions` holds at least those that the change may touch.
 
-    `offered`: by the definition in force, where a version or an operator asks for a change; evidence looks at nothing of
+    `offered`: by the definition in force, where a version or an operator asks for a change; evidence knows nothing of
     it. Which features are categories is not known here.
     """
 
