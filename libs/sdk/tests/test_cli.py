@@ -151,20 +151,6 @@ def test_wrong_usage_is_code_two(command: tuple[str, ...], message: str) -> None
     assert message in result.output
 
 
-def test_the_demo_says_what_it_replays_before_it_starts_anything(tmp_path: Path) -> None:
-    result = run("demo", "--definition", tmp_path / "none.py", "--out", tmp_path, "--json")
-    assert result.exit_code == 1, result.output
-    assert "cannot be read: No such file or directory\nrun the demo in a checkout" in answer(result)["error"]
-    other = tmp_path / "other.py"
-    other.write_text(
-        "from datetime import datetime\nimport tidemill as tm\n"
-        'class Rode(tm.Event, stream="rides", key="ride", time="at"):\n    ride: str\n    at: datetime\n'
-    )
-    result = run("demo", "--definition", other, "--out", tmp_path)
-    assert result.exit_code == 1, result.output
-    assert "one pipeline over the streams flight-scheduled, " in result.stderr
-
-
 def test_a_dataset_is_not_written_over_a_folder(tmp_path: Path) -> None:
     (tmp_path / "rows.parquet").mkdir()
     result = run("dataset", "p", "-o", tmp_path / "rows.parquet", env=ADDRESSES)

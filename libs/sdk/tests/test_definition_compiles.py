@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from tidemill.definition import compile_file
-from tidemill.definition.learners import LEARNERS
 from tidemill_contracts.canonical import message_hash, to_dict
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 
@@ -119,11 +118,3 @@ def test_postponed_annotations_are_understood(tmp_path: Path) -> None:
     text = SMALL.format(type="float | None", feature='tm.count("1h")')
     path.write_text("from __future__ import annotations\n" + text)
     assert compile_file(path).streams[0].fields[1].nullable
-
-
-def test_the_parameters_that_check_knows_are_those_that_training_takes() -> None:
-    boosted = pytest.importorskip("tidemill_models.learners.boosted")
-    online = pytest.importorskip("tidemill_models.learners.online")
-    for library, module in (("xgboost", boosted), ("river", online)):
-        whole = {name for name, kind in module._PARAMETERS.items() if kind is int}
-        assert (whole, set(module._PARAMETERS)) == (set(LEARNERS[library].whole), set(LEARNERS[library].parameters))
