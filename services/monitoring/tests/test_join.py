@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
 from tidemill_contracts.serving.v1 import records_pb2 as serving
 from tidemill_monitoring.clock import HOUR_US, tick_after
-from tidemill_monitoring.decode import Label
+from tidemill_monitoring.decode import Label, Prediction
 from tidemill_monitoring.join import (
     CORRECTED,
     LABELLED,
@@ -17,6 +17,7 @@ from tidemill_monitoring.join import (
     Last,
     Match,
     Outcome,
+    Portion,
     Stored,
     encode,
     never,
@@ -154,3 +155,24 @@ def test_the_encoded_outcome_holds_the_prediction_as_it_was_logged() -> None:
     assert found.label == 0.0
     assert found.prediction == logged
     assert not monitoring.OutcomeRecord.FromString(encode(never(prediction, 9))).HasField("label")
+
+
+@given(st.integers(0, 9), st.integers(0, 9), st.booleans())
+def test_a_portion_becomes_smaller_in_order_until_each_has_one_record_and_the_last_stays_last(
+    predictions: int, labels: int, last: bool
+) -> None:
+    given_predictions = [Prediction("p", str(number), "k", number, b"", b"") for number in range(predictions)]
+    given_labels = [Label("p", "k", str(number), 1.0, number, number) for number in range(labels)]
+    portions = [Portion(given_predictions, given_labels, last)]
+    while large := [portion for portion in portions if len(portion.predictions) + len(portion.labels) > 1]:
+        place = portions.index(large[0])
+        portions[place : place + 1] = large[0].smaller()
+    assert [one for portion in portions for one in portion.predictions] == given_predictions
+    assert [one for portion in portions for one in portion.labels] == given_labels
+    assert [portion.last for portion in portions] == [*[False] * (len(portions) - 1), last]
+    assert not any(portion.paged for portion in portions)
+
+
+def test_a_single_label_is_taken_in_pages() -> None:
+    (paged,) = Portion((), [Label("p", "k", "1", 1.0, 1, 1)]).smaller()
+    assert paged == Portion((), [Label("p", "k", "1", 1.0, 1, 1)], last=True, paged=True)

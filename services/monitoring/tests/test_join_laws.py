@@ -1,6 +1,7 @@
 """Laws of the join against the real Kafka and PostgreSQL."""
 
 import random
+from collections import Counter
 from itertools import groupby
 from typing import Any
 
@@ -104,6 +105,50 @@ async def test_more_than_a_page_that_waited_too_long_is_declared_in_pages_and_a_
         assert daily.values["coverage"] == pytest.approx(1 / 12)
     assert max(pages) == 3
     assert len(pages) >= 4
+
+
+@pytest.mark.parametrize("crash_at", [0, 2, 5])
+async def test_labels_of_more_predictions_than_a_transaction_takes_are_joined_in_pages_whatever_crashes_between_them(
+    world: World, monkeypatch: pytest.MonkeyPatch, crash_at: int
+) -> None:
+    taken: list[int] = []
+    save = store.save
+
+    async def counted(connection: Any, left: store.Save) -> None:
+        taken.append(len(left.outcomes))
+        if len(taken) == crash_at:
+            raise ConnectionResetError("PostgreSQL went away")
+        await save(connection, left)
+
+    async with world.running():
+        await world.apply()
+        for hour in range(1, 9):
+            await world.predict("a", START + hour * HOUR)
+        await world.predict("b", START + HOUR)
+        await world.predict("b", START + 2 * HOUR)
+        await world.land("c", START + 20 * HOUR, 20.0)
+        await world.settle()
+    monkeypatch.setattr(store, "PAGE", 3)
+    monkeypatch.setattr(store, "save", counted)
+    # One batch, since nobody reads yet; the last label is the first again.
+    for hour in range(1, 9):
+        await world.predict("c", START + hour * HOUR)
+    await world.land("a", START + 20 * HOUR, 20.0, "a-1")
+    await world.land("b", START + 20 * HOUR, 20.0)
+    await world.land("a", START + 20 * HOUR, 0.0, "a-2")
+    await world.land("a", START + 20 * HOUR, 20.0, "a-1")
+    await world.watermark(START + 25 * HOUR)
+    await world.written()
+    async with world.running():
+        await world.settle(START + 25 * HOUR)
+        found = Counter((one.prediction.join_key, one.revision, one.label) for one in await world.outcomes())
+        assert found == {("a", 1, 1.0): 8, ("a", 2, 0.0): 8, ("b", 1, 1.0): 2, ("c", 1, 1.0): 8}
+        seen = await stats(world)
+        assert (seen.predictions, seen.joined, seen.corrected, seen.pending) == (18, 18, 8, 0)
+        (daily, *_) = (await world.rpc.GetMetrics(messages.GetMetricsRequest(pipeline=PIPELINE))).metrics
+        assert daily.rows == 18
+    assert max(taken) == 3
+    assert len(taken) > max(crash_at, 8)
 
 
 async def test_a_shorter_wait_leaves_no_prediction_pending(world: World) -> None:

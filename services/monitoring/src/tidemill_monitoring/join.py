@@ -5,13 +5,13 @@ The first label gives revision 1. Another event with another value corrects it; 
 with the same value, changes nothing. Where the wait was over before the label was read, revision 1 is NEVER.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
 
 from tidemill_monitoring.clock import HOUR_US, tick_after
-from tidemill_monitoring.decode import Label
+from tidemill_monitoring.decode import Label, Prediction
 
 LABELLED = int(monitoring.OUTCOME_STATE_LABELLED)
 NEVER = int(monitoring.OUTCOME_STATE_NEVER)
@@ -59,6 +59,31 @@ class Outcome(NamedTuple):
     label_time_us: int
     ready_us: int
     first_label: bool = False
+
+
+class Portion(NamedTuple):
+    """What a transaction takes of a batch; `last`: the batch's ticks and positions go with it.
+
+    `paged`: its one label belongs to more predictions than a transaction takes.
+    """
+
+    predictions: Sequence[Prediction]
+    labels: Sequence[Label]
+    last: bool = True
+    paged: bool = False
+
+    def smaller(self) -> "list[Portion]":
+        """Return, in order, what takes the place of a portion that leads to too much for one transaction."""
+        predictions, labels, last, _ = self
+        if predictions and labels:
+            return [Portion(predictions, (), last=False), Portion((), labels, last)]
+        if len(predictions) > 1:
+            half = len(predictions) // 2
+            return [Portion(predictions[:half], (), last=False), Portion(predictions[half:], (), last)]
+        if len(labels) > 1:
+            half = len(labels) // 2
+            return [Portion((), labels[:half], last=False), Portion((), labels[half:], last)]
+        return [self._replace(paged=True)]
 
 
 def outcomes_of(matches: Iterable[Match], wait_us: Mapping[str, int]) -> list[Outcome]:

@@ -25,9 +25,9 @@ from tidemill_monitoring.adapters.store import Numbered
 from tidemill_monitoring.adapters.wall import now_us
 from tidemill_monitoring.board import Board, Decided
 from tidemill_monitoring.clock import DAY_US, HOUR_US, EventTimes, spoken, tick_after
-from tidemill_monitoring.decode import PREDICTIONS, Label, Prediction
+from tidemill_monitoring.decode import PREDICTIONS, Prediction
 from tidemill_monitoring.gaps import Sequences
-from tidemill_monitoring.join import CORRECTED, LABELLED, Match, Outcome, never, outcomes_of
+from tidemill_monitoring.join import CORRECTED, LABELLED, Match, Outcome, Portion, never, outcomes_of
 from tidemill_monitoring.join import NEVER as NEVER_CAME
 from tidemill_monitoring.registered import Registered
 from tidemill_monitoring.stepping import Effects, clocks_of, step
@@ -196,27 +196,34 @@ class Joiner(Pipeline[EventTimes, Effects]):
         self._unsaved.update(effects.offsets)
         self._unsaved_us.update(effects.newest_us)
         self._unsaved_rows += effects.records
-        matches = await self._predictions(effects.predictions)
         passing = self._passing(effects)
-        if not (matches or effects.labels or passing or self._unsaved_rows > _UNSAVED_LIMIT):
-            return
-        labels: Sequence[Label] = effects.labels
-        # More may be overdue than a transaction takes, as where a stream was silent for days and the clock jumps.
-        while True:
-            async with self._leadership.transaction() as connection:
-                numbered, whole = await self._write(connection, matches, labels, passing, effects.now_us)
-                days = {(name, to_tick_us // DAY_US) for name, to_tick_us in passing.items()}
-                if whole and not days <= self._days:
-                    self._days = days
-                    await self._forgetting.look(connection)
-            self._journal.append(numbered)
-            if whole:
-                break
-            await self._journal.published()
-            self._journal.publish()
-            await self._journal.published()
-            matches, labels = [], []
-        self._unsaved, self._unsaved_us, self._unsaved_rows = {}, {}, 0
+        todo = [Portion(effects.predictions, effects.labels)]
+        while todo:
+            portion = todo.pop(0)
+            try:
+                todo[:0] = await self._take(portion, passing if portion.last else {}, effects.now_us)
+            except store.TooManyError:
+                todo[:0] = portion.smaller()
+            if todo:
+                await self._journal.published()
+                self._journal.publish()
+                await self._journal.published()
+
+    async def _take(self, portion: Portion, passing: Mapping[str, int], now_us: int) -> list[Portion]:
+        """Commit a portion and return what is left of it. Raises `TooManyError`, and then nothing is committed."""
+        matches = await self._predictions(portion.predictions)
+        if not (matches or portion.labels or passing or (portion.last and self._unsaved_rows > _UNSAVED_LIMIT)):
+            return []
+        async with self._leadership.transaction() as connection:
+            numbered, left = await self._write(connection, matches, portion, passing, now_us)
+            days = {(name, to_tick_us // DAY_US) for name, to_tick_us in passing.items()}
+            if not left and not days <= self._days:
+                self._days = days
+                await self._forgetting.look(connection)
+        self._journal.append(numbered)
+        if portion.last and not left:
+            self._unsaved, self._unsaved_us, self._unsaved_rows = {}, {}, 0
+        return left
 
     async def _predictions(self, given: Sequence[Prediction]) -> list[Match]:
         """Store predictions; one that is older than what was swept for NEVER has the sweep look again."""
@@ -234,30 +241,42 @@ class Joiner(Pipeline[EventTimes, Effects]):
         self,
         connection: Any,
         matches: Sequence[Match],
-        labels: Sequence[Label],
+        portion: Portion,
         passing: Mapping[str, int],
         now_us: int,
-    ) -> tuple[list[tuple[int, Outgoing]], bool]:
-        """Return what is to be published, and whether that is all: the batch's positions and ticks wait for it."""
+    ) -> tuple[list[tuple[int, Outgoing]], list[Portion]]:
+        """Return what is to be published, and what is left of the portion: the ticks and the positions wait for it."""
         waits = self._registered.wait_us
         counted = {name: _Counts() for name in waits}
-        labelled = await store.insert_labels(connection, labels, waits)
+        labelled, left = await self._labels(connection, portion)
+        due = {} if left else passing
         # Together, since outcomes are written last: a label must see what an earlier one of its batch made.
         outcomes = outcomes_of([*matches, *labelled], waits)
-        for name, to_tick_us in passing.items():
+        for name, to_tick_us in due.items():
             if name not in self._watched:
                 begun = min([to_tick_us, *_first_ticks(name, outcomes)])
                 self._watched[name] = await self._begin(connection, name, begun, counted[name])
-        late, whole = await self._sweep(connection, passing, outcomes)
+        late, swept = await self._sweep(connection, due, outcomes)
+        if not swept:
+            left = [Portion((), (), portion.last)]
         numbered = self._number(outcomes + late, counted)
-        ended = passing if whole else {}
+        ended = {} if left else due
         early = any(self._watched[name].pending is None for name in ended)
         if early:
             await store.insert_outcomes(connection, numbered)
         told = await self._evaluate(connection, ended, now_us)
         journal = list(zip(self._journal.number(len(told)), told, strict=True))
+        whole = portion.last and not left
         await self._save(connection, counted, journal, () if early else numbered, whole=whole)
-        return [*((one.seq, outcome_record(one.outcome)) for one in numbered), *journal], whole
+        return [*((one.seq, outcome_record(one.outcome)) for one in numbered), *journal], left
+
+    async def _labels(self, connection: Any, portion: Portion) -> tuple[list[Match], list[Portion]]:
+        """Store a portion's labels and return what they belong to; of a paged one a page, and what is left of it."""
+        waits = self._registered.wait_us
+        if not portion.paged:
+            return await store.insert_labels(connection, portion.labels, waits), []
+        found, whole = await store.label_page(connection, portion.labels[0], waits)
+        return found, [] if whole else [portion]
 
     def _number(self, outcomes: Sequence[Outcome], counted: "Mapping[str, _Counts]") -> list[Numbered]:
         """Give outcomes their order and their tick, and hold those that a tick will fold."""

@@ -38,7 +38,7 @@ FROM given g CROSS JOIN LATERAL (
         AND g.as_of_us BETWEEN l.earliest_us + 0 AND l.label_time_us + 0 OFFSET 0) l
 WHERE NOT EXISTS (
     SELECT FROM monitoring.outcome o WHERE o.pipeline = g.pipeline AND o.prediction_id = g.prediction_id)
-ORDER BY g.n, l.arrival
+ORDER BY g.n, l.arrival LIMIT $7
 """
 
 _LABELS = """
@@ -61,7 +61,31 @@ LEFT JOIN LATERAL (
     SELECT o.revision, o.label FROM monitoring.outcome o
     WHERE o.pipeline = p.pipeline AND o.prediction_id = p.prediction_id
     ORDER BY o.revision DESC LIMIT 1) o ON true
-ORDER BY f.arrival, p.prediction_id
+ORDER BY f.arrival, p.prediction_id LIMIT $8
+"""
+
+# A label that is stored with the last page of its predictions: until then, those that have its value are done.
+_LABEL_PAGE = """
+WITH given AS (
+    SELECT $1::text AS pipeline, $2::text AS join_key, $3::text AS identity, $4::float8 AS value,
+           $5::bigint AS label_time_us, $6::bigint AS ready_us, $7::bigint AS earliest_us),
+page AS MATERIALIZED (
+    SELECT p.prediction_id, p.as_of_us, p.scores, p.record, o.revision, o.label
+    FROM given g
+    CROSS JOIN LATERAL (
+        SELECT p.prediction_id, p.as_of_us, p.scores, p.record FROM monitoring.prediction p
+        WHERE p.pipeline = g.pipeline AND p.join_key = g.join_key
+            AND p.as_of_us + 0 BETWEEN g.earliest_us AND g.label_time_us OFFSET 0) p
+    LEFT JOIN LATERAL (
+        SELECT o.revision, o.label FROM monitoring.outcome o
+        WHERE o.pipeline = g.pipeline AND o.prediction_id = p.prediction_id
+        ORDER BY o.revision DESC LIMIT 1) o ON true
+    WHERE o.label IS DISTINCT FROM g.value
+    ORDER BY p.prediction_id LIMIT $8),
+stored AS (
+    INSERT INTO monitoring.label (pipeline, join_key, identity, value, label_time_us, ready_us, earliest_us)
+    SELECT * FROM given WHERE (SELECT count(*) FROM page) < $8)
+SELECT * FROM page ORDER BY prediction_id
 """
 
 _OUTCOMES = """
@@ -179,11 +203,21 @@ def _columns(rows: Iterable[Sequence[Any]], width: int) -> list[list[Any]]:
     return found or [[] for _ in range(width)]
 
 
+class TooManyError(Exception):
+    """What is given belongs to more than a transaction takes; nothing may be committed of it."""
+
+
 async def insert_predictions(connection: Any, given: Sequence[Prediction]) -> list[Match]:
-    """Store predictions, each id once, and return all labels of those without an outcome, in the order of arrival."""
+    """Store predictions, each id once, and return all labels of those without an outcome, in the order of arrival.
+
+    Raises `TooManyError` where these are more than a page; of a single prediction all are returned.
+    """
     if not given:
         return []
-    rows = await connection.fetch(_PREDICTIONS, *_columns(given, 6))
+    limit = None if len(given) == 1 else PAGE + 1
+    rows = await connection.fetch(_PREDICTIONS, *_columns(given, 6), limit)
+    if len(rows) == limit:
+        raise TooManyError
     return [
         Match(Stored(*one), Label(one.pipeline, one.join_key, *row[1:5]), None)
         for row in rows
@@ -192,20 +226,34 @@ async def insert_predictions(connection: Any, given: Sequence[Prediction]) -> li
 
 
 async def insert_labels(connection: Any, given: Sequence[Label], wait_us: Mapping[str, int]) -> list[Match]:
-    """Store label events that are new and return every prediction that they belong to, in the order of arrival."""
+    """Store label events that are new and return every prediction that they belong to, in the order of arrival.
+
+    Raises `TooManyError` where these are more than a page.
+    """
     if not given:
         return []
-    rows = await connection.fetch(
-        _LABELS, *_columns(([*label, label.label_time_us - wait_us[label.pipeline]] for label in given), 7)
-    )
-    return [
-        Match(
-            Stored(row[0], row[6], row[1], row[7], row[8], row[9]),
-            Label(*row[:6]),
-            None if row[10] is None else Last(row[10], row[11]),
-        )
-        for row in rows
-    ]
+    rows = await connection.fetch(_LABELS, *_columns((_label_row(label, wait_us) for label in given), 7), PAGE + 1)
+    if len(rows) > PAGE:
+        raise TooManyError
+    return [Match(Stored(row[0], row[6], row[1], *row[7:10]), Label(*row[:6]), _last(*row[10:])) for row in rows]
+
+
+async def label_page(connection: Any, label: Label, wait_us: Mapping[str, int]) -> tuple[list[Match], bool]:
+    """Return a page of the predictions of a new label that it changes, and whether that is the last.
+
+    The next page begins behind what came of this one; the label is stored with the last.
+    """
+    rows = await connection.fetch(_LABEL_PAGE, *_label_row(label, wait_us), PAGE)
+    found = [Match(Stored(label.pipeline, row[0], label.join_key, *row[1:4]), label, _last(*row[4:])) for row in rows]
+    return found, len(rows) < PAGE
+
+
+def _label_row(label: Label, wait_us: Mapping[str, int]) -> list[Any]:
+    return [*label, label.label_time_us - wait_us[label.pipeline]]
+
+
+def _last(revision: int | None, label: float | None) -> Last | None:
+    return None if revision is None else Last(revision, label)
 
 
 async def insert_outcomes(connection: Any, given: Sequence[Numbered]) -> None:
