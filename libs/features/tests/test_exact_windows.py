@@ -1,11 +1,13 @@
 """Exact windows by example: what lies at their edges, what their memory is, and what happens where there is no room."""
 
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import pytest
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
+from tidemill_features import offline_edges
 from tidemill_features.columns import column_of
 from tidemill_features.finalise import HEAD_EXCLUDED_BIT, HOP_ACCURACY_BIT, PRESENT, STATUS_BITS
 from tidemill_features.inputs import Values
@@ -172,6 +174,27 @@ def test_a_bucket_of_which_nothing_is_left_needs_no_room() -> None:
     assert (cut.value, cut.coarse) == (1, False)
     (whole,) = answers(lived.read(lived.live(log), 70_999_999))[0]
     assert (whole.value, whole.coarse) == (3, True)
+
+
+def test_a_bucket_that_ends_at_the_very_instant_of_the_read_is_whole_though_it_kept_no_events() -> None:
+    lived, log = world(view(("COUNT", ""), edge_events=1)), events(10_000_000, 11_000_000)
+    assert read(lived, log, 11_000_000) == [2]
+    # A microsecond before, the bucket cannot be cut: it is left out.
+    assert read(lived, log, 10_999_999) == [0]
+
+
+def test_edges_of_many_rows_are_cut_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    users = [f"user-{number}" for number in range(7)]
+    lived = replace(world(view(("SUM", "units"))), keys=[(user,) for user in users])
+    log = [
+        Logged(0, offset, 10_000_000 + offset, f"{offset}", {"who": user, "units": offset, "note": "n"})
+        for offset, user in enumerate(users * 3)
+    ]
+    whole = answers(lived.offline(log, 70_000_010, [len(log)]))
+    monkeypatch.setattr(offline_edges, "_EVENTS", 4)
+    assert (
+        answers(lived.offline(log, 70_000_010, [len(log)])) == whole == answers(lived.read(lived.live(log), 70_000_010))
+    )
 
 
 def test_the_memory_of_raw_events_is_part_of_what_is_computed_and_refused() -> None:

@@ -4,6 +4,7 @@ import pytest
 from sqlglot import parser, tokens
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_features.expressions import ExpressionError, compile_expression, schema_of
+from tidemill_features.expressions_checker import MAX_DEPTH, MAX_NODES
 
 SCHEMA = schema_of(
     [
@@ -147,3 +148,88 @@ def test_the_compiled_expression_tells_its_type_nullability_and_columns() -> Non
     assert (expression.type, expression.nullable) == (definition.FIELD_TYPE_BOOL, True)
     assert expression.columns == ("dep_delay_minutes", "seats")
     assert compile_expression("carrier", SCHEMA).nullable is False
+
+
+@pytest.mark.parametrize(
+    ("text", "nullable"),
+    [
+        ("seats", False),
+        ("dep_delay_minutes", True),
+        # What overflows, divides by zero or fits no int64 is null though no argument was.
+        *[(f"seats {op} seats", True) for op in ("+", "-", "*", "/", "DIV", "%")],
+        ("-seats", True),
+        ("ABS(seats)", True),
+        ("CAST(CAST(seats AS DOUBLE) AS BIGINT)", True),
+        ("CAST(seats AS DOUBLE)", False),
+        ("ROUND(seats)", False),
+        ("LEAST(seats, 4)", False),
+        ("LEAST(seats, dep_delay_minutes)", True),
+        ("COALESCE(dep_delay_minutes, 0)", False),
+        ("COALESCE(0, dep_delay_minutes)", False),
+        ("COALESCE(dep_delay_minutes, dep_delay_minutes)", True),
+        ("NULLIF(seats, 0)", True),
+        ("CASE WHEN cancelled THEN 1 ELSE 2 END", False),
+        ("CASE WHEN cancelled THEN 1 END", True),
+        ("CASE WHEN cancelled THEN dep_delay_minutes ELSE 2 END", True),
+        ("CASE WHEN dep_delay_minutes > 1 THEN 1 ELSE 2 END", False),
+        ("dep_delay_minutes IS NULL", False),
+        ("hour(departs_at)", False),
+        ("carrier || 'x'", False),
+    ],
+)
+def test_what_can_be_null_is_known(text: str, nullable: bool) -> None:
+    assert compile_expression(text, SCHEMA).nullable is nullable
+
+
+def wide(terms: int) -> str:
+    return f"COALESCE({', '.join(['1'] * terms)})"
+
+
+def chosen(branches: int) -> str:
+    cases = " ".join(f"WHEN {branch} THEN 1" for branch in range(branches))
+    return f"CASE {wide(99)} {cases} END"
+
+
+@pytest.mark.parametrize(
+    ("fits", "too_large"),
+    [
+        (wide(MAX_NODES - 1), wide(MAX_NODES)),
+        # Each branch compares a copy of the 100 terms, and has two of its own.
+        (chosen(4), chosen(5)),
+        (f"NULLIF({wide(254)}, 1)", f"NULLIF({wide(255)}, 1)"),
+    ],
+)
+def test_an_expression_may_be_as_large_as_is_said_and_no_larger(fits: str, too_large: str) -> None:
+    compile_expression(fits, SCHEMA)
+    with pytest.raises(ExpressionError, match=f"at most {MAX_NODES} terms, {MAX_DEPTH} levels deep"):
+        compile_expression(too_large, SCHEMA)
+
+
+def test_an_expression_may_be_as_deep_as_is_said_and_no_deeper() -> None:
+    compile_expression(" - ".join(["seats"] * MAX_DEPTH), SCHEMA)
+    with pytest.raises(ExpressionError, match="too large when written out"):
+        compile_expression(" - ".join(["seats"] * (MAX_DEPTH + 1)), SCHEMA)
+
+
+@pytest.mark.parametrize("text", ["LEAST(NULL, NULL)", "GREATEST(cancelled, cancelled)"])
+def test_extremes_are_of_what_has_an_order(text: str) -> None:
+    with pytest.raises(ExpressionError, match="orders numbers, strings or timestamps"):
+        compile_expression(text, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("CAST(seats AS BIGINT)", "seats"),
+        ("CAST(carrier AS VARCHAR)", "carrier"),
+        ("CAST(dep_delay_minutes AS DOUBLE)", "dep_delay_minutes"),
+        ("(NOT cancelled) IS NULL", "(NOT cancelled) IS NULL"),
+        ("(seats > 1) IS NULL", "(seats > 1) IS NULL"),
+        ("NOT (NOT cancelled)", "NOT (NOT cancelled)"),
+        ("(seats > 1) = cancelled", "(seats > 1) = cancelled"),
+        ("seats - (-1)", "seats - -1"),
+        ("-(-seats)", "-(-seats)"),
+    ],
+)
+def test_casts_and_brackets_that_change_nothing_are_left_out(text: str, canonical: str) -> None:
+    assert compile_expression(text, SCHEMA).canonical == canonical

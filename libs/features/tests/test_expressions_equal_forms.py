@@ -3,6 +3,7 @@
 import math
 import sqlite3
 from collections.abc import Mapping
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -229,10 +230,30 @@ def test_three_valued_logic_is_that_of_an_sql_database(
         ("i0 + 1", {"i0": 2**63 - 1}, None),
         ("i0 * 2", {"i0": 2**62}, None),
         ("-i0", {"i0": -(2**63)}, None),
+        ("-i0", {"i0": 2**63 - 1}, -(2**63) + 1),
+        ("i0 + 1", {"i0": 2**63 - 2}, 2**63 - 1),
+        ("i0 - 1", {"i0": -(2**63) + 1}, -(2**63)),
+        ("i0 - 1", {"i0": -(2**63)}, None),
+        ("ROUND(i0)", {"i0": 4}, 4.0),
         ("ABS(i0)", {"i0": -(2**63)}, None),
         ("i0 DIV -1", {"i0": -(2**63)}, None),
         ("f0 * f0", {"f0": 1e200}, None),
+        ("i0 * i1", {"i0": -(2**63), "i1": -1}, None),
+        ("i0 * i1", {"i0": -1, "i1": -(2**63)}, None),
+        ("i0 * i1", {"i0": -(2**62), "i1": 2}, -(2**63)),
+        ("i0 % i1", {"i0": -(2**63), "i1": -1}, 0),
+        ("CASE WHEN f1 < 1 THEN 1 ELSE 2 END", {"f1": None}, 2),
+        ("f1 < 1 OR b0", {"f1": None, "b0": False}, None),
+        ("f1 < 1 OR b0", {"f1": None, "b0": True}, True),
+        ("NOT f1 < 1 AND b0", {"f1": None, "b0": True}, None),
+        ("NOT f1 < 1 AND b0", {"f1": None, "b0": False}, False),
+        ("0 / i0 IS NULL", {"i0": 0}, True),
+        ("LEAST(f0, f1)", {"f0": 0.0, "f1": -0.0}, 0.0),
+        ("LEAST(f0, f1)", {"f0": -0.0, "f1": 0.0}, -0.0),
+        ("GREATEST(f0, f1)", {"f0": 0.0, "f1": -0.0}, 0.0),
+        ("GREATEST(f0, f1)", {"f0": -0.0, "f1": 0.0}, -0.0),
         ("ROUND(f0)", {"f0": 2.5}, 2.0),
+        ("ROUND(f0)", {"f0": -0.2}, -0.0),
         ("f0 > 15", {"f0": float("nan")}, None),
         ("CAST(f0 AS BIGINT)", {"f0": -2.9}, -2),
         ("CAST(f0 AS BIGINT)", {"f0": 1e19}, None),
@@ -249,3 +270,16 @@ def test_the_documented_edges(text: str, row: dict[str, Any], wanted: Any) -> No
     assert repr(expression.evaluate_row(row)) == repr(wanted)
     full = {name: row.get(name) for name in SCHEMA}
     assert repr(by_columns(expression, [full])[0]) == repr(wanted)
+
+
+def test_months_of_every_day_are_the_calendars_in_years_that_it_has_and_repeat_after_400_years_in_others() -> None:
+    day_us = 86_400_000_000
+    days = np.arange(*(date(year, 1, 1).toordinal() - date(1970, 1, 1).toordinal() for year in (1_800, 2_201)))
+    wanted = [date.fromordinal(int(day) + date(1970, 1, 1).toordinal()).month for day in days]
+    expression = compile_expression("month(t0)", SCHEMA)
+    for cycles in (0, 100, -100):
+        # The last microsecond of each day.
+        instants = (days + cycles * 146_097) * day_us + day_us - 1
+        columns = {"t0": Column(instants, np.zeros(len(days), np.bool_))}
+        assert expression.evaluate(columns, len(days)).values.tolist() == wanted
+        assert [expression.evaluate_row({"t0": instant}) for instant in instants.tolist()] == wanted

@@ -1,6 +1,7 @@
 """Logged predictions as rows."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
@@ -44,6 +45,12 @@ def test_fields_come_back_typed_with_their_nulls() -> None:
     assert rows.columns["at"].values.tolist() == [parse_us("2013-01-01T00:00:00Z")] * 2
     assert rows.columns["miles"].values.dtype == np.float64
     assert rows.columns["tail"].nulls.tolist() == [False, True]
+
+
+def test_an_instant_that_was_null_is_null() -> None:
+    one = replace(logged("a"), request_json=[json.dumps({"id": "a", "at": None})])
+    rows = predicted(one, stream("asked"), [], ["id", "at"])
+    assert rows.columns["at"].nulls.tolist() == [True]
 
 
 def test_a_partition_that_the_positions_do_not_name_was_not_seen() -> None:

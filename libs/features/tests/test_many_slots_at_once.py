@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_features.fold import ViewShards
-from tidemill_features.moments import Moments
+from tidemill_features.moments import Moments, merged, skew, variance, with_value
 from tidemill_features.newest import Newest
 from tidemill_features.sequential import Step, states
 from tidemill_testkit.brute_force import Logged
@@ -152,3 +152,38 @@ def test_what_gave_way_within_its_batch_is_not_called_late(
     batches: list[list[int]], too_late: int, overtaken: int
 ) -> None:
     assert left_out(*batches) == (too_late, overtaken)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_events_at_one_instant_the_later_is_the_newer_in_both_forms(seed: int) -> None:
+    chance = random.Random(seed)
+    events = [(chance.randrange(4), number) for number in range(12)]
+    step = Newest(3)
+    least = np.iinfo(np.int64).min
+    blank = [np.full((1, 3), least), np.zeros((1, 3), np.int64)]
+    one_by_one = blank
+    for key, payload in events:
+        one_by_one = list(step.many(one_by_one, [np.array([key]), np.array([payload])]))
+    keys, payloads = (np.array(column) for column in zip(*events, strict=True))
+    at_once = step.run([part[0] for part in blank], [keys, payloads])
+    newest = sorted(events, reverse=True)[:3]
+    assert list(zip(*(part[0].tolist() for part in one_by_one), strict=True)) == newest
+    assert list(zip(*(part[-1].tolist() for part in at_once), strict=True)) == newest
+
+
+def test_moments_without_values_change_nothing_however_large_the_others_are() -> None:
+    large = (np.array([2.0]), np.array([1e200]), np.array([1e10]), np.array([-1e3]))
+    nothing = tuple(np.zeros(1) for _ in large)
+    for one, other in ((large, nothing), (nothing, large)):
+        assert [part.tolist() for part in merged(one, other)] == [part.tolist() for part in large]
+
+
+def test_one_value_has_no_variance_and_equal_ones_no_skew() -> None:
+    blank: tuple[Any, ...] = (0.0, 0.0, 0.0, 0.0)
+    one = equal = with_value(blank, 3.0)
+    for _ in range(3):
+        equal = with_value(equal, 3.0)
+    assert np.isnan(variance(one))
+    assert variance(equal) == 0.0
+    assert np.isnan(skew(one))
+    assert np.isnan(skew(equal))

@@ -1,7 +1,10 @@
 """What a view is compiled to: hops, shared partials, memory; and what is refused, by name."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+from tidemill_contracts.bounds import MAX_EDGES, MAX_K
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_features.hops import hop_ms, slots_of
 from tidemill_features.layout import (
@@ -114,6 +117,46 @@ def test_a_window_and_its_hop_span_at_most_a_thousand_half_lives(function: str) 
         PlanError, match="feature 'a' has a window that spans, with its hop, more than 1,000 half-lives"
     ):
         compile_view(declared, STREAM)
+
+
+def test_a_hop_spans_at_most_64_half_lives() -> None:
+    # Windows of six hours move in hops of half an hour.
+    declared = view(("a", "EWMA", "amount", 6))
+    declared.features[0].half_life_ms = 1_800_000 // 64
+    compile_view(declared, STREAM)
+    for half_life_ms, why in (
+        (1_800_000 // 64 - 1, "has a half-life below its hop of 1800 s / 64"),
+        (0, "needs a half"),
+    ):
+        declared.features[0].half_life_ms = half_life_ms
+        with pytest.raises(PlanError, match=f"feature 'a' {why}"):
+            compile_view(declared, STREAM)
+
+
+@pytest.mark.parametrize(
+    ("function", "fits", "refused", "why"),
+    [
+        ("HISTOGRAM", {"edges": range(MAX_EDGES)}, {"edges": range(MAX_EDGES + 1)}, "takes 1 to 64 edges that rise"),
+        ("HISTOGRAM", {"edges": [1]}, {"edges": []}, "takes 1 to 64 edges that rise"),
+        ("HISTOGRAM", {"edges": [1, 2]}, {"edges": [1, 1]}, "takes 1 to 64 edges that rise"),
+        ("LAST_K", {"k": MAX_K}, {"k": MAX_K + 1}, "takes a k from 1 to 32"),
+        ("LAST_K", {"k": 1}, {"k": 0}, "takes a k from 1 to 32"),
+        ("QUANTILE", {"quantile": 1.0}, {"quantile": 1.0001}, "takes a quantile from 0 to 1"),
+        ("QUANTILE", {"quantile": 0.0}, {"quantile": -0.0001}, "takes a quantile from 0 to 1"),
+    ],
+)
+def test_numbers_of_aggregates_are_held_to_their_bounds(
+    function: str, fits: dict[str, Any], refused: dict[str, Any], why: str
+) -> None:
+    def declared(numbers: dict[str, Any]) -> definition.View:
+        wanted = view(("a", function, "amount", 1))
+        wanted.budget_bytes = 1_000_000
+        wanted.features[0].MergeFrom(definition.Aggregation(**numbers))
+        return wanted
+
+    compile_view(declared(fits), STREAM)
+    with pytest.raises(PlanError, match=f"feature 'a' {why}"):
+        compile_view(declared(refused), STREAM)
 
 
 def test_keys_are_what_they_were() -> None:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tidemill_features.partials import Dtype, Kind, Partial
-from tidemill_features.sketch_heavy import Heavy
-from tidemill_features.sketch_quantiles import MergedQuantiles
+from tidemill_features.sketch_heavy import Heavy, counters_of, most_frequent
+from tidemill_features.sketch_quantiles import MAX_BINS, MergedQuantiles, Quantiles
 from tidemill_features.sketches import add_values, blank, max_bytes, merge, unpack
 from tidemill_testkit.effort import examples
 
@@ -123,3 +123,55 @@ def test_bytes_that_are_no_sketch_are_refused(partial: Partial) -> None:
     for raw in (good[:-1], good[:3], b"\xff" * len(good), b""):
         with pytest.raises(ValueError):
             unpack(partial, raw)
+
+
+def test_counters_are_as_many_as_the_values_asked_for_want_and_never_few() -> None:
+    assert [counters_of(k) for k in (1, 4, 5, 10)] == [32, 32, 40, 80]
+
+
+def test_a_value_that_finds_no_counter_free_takes_one_off_every_count() -> None:
+    heavy = Heavy(2)
+    heavy.add([1, 1, 2])
+    assert heavy.counts == {1: 2, 2: 1}
+    heavy.add([3])
+    assert heavy.counts == {1: 1}
+
+
+def test_merged_counters_lose_what_the_first_that_has_no_place_counts() -> None:
+    slots = [Heavy(2, {1: 5, 2: 4}), Heavy(2, {3: 2})]
+    assert most_frequent(slots, 2) == [1, 2]
+    assert most_frequent([Heavy(2, {1: 5, 2: 2}), Heavy(2, {3: 2})], 2) == [1]
+    assert most_frequent(slots, 3) == [1, 2, 3]
+
+
+def test_of_equal_counts_the_lesser_value_comes_first() -> None:
+    assert most_frequent([Heavy(32, {7: 2, 3: 2, 5: 9})], 32) == [5, 3, 7]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        Heavy(2, {1: 1, 2: 2}).pack()[:-1],
+        Heavy(2, {1: 1}).pack() + b"x",
+        # One value twice.
+        b"\x02\0\0\0" + 2 * Heavy(2, {1: 1}).pack()[4:],
+    ],
+)
+def test_counters_that_are_cut_or_doubled_are_refused(raw: bytes) -> None:
+    with pytest.raises(ValueError, match="counters"):
+        Heavy.unpack(raw, 2, strings=False)
+
+
+def test_a_bin_that_is_named_twice_is_refused() -> None:
+    raw = sketched(QUANTILES, [1.5])
+    with pytest.raises(ValueError, match="names a bin twice"):
+        Quantiles.unpack(raw[:4] + b"\x02\0\0\0" + 2 * raw[8:])
+
+
+def test_bins_of_each_sign_are_bounded_from_the_first_that_is_too_many() -> None:
+    rising = [1.03**power for power in range(MAX_BINS + 1)]
+    fits, one_more = sketched(QUANTILES, rising[:MAX_BINS]), sketched(QUANTILES, rising)
+    assert len(fits) == len(one_more) == 8 + 8 * MAX_BINS
+    # The two smallest lie together, where the bound does not hold.
+    assert quantile(one_more, 0) == quantile(sketched(QUANTILES, rising[1:]), 0)

@@ -1,7 +1,7 @@
 """The training set, row by row, on made-up columns."""
 
 import tracemalloc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from tidemill_features.training_set import (
     TrainingSetError,
     Window,
     cut_by_time,
+    join_keys,
 )
 
 MINUTE_US = 60_000_000
@@ -397,3 +398,29 @@ def test_a_request_that_came_late_sees_what_was_there_at_its_instant() -> None:
     landings = [Landing("x", 10, 20.0), Landing("y", 20, 90.0, came=35), Landing("a", 50, 0.0)]
     found = table([Request("a", 30, came=45)], landings)
     assert found.numbers["o.worst"].tolist() == [20.0]
+
+
+def test_a_partition_that_only_positions_name_is_no_reason_to_forget_the_others() -> None:
+    landings = [Landing("x", 10, 20.0), Landing("y", 20, 90.0, partition=1), Landing("a", 50, 0.0)]
+    asked = predicted("a", 30, (1, 1))
+    wider = replace(asked, cuts={**asked.cuts, "landed": np.array([[1, 1, 0, 7]])})
+    assert table([Request("a", 30)], landings, wider).numbers["o.worst"].tolist() == [90.0]
+
+
+def test_a_prediction_that_was_made_before_partitions_were_added_did_not_see_them() -> None:
+    landings = [Landing("x", 10, 20.0), Landing("y", 20, 90.0, partition=3), Landing("a", 50, 0.0)]
+    asked = predicted("a", 30, (1, 0))
+    narrow = replace(asked, cuts={**asked.cuts, "landed": np.array([[1]])})
+    assert table([Request("a", 30)], landings, narrow).numbers["o.worst"].tolist() == [20.0]
+
+
+@pytest.mark.parametrize(
+    ("column", "keys"),
+    [
+        (Column(np.array([True, False, True]), np.array([False, False, True])), ["true", "false", None]),
+        (Column(np.array([7, -1, 0]), np.array([False, False, True])), ["7", "-1", None]),
+        (text("7", "", None), ["7", "", None]),
+    ],
+)
+def test_join_keys_are_the_texts_that_predictions_carry(column: Column, keys: list[str | None]) -> None:
+    assert join_keys(column).tolist() == keys
