@@ -1,5 +1,6 @@
 """What each aggregate says of whom it knows, of whom it knew once, and of nobody."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -64,9 +65,9 @@ WORLD = RingWorld(VIEW, STREAM, [("ann",), ("bob",)], [])
 LOG = [Logged(0, 0, 0, "0", {"who": "ann", "note": "tea", "units": 4, "amount": 2.5, "paid": True})]
 
 
-def told(as_of_us: int) -> list[FeatureValues]:
+def told(as_of_us: int, world: RingWorld = WORLD) -> list[FeatureValues]:
     """Return what is said of ann and bob, having seen that the offline twin says the same."""
-    live, offline = WORLD.read(WORLD.live(LOG), as_of_us), WORLD.offline(LOG, as_of_us, [1])
+    live, offline = world.read(world.live(LOG), as_of_us), world.offline(LOG, as_of_us, [1])
     for one, other in zip(live, offline, strict=True):
         for name in ("values", "status", "event_us", "nulls"):
             assert repr(getattr(one, name)) == repr(getattr(other, name)), one.name
@@ -94,6 +95,16 @@ def test_every_aggregate_says_what_is_known(as_of_us: int, counting: str, others
             assert found.values[0] == 0
         assert found.event_us.tolist() == [0, 0]
         assert (found.values.dtype == np.bool_) == (kind == _BOOL)
+
+
+def test_an_age_shorter_than_a_window_withholds_what_the_window_holds() -> None:
+    strict = definition.View()
+    strict.CopyFrom(VIEW)
+    strict.max_age_ms = 5 * 60_000
+    for place, found in enumerate(told(10 * MINUTE_US, replace(WORLD, view=strict))):
+        assert [STATUSES[int(status)] for status in found.status] == ["OUTSIDE_MAX_AGE", "NOT_FOUND"]
+        assert found.nulls.tolist() == [place >= COUNTING, True]
+        assert place >= COUNTING or found.values[0] == 0
 
 
 def test_numbers_are_nan_where_there_is_none_and_strings_are_none() -> None:
