@@ -106,7 +106,7 @@ def test_brackets_that_matter_stay(text: str) -> None:
 
 def test_a_field_may_bear_any_name_that_sql_uses_itself() -> None:
     words = {*tokens.Tokenizer.KEYWORDS, *parser.Parser.FUNCTIONS, "div", "position", "substring", "extract"}
-    names = sorted(word.lower() for word in words if word.isidentifier())
+    names = [*sorted(word.lower() for word in words if word.isidentifier()), "Select", "END", "Case"]
     schema = schema_of(definition.Field(name=name, type=definition.FIELD_TYPE_INT64) for name in names)
     shapes = (
         "{}",
