@@ -46,6 +46,14 @@ def test_settings_cannot_be_changed() -> None:
         Settings().kafka.bootstrap = "x"
 
 
+@pytest.mark.parametrize("name", ["DRAIN_S", "STALL_S", "GRPC__DEFAULT_DEADLINE_S"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_number_that_is_not_finite_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"TIDEMILL_SAMPLE_{name}", value)
+    with pytest.raises(ValidationError, match="finite"):
+        Settings()
+
+
 def test_no_secret_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIDEMILL_SAMPLE_POSTGRES__DSN", "postgresql://u:hunter2@h/d")
     monkeypatch.setenv("TIDEMILL_SAMPLE_REDIS__URL", "redis://:hunter2@h:6379/0")

@@ -130,6 +130,8 @@ def test_a_command_says_whom_it_cannot_reach(command: tuple[object, ...], rows: 
         (("predict", "p", "-", "--as-of", "9999-12-31T23:59:59-01:00"), "lies outside the years 1 to 9999 of UTC"),
         (("predict", "p", "-", "--as-of", "1970-01-01T00:00:00Z"), "calls write now as this instant"),
         (("features", "read", "v", "k", "--as-of", "1970-01-01T00:00:00Z"), "calls write now as this instant"),
+        (("up", "--only", "nosuch", "--deadline", "nan"), "Invalid value for '--deadline'"),
+        (("up", "--only", "nosuch", "--deadline", "inf"), "give a finite number of seconds"),
         (("push", "s", "-", "--format", "parquet"), "Parquet is read from a file"),
         (("dead-letters", "list", "--state", "lost"), "unknown state 'lost'; there are open, redriving, redriven"),
         (("dead-letters", "list", "--since", "noon"), "no instant"),

@@ -28,7 +28,7 @@ class Group(BaseModel):
     """A frozen group of settings; an unknown field is an error."""
 
     # The input of what is refused may be a whole group, with its password.
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         return [(name, _masked(value)) for name, value in super().__repr_args__()]
@@ -289,7 +289,9 @@ class HttpSettings(Door):
 class ServiceSettings(BaseSettings):
     """The base of every service's settings; a subclass sets `env_prefix` and adds its groups."""
 
-    model_config = SettingsConfigDict(frozen=True, env_nested_delimiter="__", extra="forbid", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        frozen=True, env_nested_delimiter="__", extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     kafka: KafkaSettings = KafkaSettings()
     grpc: GrpcSettings = GrpcSettings()

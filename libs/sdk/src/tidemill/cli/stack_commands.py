@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import sys
 import time
@@ -64,6 +65,12 @@ class _Progress:
                 typer.echo(f"{process.name:<10}  ready after {process.seconds_to_ready or 0:.1f} s")
 
 
+def _finite(seconds: float) -> float:
+    if not math.isfinite(seconds):
+        raise typer.BadParameter(f"give a finite number of seconds, not {seconds}")
+    return seconds
+
+
 # Each option of a command is one parameter, so these functions have more than the usual six.
 def up(
     name: Name = DEFAULT_NAME,
@@ -77,7 +84,9 @@ def up(
         str | None, typer.Option(help="An existing PostgreSQL, as a DSN.", envvar="TIDEMILL_POSTGRES")
     ] = None,
     topic_prefix: Annotated[str, typer.Option(help="Starts the name of every topic.")] = DEFAULT_PREFIX,
-    deadline: Annotated[float, typer.Option(min=1, help="Seconds until everything must be ready.")] = 120.0,
+    deadline: Annotated[
+        float, typer.Option(min=1, callback=_finite, help="Seconds until everything must be ready.")
+    ] = 120.0,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay, print all logs; Ctrl-C stops it.")] = False,
     as_json: Json = False,
 ) -> None:
