@@ -187,6 +187,8 @@ def test_a_full_redis_is_an_error_and_topics_are_never_made_by_accident() -> Non
 def test_passwords_are_not_shown() -> None:
     assert redacted(ENDPOINTS.redis) == "redis://:***@127.0.0.1:2/0"
     assert redacted("redis://127.0.0.1:2/0") == "redis://127.0.0.1:2/0"
+    assert redacted("postgresql://u:a@b@h/d") == "postgresql://u:***@h/d"
+    assert redacted("postgresql://h/d?user=u&password=secret") == "postgresql://h/d?user=u&password=***"
 
 
 def test_the_services_talk_to_an_existing_kafka_as_the_command_line_does() -> None:

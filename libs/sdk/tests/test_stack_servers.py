@@ -61,7 +61,7 @@ def test_starting_a_running_stack_changes_nothing(stack: Stack) -> None:
     before = stack.state
     assert stack.start(only="servers") == stack.endpoints
     assert stack.state == before
-    with pytest.raises(StackError, match="runs without serving; `tidemill down` first"):
+    with pytest.raises(StackError, match=r"its services are none, not serving\): stop it first with `tidemill down`"):
         stack.start(only="serving")
 
 

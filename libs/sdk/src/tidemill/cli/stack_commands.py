@@ -83,14 +83,16 @@ def up(
     postgres: Annotated[
         str | None, typer.Option(help="An existing PostgreSQL, as a DSN.", envvar="TIDEMILL_POSTGRES")
     ] = None,
-    topic_prefix: Annotated[str, typer.Option(help="Starts the name of every topic.")] = DEFAULT_PREFIX,
+    topic_prefix: Annotated[
+        str | None, typer.Option(help=f"Starts the name of every topic; {DEFAULT_PREFIX} unless told.")
+    ] = None,
     deadline: Annotated[
         float, typer.Option(min=1, callback=_finite, help="Seconds until everything must be ready.")
     ] = 120.0,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay, print all logs; Ctrl-C stops it.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Start the local stack and return when everything is ready; what already runs is left as it is."""
+    """Start the local stack and return when everything is ready; one that runs as asked for is left as it is."""
     external = External(kafka=kafka or None, redis=redis or None, postgres=postgres or None)
     stack = _stack(name, home, as_json=as_json, external=external, topic_prefix=topic_prefix)
     try:

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tidemill.stack import control, unprivileged
-from tidemill.stack.endpoints import Endpoints
+from tidemill.stack.endpoints import Endpoints, redacted
 from tidemill.stack.logs import last_lines
 from tidemill.stack.plan import Layout
 from tidemill.stack.spec import (
@@ -61,7 +61,7 @@ class Stack:
         home: Path | None = None,
         *,
         external: External | None = None,
-        topic_prefix: str = DEFAULT_PREFIX,
+        topic_prefix: str | None = None,
         service_environment: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
@@ -105,7 +105,7 @@ class Stack:
     ) -> Endpoints:
         """Start the stack and return when everything is ready; a stack that already runs is left as it is.
 
-        Raises: StackError with the last lines of what did not start.
+        Raises: StackError with the last lines of what did not start, or where what runs is not what was asked for.
         """
         services = services_of(only)
         if self._serves():
@@ -136,10 +136,28 @@ class Stack:
     def _join(
         self, services: tuple[str, ...], deadline_s: float, progress: Callable[[StackState], None] | None
     ) -> Endpoints:
-        missing = [name for name in services if name not in self.endpoints.services]
-        if missing:
-            raise StackError(f"stack {self.name!r} runs without {', '.join(missing)}; `tidemill down` first")
+        self._refuse_other(self.endpoints, services)
         return self._await_ready(None, deadline_s, progress)
+
+    def _refuse_other(self, runs: Endpoints, services: tuple[str, ...]) -> None:
+        """Raise StackError where something else runs than what was asked for; servers and prefix may be left open."""
+        asked = self._external
+        others = [
+            f"its {what} {redacted(here)}, not {redacted(there)}"
+            for what, here, there in (
+                ("Kafka is", runs.kafka, asked.kafka),
+                ("Redis is", runs.redis, asked.redis),
+                ("PostgreSQL is", runs.postgres_dsn, asked.postgres),
+                ("topics begin with", runs.topic_prefix, self._topic_prefix),
+                ("services are", ", ".join(runs.services) or "none", ", ".join(services) or "none"),
+            )
+            if there is not None and here != there
+        ]
+        if others:
+            raise StackError(
+                f"stack {self.name!r} already runs otherwise than asked ({'; '.join(others)}): stop it first with "
+                "`tidemill down` and the same --name or --home, or start another stack with --name"
+            )
 
     def write_spec(self, services: tuple[str, ...], deadline_s: float) -> None:
         """Leave what was asked for where the supervisor reads it."""
@@ -152,7 +170,7 @@ class Stack:
             home=self.layout.home,
             services=services,
             external=self._external,
-            topic_prefix=self._topic_prefix,
+            topic_prefix=self._topic_prefix or DEFAULT_PREFIX,
             service_environment=self._service_environment,
             ready_deadline_s=deadline_s,
         )

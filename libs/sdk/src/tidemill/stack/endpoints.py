@@ -1,9 +1,12 @@
 """Where a running stack is reached."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+
+# Up to the last @: whoever forgets to quote one in a password should not find its end on a screen.
+_PASSWORD = re.compile(r"(://[^/@:]*:).*(?=@)|(\bpassword=)[^&\s]*")
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,4 @@ def redacted(url: str) -> str:
     >>> redacted("postgresql://tidemill:secret@127.0.0.1:5432/tidemill")
     'postgresql://tidemill:***@127.0.0.1:5432/tidemill'
     """
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    netloc = f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}"
-    return urlunsplit(parts._replace(netloc=netloc))
+    return _PASSWORD.sub(r"\1\2***", url)

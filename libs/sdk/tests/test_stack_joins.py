@@ -1,0 +1,86 @@
+"""`tidemill up` beside a stack that already runs: taken where it is the one asked for, refused where it is another."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from tidemill.cli.main import app
+from tidemill.stack import control
+from tidemill.stack.endpoints import Endpoints, ServiceAddress
+from tidemill.stack.plan import Layout
+from tidemill.stack.spec import SERVICES
+from tidemill.stack.state import READY, StackState, process_started, write_state
+from typer.testing import CliRunner, Result
+
+REDIS = "redis://:secret@127.0.0.1:2/0"
+POSTGRES = "postgresql://tidemill:secret@127.0.0.1:3/tidemill"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a stack whose supervisor, this very process, answers that it is ready."""
+    state = StackState(
+        name="local",
+        status=READY,
+        supervisor_pid=os.getpid(),
+        supervisor_started=process_started(os.getpid()) or 0,
+        control=str(tmp_path / "door"),
+        endpoints=Endpoints(
+            kafka="127.0.0.1:1",
+            redis=REDIS,
+            postgres_dsn=POSTGRES,
+            topic_prefix="mine.",
+            services={name: ServiceAddress("127.0.0.1:4", "127.0.0.1:5") for name in SERVICES},
+        ),
+        seconds_to_ready=1.0,
+    )
+    write_state(Layout(tmp_path).state_file, state)
+    monkeypatch.setattr(control, "ask", lambda *_arguments, **_options: {"status": READY})
+    return tmp_path
+
+
+def up(home: Path, *options: str) -> Result:
+    return CliRunner().invoke(app, ["up", "--home", str(home), "--json", *options])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--kafka", "127.0.0.1:1", "--redis", REDIS, "--postgres", POSTGRES),
+        ("--topic-prefix", "mine.", "--only", ",".join(reversed(SERVICES))),
+    ],
+)
+def test_what_runs_as_asked_is_left_as_it_is(home: Path, options: tuple[str, ...]) -> None:
+    before = Layout(home).state_file.read_bytes()
+    result = up(home, *options)
+    assert (result.exit_code, json.loads(result.stdout)["status"]) == (0, READY)
+    assert Layout(home).state_file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--kafka", "k:9"), "its Kafka is 127.0.0.1:1, not k:9)"),
+        (("--redis", "redis://:hidden@r"), "its Redis is redis://:***@127.0.0.1:2/0, not redis://:***@r)"),
+        (("--postgres", "postgresql://p"), "not postgresql://p)"),
+        (("--topic-prefix", "tidemill."), "its topics begin with mine., not tidemill.)"),
+        (
+            ("--only", "servers"),
+            "its services are registry, ingestion, feature, training, serving, monitoring, not none)",
+        ),
+        (("--only", "serving", "--kafka", "k:9"), "not k:9; its services are registry"),
+    ],
+)
+def test_what_runs_otherwise_is_named_and_refused(home: Path, options: tuple[str, ...], said: str) -> None:
+    result = up(home, *options)
+    error = json.loads(result.stdout)["error"]
+    assert result.exit_code == 1
+    assert error.startswith("stack 'local' already runs otherwise than asked (its ")
+    assert said in error
+    assert error.endswith(
+        "stop it first with `tidemill down` and the same --name or --home, or start another stack with --name"
+    )
+    assert "secret" not in error
+    assert "hidden" not in error
