@@ -45,6 +45,18 @@ def test_the_last_lines_of_a_large_file_are_whole(tmp_path: Path) -> None:
     assert last_lines(tmp_path / "none", 5) == []
 
 
+def test_the_tail_of_a_log_that_is_opened_again_begins_there(tmp_path: Path) -> None:
+    (tmp_path / "a.log").write_text("before\nbroken o")
+    log = LogFile(tmp_path / "a.log", bytes_max=29)
+    assert log.tail(5) == []
+    log.write(b"one\ntwo\n")
+    assert log.tail(5) == ["one", "two"]
+    log.write(b"three\n")
+    log.write(b"four\n")
+    assert log.tail(5) == ["four"], "the rest was rotated away"
+    log.close()
+
+
 def test_a_private_file_is_readable_by_its_owner_alone(tmp_path: Path) -> None:
     path = tmp_path / "secret"
     write_private(path, "one")

@@ -18,7 +18,7 @@ from tidemill.kafka_login import LoginError, login
 from tidemill.stack import control
 from tidemill.stack.endpoints import Endpoints
 from tidemill.stack.keeper import Keeper
-from tidemill.stack.logs import LogFile, last_lines
+from tidemill.stack.logs import LogFile
 from tidemill.stack.plan import Layout
 from tidemill.stack.programs import Program
 from tidemill.stack.spec import SERVERS, StackError, StackSpec
@@ -209,8 +209,7 @@ class Supervisor:
         return keeper
 
     def _tail(self, name: str) -> str:
-        lines = last_lines(self._prepared.layout.log(name), TAIL_LINES)
-        return "".join(f"  {name} | {line}\n" for line in lines)
+        return "".join(f"  {name} | {line}\n" for line in self._logs[name].tail(TAIL_LINES))
 
     def _changed(self) -> None:
         """Write the state file once per turn of the loop, however many changes there were."""
