@@ -86,6 +86,14 @@ def test_each_malformed_field_has_one_named_reason(
     assert (poison.reason, poison.field) == (reason, field)
 
 
+@pytest.mark.parametrize("text", ["2013-06-04T10:00:00", "yesterday"])
+def test_the_fix_of_what_is_no_instant_is_told_once(text: str) -> None:
+    poison = refusal(asked_at=feature.Scalar(string_value=text))
+    assert poison.fix == "write it as 2013-06-04T00:00:00Z"
+    assert f"{text!r}" in str(poison)
+    assert "write" not in str(poison)
+
+
 def test_an_oversized_request_is_refused_by_its_bytes_not_its_characters() -> None:
     assert SCHEMA.check({**GOOD, "origin": feature.Scalar(string_value="e" * 200)})
     assert refusal(origin=feature.Scalar(string_value="\N{SNOWMAN}" * 200)).reason is Reason.OVERSIZED

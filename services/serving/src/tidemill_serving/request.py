@@ -207,8 +207,11 @@ def _parsed(name: str, text: str) -> int:
 
 def instant_poison(name: str, text: str, error: ValueError) -> Poison:
     """Return why a text is no instant: one without an offset, or none at all."""
-    reason = Reason.NAIVE_TIMESTAMP if _is_naive(text) else Reason.WRONG_TYPE
-    return Poison(reason, f"field {name!r}: {error}", field=name, fix="write 2013-06-04T00:00:00Z")
+    naive = _is_naive(text)
+    reason = Reason.NAIVE_TIMESTAMP if naive else Reason.WRONG_TYPE
+    # Of a naive one the error tells the fix as well.
+    fault = f"{text!r} has no UTC offset" if naive else error
+    return Poison(reason, f"field {name!r}: {fault}", field=name, fix="write it as 2013-06-04T00:00:00Z")
 
 
 def _is_naive(text: str) -> bool:
