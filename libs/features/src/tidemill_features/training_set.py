@@ -159,6 +159,8 @@ class TrainingSet:
         partitions = partitions_of(self._vector, logs, predicted.cuts)
         requests = requested(logs[pipeline.request], pipeline.label.by)
         asked = joined(_inside(predicted, window), _inside(requests, window), predicted.join_key, partitions)
+        # Labelled or not.
+        self.requests = len(asked)
         labels = labels_of(asked, pipeline.label, logs[pipeline.label.stream], streams, window.until_us)
         keep = np.flatnonzero(~np.isnan(labels))
         # Time order, ties by key: the same rows come in the same order whatever the order of the log.

@@ -20,6 +20,7 @@ from tidemill_features.log_reader import read_inputs
 from tidemill_features.training_set import TrainingSet, TrainingSetError, Window
 
 from tidemill.cli.answers import NO, NOT_REACHABLE, USAGE, Answer, RefusedError, answering
+from tidemill.cli.explanations import shown_duration
 from tidemill.cli.scalars import instant_us
 from tidemill.cli.targets import DEFAULT_STACK, Home, Json, Registry, StackName, Target
 from tidemill.clients.registry import RegistryClient
@@ -66,6 +67,7 @@ def dataset(
             window = _window(archive, record.definition, instant_us(from_), instant_us(to))
             inputs = read_inputs(archive, record.definition, window, {})
             rows = TrainingSet(record.definition, inputs.logs, inputs.predicted, window)
+            why = "" if len(rows) else _why_empty(archive, record.definition.pipelines[0], rows.requests, window)
         except OperationalError as error:
             raise RefusedError(f"the Iceberg catalogue does not answer: {error.orig}", NOT_REACHABLE) from error
         except (TrainingSetError, NoSuchTableError) as error:
@@ -76,11 +78,14 @@ def dataset(
         counts = {"rows": len(rows), "features": len(rows.names), "bytes": size}
         seconds = round(time.monotonic() - began, 3)
         if as_json:
-            answer.json({"path": str(output), **counts, "seconds": seconds, "lineage": lineage.to_json()})
+            found = {"path": str(output), **counts, "seconds": seconds, "lineage": lineage.to_json()}
+            answer.json(found | ({"message": why} if why else {}))
         answer.say(
             f"{output}: {len(rows):,} rows of {len(rows.names)} features, {format_us(window.from_us)} to "
             f"{format_us(window.until_us)}, in {seconds:.1f} s\n{lineage.id}"
         )
+        if why:
+            answer.say(why)
 
 
 def _window(archive: Archive, closure: definition.Definition, from_us: int | None, to_us: int | None) -> Window:
@@ -97,6 +102,29 @@ def _window(archive: Archive, closure: definition.Definition, from_us: int | Non
     if from_us >= to_us:
         raise RefusedError("--from lies at or after --to", USAGE)
     return Window(from_us, to_us)
+
+
+def _why_empty(archive: Archive, pipeline: definition.Pipeline, requests: int, window: Window) -> str:
+    """Say why a window has no rows: without requests, or without labels of them."""
+    if not requests:
+        return (
+            f"no rows: no request lies in the window, {format_us(window.from_us)} to {format_us(window.until_us)}; "
+            f"{_archived(archive, pipeline.request)}"
+        )
+    return (
+        f"no rows: none of the requests in the window ({requests:,}) has a label, which comes within "
+        f"{shown_duration(pipeline.label.wait_ms * 1000)} of the request and up to {format_us(window.until_us)}; "
+        f"{_archived(archive, pipeline.label.stream)}"
+    )
+
+
+def _archived(archive: Archive, stream: str) -> str:
+    table = archive.table(events_topic(stream))
+    ends = () if table is None else (table.oldest("_event_us"), table.newest("_event_us"))
+    known = [format_us(one) for one in ends if one is not None]
+    return (
+        f"events of {stream} are archived of {' to '.join(known)}" if known else f"nothing of {stream} is archived yet"
+    )
 
 
 @contextmanager
