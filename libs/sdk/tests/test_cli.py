@@ -54,7 +54,10 @@ def test_check_names_every_fault_and_answers_no(tmp_path: Path) -> None:
     assert result.stderr.count("did you mean 'dep_delay_minutes'?\n    dep_dealy > 15\n    ^") == 2
     assert result.stderr.endswith("2 faults\n")
     found = answer(run("check", path, "--json"))
-    assert [problem["subject"] for problem in found["problems"]] == ["view 'origin'", "view 'carrier'"]
+    assert [problem["subject"] for problem in found["problems"]] == [
+        "view 'origin': feature 'late_share_6h'",
+        "view 'carrier': feature 'late_share_7d'",
+    ]
 
 
 def test_check_answers_a_mistake_of_any_kind_with_a_sentence(tmp_path: Path) -> None:

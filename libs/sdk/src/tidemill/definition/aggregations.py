@@ -77,7 +77,7 @@ class _Compiler:
         )
         if item.function not in _OF_EVENTS:
             value = report.expression(
-                item.origin, self._subject, item.expression, self._stream.schema, self._stream.owner
+                item.origin, self._feature, item.expression, self._stream.schema, self._stream.owner
             )
             if value is not None:
                 message.expression = value.canonical
@@ -89,7 +89,7 @@ class _Compiler:
         return message if len(report.problems) == before else None
 
     def _where(self, message: definition.Aggregation, where: str) -> None:
-        subject = f"{self._subject}: where"
+        subject = f"{self._feature}: where"
         found = self._report.expression(self._item.origin, subject, where, self._stream.schema, self._stream.owner)
         if found is not None and _is_condition(self._report, self._item.origin, subject, found):
             message.where = found.canonical

@@ -17,7 +17,7 @@ class Problem:
 
     @property
     def sentence(self) -> str:
-        """The fault in one line: `flights.py:31: view 'origin': no field …`."""
+        """The fault in one line: `flights.py:31: view 'origin': feature 'mean_delay': no field …`."""
         subject = f"{self.subject}: " if self.subject else ""
         return f"{shown(self.file)}:{self.line}: {subject}{self.message}"
 
