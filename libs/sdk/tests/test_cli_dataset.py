@@ -1,27 +1,24 @@
-"""`tidemill dataset` over an offline log of a few events, without servers."""
+"""What `tidemill dataset` says of a set without rows, over an offline log of a few events."""
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from pyiceberg.catalog.sql import SqlCatalog
-from tidemill.cli import dataset_command
-from tidemill.cli.main import app
+from tidemill.cli.dataset_command import why_empty, window_of
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.instants import parse_us
 from tidemill_contracts.topics import events_topic
 from tidemill_features.archive import NAMESPACE, columns_of
 from tidemill_features.iceberg import Archive, arrow_schema
-from typer.testing import CliRunner, Result
+from tidemill_features.log_reader import read_inputs
+from tidemill_features.training_set import TrainingSet
 
 NOON = parse_us("2013-06-04T12:00:00Z")
 HOUR = 3_600_000_000
 TEXT, FLOAT, TIME = definition.FIELD_TYPE_STRING, definition.FIELD_TYPE_FLOAT64, definition.FIELD_TYPE_TIMESTAMP
-Dataset = Callable[..., Result]
 
 
 def stream(name: str) -> definition.Stream:
@@ -39,83 +36,60 @@ PIPELINE = definition.Pipeline(
 CLOSURE = definition.Definition(streams=[stream("asked"), stream("paid")], pipelines=[PIPELINE])
 
 
-class Registry:
-    """Knows the one pipeline."""
-
-    def __init__(self, _connection: object) -> None:
-        return
-
-    def definition(self, _kind: str, _name: str) -> definition.DefinitionRecord:
-        return definition.DefinitionRecord(definition=CLOSURE, hash="sha256:0")
-
-
-@pytest.fixture
-def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
-    """Run the command over events that are given as hours after noon, by stream."""
-    archive = Archive.over(
-        SqlCatalog(NAMESPACE, uri=f"sqlite:///{tmp_path}/catalogue.db", warehouse=f"file://{tmp_path}")
-    )
-    monkeypatch.setattr(dataset_command, "Archive", lambda *_places: archive)
-    monkeypatch.setattr(dataset_command, "RegistryClient", Registry)
-
-    def run(events: Mapping[str, list[float]], *options: str) -> Result:
-        for name, hours in events.items():
-            topic = events_topic(name)
-            columns = columns_of(topic, {one.name: one for one in CLOSURE.streams})
-            rows: list[dict[str, Any]] = [
-                {
-                    "_partition": 0,
-                    "_offset": number,
-                    "_identity": f"{number}",
-                    "_event_us": NOON + int(hour * HOUR),
-                    "_available_us": NOON,
-                    "id": f"{number}",
-                    "fare": 3.0,
-                }
-                for number, hour in enumerate(hours)
-            ]
-            table = pa.table({one.name: [row.get(one.name) for row in rows] for one in columns}, arrow_schema(columns))
-            archive.append(topic, columns, table, {})
-        places = ("--registry", "127.0.0.1:1", "--catalogue", "postgresql://unused", "--warehouse", str(tmp_path))
-        return CliRunner().invoke(app, ["dataset", "p", "-o", str(tmp_path / "set.parquet"), *places, *options])
-
-    return run
+def archived(folder: Path, events: Mapping[str, list[float]]) -> Archive:
+    """Return an offline log of events that are given as hours after noon, by stream."""
+    archive = Archive.over(SqlCatalog(NAMESPACE, uri=f"sqlite:///{folder}/catalogue.db", warehouse=f"file://{folder}"))
+    for name, hours in events.items():
+        topic = events_topic(name)
+        columns = columns_of(topic, {one.name: one for one in CLOSURE.streams})
+        rows: list[dict[str, Any]] = [
+            {
+                "_partition": 0,
+                "_offset": number,
+                "_identity": f"{number}",
+                "_event_us": NOON + int(hour * HOUR),
+                "_available_us": NOON,
+                "id": f"{number}",
+                "fare": 3.0,
+            }
+            for number, hour in enumerate(hours)
+        ]
+        table = pa.table({one.name: [row.get(one.name) for row in rows] for one in columns}, arrow_schema(columns))
+        archive.append(topic, columns, table, {})
+    return archive
 
 
-EMPTY = [
-    (
-        {"asked": [0, 1]},
-        (),
-        "no rows: none of the requests in the window (2) has a label, which comes within 3h of the request and up to "
-        "2013-06-04T13:00:00.000001Z; nothing of paid is archived yet",
-    ),
-    (
-        {"asked": [0], "paid": [4]},
-        (),
-        "2013-06-04T16:00:00.000001Z; events of paid are archived of 2013-06-04T16:00:00Z to 2013-06-04T16:00:00Z",
-    ),
-    (
-        {"asked": [0, 1], "paid": [1]},
-        ("--to", "2013-06-04T11:00:00Z"),
-        "no rows: no request lies in the window, 2013-06-03T11:00:00Z to 2013-06-04T11:00:00Z; "
-        "events of asked are archived of 2013-06-04T12:00:00Z to 2013-06-04T13:00:00Z",
-    ),
-    ({"paid": [0]}, (), "2013-06-04T12:00:00.000001Z; nothing of asked is archived yet"),
-]
-
-
-@pytest.mark.parametrize(("events", "options", "why"), EMPTY)
+@pytest.mark.parametrize(
+    ("events", "until_us", "why"),
+    [
+        (
+            {"asked": [0, 1]},
+            None,
+            "no rows: none of the requests in the window (2) has a label, which comes within 3h of the request and up "
+            "to 2013-06-04T13:00:00.000001Z; nothing of paid is archived yet",
+        ),
+        (
+            {"asked": [0], "paid": [4]},
+            None,
+            "2013-06-04T16:00:00.000001Z; events of paid are archived of 2013-06-04T16:00:00Z to 2013-06-04T16:00:00Z",
+        ),
+        (
+            {"asked": [0, 1], "paid": [1]},
+            NOON - HOUR,
+            "no rows: no request lies in the window, 2013-06-03T11:00:00Z to 2013-06-04T11:00:00Z; "
+            "events of asked are archived of 2013-06-04T12:00:00Z to 2013-06-04T13:00:00Z",
+        ),
+        ({"paid": [0]}, None, "2013-06-04T12:00:00.000001Z; nothing of asked is archived yet"),
+        ({"asked": [0], "paid": [1]}, None, ""),
+    ],
+)
 def test_a_set_without_rows_says_why(
-    dataset: Dataset, tmp_path: Path, events: dict[str, list[float]], options: tuple[str, ...], why: str
+    tmp_path: Path, events: dict[str, list[float]], until_us: int | None, why: str
 ) -> None:
-    result = dataset(events, *options)
-    assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[-1].endswith(why)
-    assert pq.read_metadata(tmp_path / "set.parquet").num_rows == 0
-
-
-def test_programs_are_told_too_and_of_nothing_where_there_are_rows(dataset: Dataset) -> None:
-    found = json.loads(dataset({"asked": [0]}, "--json").stdout)
-    assert (found["rows"], "nothing of paid is archived yet" in found["message"]) == (0, True)
-    found = json.loads(dataset({"paid": [1]}, "--json").stdout)
-    assert (found["rows"], found.get("message")) == (1, None)
+    archive = archived(tmp_path, events)
+    window = window_of(archive, CLOSURE, None, until_us)
+    inputs = read_inputs(archive, CLOSURE, window, {})
+    rows = TrainingSet(CLOSURE, inputs.logs, inputs.predicted, window)
+    said = why_empty(archive, PIPELINE, rows, window)
+    assert said.endswith(why)
+    assert bool(said) == bool(why)

@@ -64,10 +64,10 @@ def dataset(
         began = time.monotonic()
         try:
             archive = Archive(*target.archive(catalogue, warehouse))
-            window = _window(archive, record.definition, instant_us(from_), instant_us(to))
+            window = window_of(archive, record.definition, instant_us(from_), instant_us(to))
             inputs = read_inputs(archive, record.definition, window, {})
             rows = TrainingSet(record.definition, inputs.logs, inputs.predicted, window)
-            why = "" if len(rows) else _why_empty(archive, record.definition.pipelines[0], rows.requests, window)
+            why = why_empty(archive, record.definition.pipelines[0], rows, window)
         except OperationalError as error:
             raise RefusedError(f"the Iceberg catalogue does not answer: {error.orig}", NOT_REACHABLE) from error
         except (TrainingSetError, NoSuchTableError) as error:
@@ -88,7 +88,7 @@ def dataset(
             answer.say(why)
 
 
-def _window(archive: Archive, closure: definition.Definition, from_us: int | None, to_us: int | None) -> Window:
+def window_of(archive: Archive, closure: definition.Definition, from_us: int | None, to_us: int | None) -> Window:
     """Return the rows' window: up to the newest event unless told, as long as the definition's unless told."""
     pipeline = closure.pipelines[0]
     if to_us is None:
@@ -104,15 +104,17 @@ def _window(archive: Archive, closure: definition.Definition, from_us: int | Non
     return Window(from_us, to_us)
 
 
-def _why_empty(archive: Archive, pipeline: definition.Pipeline, requests: int, window: Window) -> str:
-    """Say why a window has no rows: without requests, or without labels of them."""
-    if not requests:
+def why_empty(archive: Archive, pipeline: definition.Pipeline, rows: TrainingSet, window: Window) -> str:
+    """Say why a window has no rows, for want of requests or of their labels; nothing where it has some."""
+    if len(rows):
+        return ""
+    if not rows.requests:
         return (
             f"no rows: no request lies in the window, {format_us(window.from_us)} to {format_us(window.until_us)}; "
             f"{_archived(archive, pipeline.request)}"
         )
     return (
-        f"no rows: none of the requests in the window ({requests:,}) has a label, which comes within "
+        f"no rows: none of the requests in the window ({rows.requests:,}) has a label, which comes within "
         f"{shown_duration(pipeline.label.wait_ms * 1000)} of the request and up to {format_us(window.until_us)}; "
         f"{_archived(archive, pipeline.label.stream)}"
     )
