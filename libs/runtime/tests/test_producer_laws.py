@@ -1,7 +1,8 @@
 """Laws of the producer, on the real Kafka."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -121,6 +122,43 @@ async def test_one_oversized_record_is_poison_and_its_neighbours_are_written(
     assert isinstance(bad, Poison)
     assert bad.reason is Reason.OVERSIZED
     assert [record.value for record in await read_topic("t")] == [b"a", b"b"]
+
+
+async def refused_for_its_size(producer: Producer, records: Sequence[Outgoing]) -> None:
+    for outcome in await producer.send_each(records):
+        assert isinstance(outcome, Poison)
+        assert outcome.reason is Reason.OVERSIZED
+
+
+@pytest.mark.parametrize(("limit", "size", "count"), [(300_000, 400_000, 1), (20_000, 1_000, 40)])
+async def test_records_after_a_batch_that_the_topic_refuses_for_its_size_are_written(
+    kafka: KafkaSettings, make_topic: MakeTopic, read_topic: ReadTopic, limit: int, size: int, count: int
+) -> None:
+    await make_topic("t", **{"max.message.bytes": str(limit)})
+    refused = [Outgoing("t", b"x" * size)] * count
+    async with Producer(kafka) as producer:
+        await refused_for_its_size(producer, refused)
+        await producer.send_all([Outgoing("t", b"a")] * 3)
+        await refused_for_its_size(producer, refused)
+        await refused_for_its_size(producer, refused)
+        await producer.send_all([Outgoing("t", b"b")] * 40)
+        await producer.send(Outgoing("t", b"c"))
+    assert [record.value for record in await read_topic("t")] == [b"a"] * 3 + [b"b"] * 40 + [b"c"]
+
+
+async def test_records_that_wait_behind_one_that_the_topic_refuses_for_its_size_are_written(
+    kafka: KafkaSettings, make_topic: MakeTopic, read_topic: ReadTopic
+) -> None:
+    await make_topic("t", partitions=2, **{"max.message.bytes": "300000"})
+    async with Producer(kafka) as producer:
+        for _ in range(10):
+            await asyncio.gather(
+                *(producer.send(Outgoing("t", b"a", partition=number % 2)) for number in range(20)),
+                refused_for_its_size(producer, [Outgoing("t", b"x" * 400_000, partition=1)]),
+                *(producer.send(Outgoing("t", b"b", partition=number % 2)) for number in range(20)),
+            )
+    found = [(record.partition, record.value) for record in await read_topic("t")]
+    assert Counter(found) == {(number, value): 100 for number in (0, 1) for value in (b"a", b"b")}
 
 
 async def test_past_the_bound_nothing_is_taken_in(

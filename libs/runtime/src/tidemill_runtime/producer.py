@@ -22,6 +22,7 @@ from tidemill_runtime.outgoing import Outgoing, Placed
 from tidemill_runtime.packing import pack, packable, partition_of
 from tidemill_runtime.positions import Partition
 from tidemill_runtime.retries import delays
+from tidemill_runtime.sequences import reuse_refused
 from tidemill_runtime.settings import KafkaSettings
 
 __all__ = ["Handed", "Outgoing", "Placed", "Producer", "translate"]
@@ -54,7 +55,8 @@ def translate(error: Exception) -> TidemillError:
     if isinstance(error, TidemillError):
         return error
     if isinstance(error, kafka_errors.MessageSizeTooLargeError):
-        return Poison(Reason.OVERSIZED, str(error), fix="send smaller records or raise max_request_bytes")
+        fix = "send smaller records, or raise max_request_bytes and the topic's max.message.bytes"
+        return Poison(Reason.OVERSIZED, str(error), fix=fix)
     if isinstance(error, _BROKEN + _FORBIDDEN):
         return Fatal(f"Kafka refuses this producer: {error!r}")
     return Retryable(f"Kafka did not acknowledge: {error!r}")
@@ -137,6 +139,7 @@ class Producer:
     async def _connect(self) -> None:
         for delay_s in delays(0.2):
             client = AIOKafkaProducer(**self._kafka.client_kwargs(), **self._options)
+            reuse_refused(client)
             try:
                 await client.start()
             except (kafka_errors.KafkaError, OSError) as error:
