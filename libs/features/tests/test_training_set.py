@@ -201,6 +201,35 @@ def test_a_prediction_sees_what_its_positions_say_whatever_its_time() -> None:
     assert np.isnan(table([Request("a", 30)], landings, predicted("a", 30, (0, 0))).numbers["o.worst"]).all()
 
 
+def test_a_request_that_nobody_predicted_does_not_see_itself() -> None:
+    described = closure()
+    described.views[0].stream = "asked"
+    # Only a count, since requests have no delay.
+    del described.views[0].features[1:]
+    requests = [
+        Request("a", 10),
+        Request("b", 20),
+        Request("c", 20, partition=1),
+        # Of one instant and one partition, the log says which was first.
+        Request("d", 30),
+        Request("e", 30),
+        # Came to the log behind what happened later.
+        Request("f", 5),
+    ]
+    landings = [Landing(one.id, 50, 0.0) for one in requests]
+    rows = TrainingSet(described, logs(requests, landings), nobody_predicted(), EVER)
+    (part,) = rows.parts()
+    seen = dict(zip(rows.join_key.tolist(), np.nan_to_num(part.numbers["o.seen"], nan=-1).tolist(), strict=True))
+    # Before the first of an entity nobody knows it.
+    assert seen == {"f": -1, "a": -1, "b": 2, "c": 2, "d": 3, "e": 4}
+    # A prediction sees what its positions say, which may be its own event.
+    asked = predicted("d", 30, (0, 0))
+    named = replace(asked, cuts={**asked.cuts, "asked": np.array([[3, 1]])})
+    rows = TrainingSet(described, logs(requests, landings), named, EVER)
+    (part,) = rows.parts()
+    assert part.numbers["o.seen"][rows.join_key.tolist().index("d")] == 4
+
+
 def test_a_predicted_request_is_one_row_and_the_others_are_rows_too() -> None:
     landings = [Landing("a", 50, 30.0), Landing("b", 60, 0.0)]
     found = table([Request("a", 30), Request("b", 40)], landings, predicted("a", 31, (0, 0)))

@@ -1,7 +1,7 @@
 """Up to which offset of each partition a training row may see events, so that it sees what its prediction saw.
 
 A logged prediction names its cut: the positions that its rings held. A row without one is cut, in offset order, before
-the first record whose event time lies after its `as_of`, or that came to the log after it.
+the first record whose event time lies after its `as_of`, or that came to the log after it, and before its own record.
 """
 
 import numpy as np

@@ -1,10 +1,10 @@
 """The point-in-time training set: what could have been asked, what was known then, and what came of it; pure.
 
 A row is one request: a logged prediction, with the offsets that its rings held, or a request event that nobody
-predicted, cut by event time and by when events came to the log. Its features are those of the offline twin at its
-`as_of` and cut; its label is the newest one that had come when the set was asked for, neither before the request nor
-later than the label's wait. A row whose label has not come, or is null, is left out. Features are computed a part at a
-time, which bounds memory.
+predicted, cut by event time, by when events came to the log, and before itself. Its features are those of the offline
+twin at its `as_of` and cut; its label is the newest one that had come when the set was asked for, neither before the
+request nor later than the label's wait. A row whose label has not come, or is null, is left out. Features are computed
+a part at a time, which bounds memory.
 """
 
 import json
@@ -118,12 +118,16 @@ class StreamLog:
 
 @dataclass(frozen=True)
 class Asked:
-    """Requests: `join_key` object[n], their fields, and per stream the cuts int64[n, partitions] (UNNAMED: by time)."""
+    """Requests: `join_key` object[n], their fields, and per stream the cuts int64[n, partitions] (UNNAMED: by time).
+
+    `places`: int64[n, 2], partition and offset of a request's own record, -1 of a prediction; None where all are.
+    """
 
     join_key: Objects
     as_of_us: Ints
     columns: Mapping[str, Column]
     cuts: Mapping[str, Ints]
+    places: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.as_of_us)
@@ -135,6 +139,7 @@ class Asked:
             self.as_of_us[rows],
             {name: take(column, rows) for name, column in self.columns.items()},
             {stream: cuts[rows] for stream, cuts in self.cuts.items()},
+            None if self.places is None else self.places[rows],
         )
 
 
@@ -165,7 +170,7 @@ class TrainingSet:
         keep = np.flatnonzero(~np.isnan(labels))
         # Time order, ties by key: the same rows come in the same order whatever the order of the log.
         keep = keep[_in_order(asked.as_of_us[keep], asked.join_key[keep])]
-        self._asked = cut_by_time(asked.take(keep), logs)
+        self._asked = cut_before_themselves(cut_by_time(asked.take(keep), logs), pipeline.request)
         self._twins = Twins(self._vector, logs)
         self.labels: Floats = labels[keep]
 
@@ -258,7 +263,8 @@ def asks_whether_seen(plan: ViewPlan) -> bool:
 def requested(log: StreamLog, by: str) -> Asked:
     """Return every request event as a row that asks at its event time."""
     events = log.counted()
-    return Asked(join_keys(events.columns[by]), events.event_us, events.columns, {})
+    places = np.stack((events.partition, events.offset), axis=1)
+    return Asked(join_keys(events.columns[by]), events.event_us, events.columns, {}, places)
 
 
 def join_keys(column: Column) -> Objects:
@@ -293,7 +299,10 @@ def joined(predicted: Asked, requests: Asked, predicted_keys: Objects, partition
         for name, column in rest.columns.items()
     }
     keys = np.concatenate((predicted.join_key, rest.join_key))
-    return Asked(keys, np.concatenate((predicted.as_of_us, rest.as_of_us)), columns, cuts)
+    places = np.full((len(keys), 2), -1)
+    if rest.places is not None:
+        places[len(predicted) :] = rest.places
+    return Asked(keys, np.concatenate((predicted.as_of_us, rest.as_of_us)), columns, cuts, places)
 
 
 def labels_of(
@@ -344,7 +353,21 @@ def cut_by_time(asked: Asked, logs: Mapping[str, StreamLog]) -> Asked:
         found = _cuts(log, asked.as_of_us[rows], named.shape[1])
         cuts[stream] = named.copy()
         cuts[stream][rows] = np.where(named[rows] == UNNAMED, found, named[rows])
-    return Asked(asked.join_key, asked.as_of_us, asked.columns, cuts)
+    return replace(asked, cuts=cuts)
+
+
+def cut_before_themselves(asked: Asked, stream: str) -> Asked:
+    """Return the rows with those of request events cut before their own record, in its partition of their stream.
+
+    A request is answered before it is an event: what is asked for the next one's sake must not count in this one's.
+    """
+    if asked.places is None or stream not in asked.cuts:
+        return asked
+    rows = np.flatnonzero(asked.places[:, 0] >= 0)
+    partition, offset = asked.places[rows, 0], asked.places[rows, 1]
+    cuts = asked.cuts[stream].copy()
+    cuts[rows, partition] = np.minimum(cuts[rows, partition], offset)
+    return replace(asked, cuts={**asked.cuts, stream: cuts})
 
 
 def _cuts(log: StreamLog, as_of_us: Ints, partitions: int) -> Ints:
