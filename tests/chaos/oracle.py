@@ -142,6 +142,7 @@ def wanted_of(view: definition.View, stream: definition.Stream) -> list[Wanted]:
                 quantile=part.quantile,
                 half_life_us=part.half_life_ms * 1000,
                 edge_events=(view.edge_events or EDGE_EVENTS) if ring.raw else 0,
+                ahead_us=ring.ahead_us,
             )
         )
     return found

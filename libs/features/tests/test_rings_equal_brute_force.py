@@ -44,6 +44,7 @@ def stream(policy: Any = definition.LATE_POLICY_DROP, dedup_s: int = 30, latenes
         lateness_ms=lateness_s * 1000,
         late_policy=policy,
         dedup_window_ms=dedup_s * 1000,
+        max_future_ms=2_500,
     )
 
 
@@ -165,6 +166,7 @@ def wanted_features(declared: definition.View) -> list[Wanted]:
                 quantile=part.quantile,
                 half_life_us=part.half_life_ms * 1000,
                 edge_events=(declared.edge_events or EDGE_EVENTS) if ring.raw else 0,
+                ahead_us=2_500_000,
             )
         )
     return found

@@ -1,7 +1,8 @@
 """The edges of an exact window at a read: buckets that an edge cuts are folded again from their raw events.
 
 An event lies in the window where after_us < its time <= until_us. A bucket that overflowed cannot be cut: at the tail
-it counts as a whole, and at the head it is left out where it holds newer events; either way the value says so.
+it counts as a whole, and at the head it is left out where it holds events that came after the read, by more than
+producers' clocks may differ; either way the value says so.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,8 +44,8 @@ class Span:
 class Cut(NamedTuple):
     """The slots of a window with its edges cut, and by (entity, lane) the shards of one slot that cut ones point into.
 
-    `coarse`: the entities with a bucket at an edge that could not be cut, None for none; `left_out`: those of them with
-    one that was left out.
+    `coarse`: the entities with a bucket at an edge that could not be cut, None for none; `left_out`: those with one
+    that was left out.
     """
 
     slots: Ints
@@ -60,6 +61,7 @@ class Edges:
         assert plan.raw is not None
         self._raw = plan.raw
         self._area = plan.words * WORD_BYTES
+        self._ahead_us = plan.ahead_us
         self._blank = empty_slot(plan)
         self.scratch = replace(
             plan,
@@ -89,7 +91,7 @@ class Edges:
             raw = pointed(shard, self._area, int(words[self._raw.word]))
             if overflowed(raw):
                 coarse[row] = True
-                if newest_us > span.until_us:
+                if newest_us > span.until_us + self._ahead_us:
                     left_out[row] = True
                     words[:] = self._blank
                 continue

@@ -47,8 +47,9 @@ class Merged:
     """One feature's partials merged over its window, one per row.
 
     `count`: int64, None for first and last; `value`: None for count, of moments their state, of a sketch what it says;
-    `event_us`: EMPTY where nothing was merged; `weight`: of an EWMA. Of an exact window, None for nowhere: `coarse`,
-    where a bucket at an edge could not be cut; `left_out`, where it was left out therefore.
+    `event_us`: EMPTY where nothing was merged; `weight`: of an EWMA. None for nowhere: `coarse`, where
+    a bucket at an edge of an exact window could not be cut; `left_out`, where the last bucket holds what came after the
+    read and was left out.
     """
 
     count: Any
@@ -66,8 +67,7 @@ class Known:
         self.missing = ~found
         self._newest_us, self._as_of_us = newest_us, as_of_us
         # Where events lie after the moment asked for: of all others every bucket is kept.
-        self.ahead = newest_us > as_of_us
-        self.any_ahead = bool(np.count_nonzero(self.ahead))
+        self.any_ahead = bool(np.count_nonzero(newest_us > as_of_us))
         self.withheld = self.missing | (newest_us < as_of_us - max_age_us)
         # The status of a value that is not null by itself.
         self.status = np.full(len(newest_us), PRESENT, np.uint8)
@@ -231,7 +231,8 @@ def _value(feature: Feature, merged: Merged, as_of_us: Any) -> tuple[Any, Any]:
         empty = merged.event_us == EMPTY
         if feature.function != p.TIME_SINCE_LAST:
             return merged.value, empty
-        return (as_of_us - np.where(empty, 0, merged.event_us)) / 1_000_000, empty
+        # An event of a clock that goes ahead is of now.
+        return np.maximum(as_of_us - np.where(empty, 0, merged.event_us), 0) / 1_000_000, empty
     empty = merged.count == 0
     if feature.function == p.QUANTILE:
         return np.array([one.quantile(feature.quantile) for one in merged.value], np.float64), empty

@@ -77,8 +77,7 @@ class RingReader:
         # [entity, (bucket, partition), word]: the order in which partials merge.
         slots = shards.words.reshape(entities, partitions * plan.words).take(at, axis=1)
         dead = slots[:, :, 0] != lanes
-        if ahead and self._edges is None:
-            dead[:, -partitions:] |= shards.words[:, :, NEWEST_WORD] > as_of_us
+        left_out = self._left_out(slots, dead, as_of_us) if ahead and self._edges is None else None
         np.copyto(slots.view(self._slot.dtype)[:, :, 0], self._slot, where=dead)
         windows: dict[tuple[int, Span | None], _Window] = {}
         merged = []
@@ -87,12 +86,21 @@ class RingReader:
             span = None if self._edges is None else Span.of(feature, as_of_us)
             window = windows.get((start, span))
             if window is None:
-                cut = Cut(slots[:, start:])
+                cut = Cut(slots[:, start:], left_out=left_out)
                 if self._edges is not None and span is not None:
                     cut = self._edges.cut(cut.slots, shards.raws, partitions, span)
                 window = windows[start, span] = _Window(plan, shards, cut, lanes[start:], as_of_us)
             merged.append(window.feature(feature))
         return merged
+
+    def _left_out(self, slots: Ints, dead: Bools, as_of_us: int) -> Bools | None:
+        """Leave out the last bucket where it holds what came after the read; return for whom, None for nobody."""
+        newer = slots[:, -self._partitions :, 1] > as_of_us + self.plan.ahead_us
+        newer &= ~dead[:, -self._partitions :]
+        if not np.count_nonzero(newer):
+            return None
+        dead[:, -self._partitions :] |= newer
+        return np.asarray(newer.any(axis=1), np.bool_)
 
     def _lanes(self, first: int, last: int) -> tuple[Ints, Ints]:
         """Return where the slots of some buckets lie, and which bucket each lane is: mostly those of the last read."""
@@ -122,7 +130,9 @@ class _Window:
         """Return a feature's merged partials."""
         merged = self._merged(feature)
         cut = self._cut
-        return merged if cut.coarse is None else replace(merged, coarse=cut.coarse, left_out=cut.left_out)
+        if cut.coarse is None and cut.left_out is None:
+            return merged
+        return replace(merged, coarse=cut.coarse, left_out=cut.left_out)
 
     def _merged(self, feature: Feature) -> Merged:
         count = None if feature.count is None else self._partial(feature.count)

@@ -120,14 +120,12 @@ class OfflineView:
         """
         code, cut = self._entities.find(rows.keys), self._cut(rows)
         newest = self._newest_at(code, cut)
-        beyond = newest > rows.as_of_us[:, None]
         found = (newest != EMPTY).any(axis=1)
         if seen_before is not None:
             found |= seen_before
         entity = Known(newest.max(axis=1), found, rows.as_of_us, self.plan.max_age_us)
-        asked = _Asked(code, rows.as_of_us, cut, beyond, entity)
-        exact = any(ring.raw is not None for ring in self.plan.rings)
-        excluded = np.zeros(len(rows), np.bool_) if exact else np.asarray(beyond.any(axis=1), np.bool_)
+        asked = _Asked(code, rows.as_of_us, cut, entity)
+        excluded = np.zeros(len(rows), np.bool_)
         values: list[FeatureValues | None] = [None] * len(self.plan.features)
         for index, ring in enumerate(self._rings):
             # A last without a window has one that is held to its age alone.
@@ -172,7 +170,6 @@ class _Asked:
     code: Ints
     as_of_us: Ints
     cut: Ints
-    beyond: Bools
     entity: Known
 
 
@@ -207,6 +204,7 @@ class _OfflineRing:
                 self._newest,
                 self._segments.scan(np.add, sizes(plan.raw, view._inputs, len(bucket))),
                 plan.raw.room_bytes,
+                plan.ahead_us,
                 self._states,
             )
 
@@ -258,7 +256,10 @@ class _OfflineRing:
             place = segments.last_before(segment, cut)
             live = (place >= 0) & (self._newer[segment] >= cut)
             if self._edges is None:
-                live &= ~(asked.beyond[rows, partition] & (self._bucket[segment] == head[rows]))
+                newer = self._newest[place] > asked.as_of_us[rows] + plan.ahead_us
+                newer &= live & (self._bucket[segment] == head[rows])
+                spans.left_out[rows[newer]] = True
+                live &= ~newer
             else:
                 live &= ~self._edges.merge(Cells(np.where(live, rows, -1), segment, place), spans, into)
             chosen, place = rows[live], place[live]
@@ -268,9 +269,8 @@ class _OfflineRing:
             rows = rows[begin[rows] + step < end[rows]]
         results = {index: accumulator.result() for index, accumulator in into.sums.items()}
         merged = [self._merged(feature, results, into.newest_us) for feature in features]
-        if not spans.coarse.any():
-            return merged
-        return [replace(one, coarse=spans.coarse, left_out=spans.left_out) for one in merged]
+        coarse, left_out = (told if told.any() else None for told in (spans.coarse, spans.left_out))
+        return [replace(one, coarse=coarse, left_out=left_out) for one in merged]
 
     def _states(self, index: int, parts: Segments, events: Ints) -> Any:
         """Return a partial over the events of each part: of a sketch its bytes."""

@@ -71,8 +71,8 @@ class OfflineEdges:
     """The slots of one ring, and what is left of them at an edge.
 
     `bucket`: of each segment; `newest_us`, `bytes`: after each event the newest event time, and what the slot would
-    need to keep its events, which is `room_bytes` at most; `states`: a partial, by its index, over the events of
-    segments.
+    need to keep its events, which is `room_bytes` at most; `ahead_us`: see `RingPlan`; `states`: a partial, by its
+    index, over the events of segments.
     """
 
     segments: Segments
@@ -82,6 +82,7 @@ class OfflineEdges:
     newest_us: Ints
     bytes: Ints
     room_bytes: int
+    ahead_us: int
     states: Callable[[int, Segments, Ints], Any]
 
     def merge(self, cells: Cells, spans: Spans, into: Merging) -> Bools:
@@ -94,7 +95,7 @@ class OfflineEdges:
         reaching &= rows >= 0
         gone = reaching & (newest_us <= spans.after_us[rows])
         full = reaching & ~gone & (self.bytes[place] > self.room_bytes)
-        left_out = full & (newest_us > until_us)
+        left_out = full & (newest_us > until_us + self.ahead_us)
         spans.coarse[rows[full]] = True
         spans.left_out[rows[left_out]] = True
         cut = np.flatnonzero(reaching & ~gone & ~full)

@@ -56,6 +56,7 @@ class RingPlan:
     """One hop class of a view. A shard is `words` words of eight bytes: a header, then slots of `slot_words`.
 
     `pointers`: the words of a slot that point into the variable-length area. `raw`: None where windows move in hops.
+    `ahead_us`: how far producers' clocks may go ahead; events so near after a read are taken for events of now.
     """
 
     hop_us: int
@@ -66,6 +67,7 @@ class RingPlan:
     words: int
     pointers: tuple[int, ...]
     raw: RawPlan | None = None
+    ahead_us: int = 0
 
     def window_buckets(self, as_of_us: int, window_us: int) -> tuple[int, int]:
         """Return the first and last bucket that a window ending at `as_of_us` covers."""
@@ -235,6 +237,7 @@ class _Compiler:
             words=HEADER_WORDS + slots * word,
             pointers=tuple(pointers),
             raw=raw,
+            ahead_us=self._stream.max_future_ms * 1000,
         )
 
     def _raw(self, partials: Sequence[Partial], word: int) -> RawPlan:

@@ -154,8 +154,7 @@ class Merger:
                 # Every ring of a view takes in the same events, so that the first one's headers speak for all.
                 newest_us = shards.newest_us()
                 entity = Known(newest_us, shards.found(), as_of_us, self._max_age_us)
-                exact = ring.plan.raw is not None
-                excluded = np.zeros(len(newest_us), np.bool_) if exact else entity.ahead.copy()
+                excluded = np.zeros(len(newest_us), np.bool_)
             for place, feature, merged in zip(
                 places, ring.features, ring.merge(shards, as_of_us, ahead=entity.any_ahead), strict=True
             ):

@@ -31,7 +31,7 @@ class Wanted:
 
     `exact_age`: a last without a window of its own, whose value must be no older than `window_us` to the microsecond.
     `edge_events`: the window is exact, and cut where a bucket of a partition has at most so many events; 0: it moves in
-    hops.
+    hops. `ahead_us`: what lies after the read by no more than this may count in the bucket of its instant.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Wanted:
     quantile: float = 0.0
     half_life_us: int = 0
     edge_events: int = 0
+    ahead_us: int = 0
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def _of_events(wanted: Wanted, values: list[tuple[Logged, Any]], as_of_us: int) 
     if wanted.function == "first":
         return Answer("PRESENT", ordered[0][1])
     if wanted.function == "time_since_last":
-        return Answer("PRESENT", (as_of_us - newest.event_us) / 1_000_000)
+        return Answer("PRESENT", max(0, as_of_us - newest.event_us) / 1_000_000)
     if wanted.function == "last_k":
         return Answer("PRESENT", ordered[-1 - wanted.element][1]) if wanted.element < len(ordered) else Answer("NULL")
     if wanted.exact_age and newest.event_us < as_of_us - wanted.window_us:
@@ -199,13 +200,9 @@ def _skew(count: int, second: Fraction, third: Fraction) -> float:
 
 def _covered(wanted: Wanted, events: list[Logged], as_of_us: int) -> list[Logged]:
     """Return the events of the buckets that a window covers which moves in hops."""
-    ahead = {event.partition for event in events if event.event_us > as_of_us}
-    head = as_of_us // wanted.hop_us
-    return [
-        event
-        for event in _held(wanted, events, as_of_us)
-        if event.event_us // wanted.hop_us < head or event.partition not in ahead
-    ]
+    held, head = _held(wanted, events, as_of_us), as_of_us // wanted.hop_us
+    ahead = {event.partition for event in held if event.event_us > as_of_us + wanted.ahead_us}
+    return [event for event in held if event.event_us // wanted.hop_us < head or event.partition not in ahead]
 
 
 def _exactly(wanted: Wanted, events: list[Logged], as_of_us: int) -> tuple[list[Logged], bool]:
@@ -225,7 +222,7 @@ def _exactly(wanted: Wanted, events: list[Logged], as_of_us: int) -> tuple[list[
         expired = after_us is not None and all(event.event_us <= after_us for event in bucket)
         if len(bucket) > wanted.edge_events and (newer or at_tail) and not expired:
             coarse = True
-            inside = [] if newer else bucket
+            inside = [] if any(event.event_us > as_of_us + wanted.ahead_us for event in bucket) else bucket
         found += inside
     return found, coarse
 

@@ -90,8 +90,8 @@ def wanted(view: definition.View) -> list[Wanted]:
         value = (lambda fields, name=name: fields[name]) if name else None
         function, window_us = FUNCTIONS[part.function], feature.window_us
         edge_events = (view.edge_events or EDGE_EVENTS) if ring.raw else 0
-        one = Wanted(part.name, function, window_us, ring.hop_us, ring.slots, value, edge_events=edge_events)
-        found.append(one)
+        ring_of = (window_us, ring.hop_us, ring.slots)
+        found.append(Wanted(part.name, function, *ring_of, value, edge_events=edge_events, ahead_us=ring.ahead_us))
     return found
 
 

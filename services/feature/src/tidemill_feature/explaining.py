@@ -61,7 +61,7 @@ class _Part:
             if newest_us <= span.after_us:
                 self.words = empty_slot(ring)
                 return
-            self.hop_accuracy, self.head_excluded = True, newest_us > span.until_us
+            self.hop_accuracy, self.head_excluded = True, newest_us > span.until_us + ring.ahead_us
             return
         event_us, offsets = times_of(ring.raw, raw)
         inside = span.holds(event_us)
@@ -146,16 +146,16 @@ def _slots(
             words = shard.slot(bucket)
             if words is None:
                 continue
-            part = _Part(shard, words)
+            part, newest_us = _Part(shard, words), int(words[_NEWEST_EVENT_WORD])
             if ring.raw is None:
-                part.head_excluded = bucket == buckets[-1] and shard.newest_us > as_of_us
-            elif int(words[_NEWEST_EVENT_WORD]) > as_of_us or (bucket == buckets[0] and span.after_us != EMPTY):
+                part.head_excluded = bucket == buckets[-1] and newest_us > as_of_us + ring.ahead_us
+            elif newest_us > as_of_us or (bucket == buckets[0] and span.after_us != EMPTY):
                 part.cut(span)
             yield messages.RingSlot(
                 partition=shard.partition,
                 from_us=bucket * ring.hop_us,
                 to_us=(bucket + 1) * ring.hop_us,
-                newest_event_us=int(words[_NEWEST_EVENT_WORD]),
+                newest_event_us=newest_us,
                 partials=[_partial(plan, feature, partial, part.words, blank, part.shard) for partial in wanted],
                 head_excluded=part.head_excluded,
                 events=part.events,
