@@ -174,7 +174,9 @@ def wanted_features(declared: definition.View) -> list[Wanted]:
 
 KEYS = [("ann", 1), ("ann", 2), ("bob", 1), ("nobody", 7), (None, 1)]
 WORLDS = {name: RingWorld(one, stream(), KEYS, wanted_features(one)) for name, one in VIEWS.items()}
-AMOUNTS = st.one_of(st.none(), st.sampled_from([0.1, 0.2, 0.3, -0.0, 0.0, 1e16, -1e16, 1.5]), st.floats(-9, 9))
+# Cubes of magnitudes below 1e-100 lose digits, and a skew with them.
+NEAR = st.floats(-9, 9).filter(lambda amount: amount == 0 or abs(amount) > 1e-90)
+AMOUNTS = st.one_of(st.none(), st.sampled_from([0.1, 0.2, 0.3, -0.0, 0.0, 1e16, -1e16, 1.5]), NEAR)
 # Few moments, so that events share slots and times, and some lie on the edges of buckets.
 TIMES = st.one_of(
     st.integers(0, 9).map(lambda s: s * SECOND // 2),
