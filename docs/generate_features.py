@@ -60,7 +60,7 @@ ABOUT = {
     "rate": About("0", _EXACT, "events per second of the window"),
     "variance": About(_NOTHING, _MERGED, "of the sample, over n - 1; null below two values"),
     "std": About(_NOTHING, _MERGED, "the root of the variance"),
-    "skew": About(_NOTHING, _MERGED, "of the population, g1; null where all values are equal"),
+    "skew": About(_NOTHING, _MERGED, "of the population, g1; null where all are equal; inexact below 1e-100"),
     "time_since_last": About(_NOTHING, _EXACT, "seconds before as_of"),
     "histogram": About("0", _EXACT, "counts as features name.0 to name.<edges>"),
     "decayed_sum": About(_NOTHING, _WEIGHTED, _HALF_LIVES),
