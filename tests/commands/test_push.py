@@ -59,6 +59,24 @@ async def test_a_push_goes_on_through_kill_9_of_ingestion_and_nothing_is_lost_or
     assert len(log) < count + 2 * 4_250, "at most what had no verdict came twice"
 
 
+async def test_every_refusal_of_a_push_is_listed_where_that_is_asked_for(desk: Any) -> None:
+    await desk.ingestion.start()
+    await desk.run("apply", desk.write("meters.py", METERS))
+    file, listed = desk.folder / "readings.ndjson", desk.folder / "refused.ndjson"
+    bad = set(range(0, 1_000, 25))
+    rows = (reading(number, at="noon") if number in bad else reading(number) for number in range(1_000))
+    file.write_bytes(b"\n".join(rows))
+    done = await desk.run("push", "readings", file, "--refused", listed, "--json")
+    assert (done.code, done.json["refused"], len(done.json["examples"])) == (1, {"wrong_type": len(bad)}, 10)
+    found = [json.loads(line) for line in listed.read_bytes().splitlines()]
+    assert {one["row"] - 1 for one in found} == bad
+    assert found[:10] == done.json["examples"]
+    done = await desk.run("push", "readings", file)
+    assert f"and {len(bad) - 10} more; --refused FILE lists them all" in done.out
+    done = await desk.run("push", "readings", file, "--refused", desk.folder / "nowhere" / "x")
+    assert (done.code, "--refused: " in done.err) == (2, True)
+
+
 async def test_a_program_is_told_a_verdict_for_each_event_and_holds_only_so_many(desk: Any) -> None:
     await desk.ingestion.start()
     await desk.run("apply", desk.write("meters.py", METERS))

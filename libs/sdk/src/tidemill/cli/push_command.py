@@ -1,6 +1,7 @@
 """push: a file's rows through ingestion, with a verdict for each."""
 
 import hashlib
+import json
 import signal
 import time
 from collections import Counter
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tidemill_contracts.ingestion.v1 import ingestion_pb2
 
-from tidemill.cli.answers import NO, NOT_REACHABLE, Answer, RefusedError, answering
+from tidemill.cli.answers import NO, NOT_REACHABLE, USAGE, Answer, RefusedError, answering
 from tidemill.cli.rows import Row, Source
 from tidemill.cli.targets import DEFAULT_STACK, Home, Ingestion, Json, Registry, StackName, Target
 from tidemill.clients.errors import ClientError
@@ -38,6 +39,8 @@ class Tally:
     duplicates: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     examples: list[dict[str, Any]] = field(default_factory=list)
+    # Is told every refusal, since only the first are held.
+    told: Callable[[dict[str, Any]], object] | None = None
 
     def note(self, row: int, verdict: ingestion_pb2.Verdict) -> None:
         """Count the verdict of a row."""
@@ -48,9 +51,11 @@ class Tally:
             self.duplicates += 1
         else:
             self.refused[verdict.reason] += 1
+            why = {"row": row, "reason": verdict.reason, "field": verdict.field, "message": verdict.message}
             if len(self.examples) < EXAMPLES:
-                example = {"row": row, "reason": verdict.reason, "field": verdict.field}
-                self.examples.append({**example, "message": verdict.message})
+                self.examples.append(why)
+            if self.told is not None:
+                self.told(why)
 
 
 def identified(row: Row) -> ingestion_pb2.Event:
@@ -61,14 +66,14 @@ def identified(row: Row) -> ingestion_pb2.Event:
 class Sender:
     """Sends rows as they are read; Ctrl-C ends it once what was sent has its verdicts, a second one at once."""
 
-    def __init__(self, client: IngestionClient, stream: str, source: str) -> None:
+    def __init__(self, client: IngestionClient, stream: str, source: str, tally: Tally) -> None:
         self._client = client
         self._stream = stream
         self._source = source
         # Numbers of the rows that have no verdict yet, by their place in the call.
         self._rows: dict[int, int] = {}
         self._given = 0
-        self.tally = Tally()
+        self.tally = tally
         self.interrupted = False
         self._sending = False
 
@@ -122,6 +127,9 @@ def push(
     null: Annotated[str, typer.Option(help="What a CSV writes for null, besides nothing.")] = "NA",
     source: Annotated[str, typer.Option(help="The events' CloudEvents source.")] = "tidemill/push",
     batch: Annotated[int, typer.Option(min=1, max=5_000, help="Rows per message.")] = BATCH_ROWS,
+    refused: Annotated[
+        Path | None, typer.Option(help="Write row, reason, field and fix of every refusal here, as NDJSON.")
+    ] = None,
     stack: StackName = DEFAULT_STACK,
     home: Home = None,
     ingestion: Ingestion = None,
@@ -135,8 +143,12 @@ def push(
         with target.connect("registry", registry) as connection:
             schema = RegistryClient(connection).schema(stream)
         began = time.monotonic()
-        with target.connect("ingestion", ingestion) as connection, _progress(rows, answer) as advance:
-            sender = Sender(IngestionClient(connection), stream, source)
+        with (
+            target.connect("ingestion", ingestion) as connection,
+            _listing(refused) as told,
+            _progress(rows, answer) as advance,
+        ):
+            sender = Sender(IngestionClient(connection), stream, source, Tally(told=told))
             try:
                 sender.run(_batches(rows.rows(schema, null), batch), advance)
             except (ClientError, RefusedError) as error:
@@ -144,6 +156,20 @@ def push(
                 code = NOT_REACHABLE if isinstance(error, ClientError) and not error.reached else NO
                 raise RefusedError(f"{error}; {_kept(sender.tally)}", code, _counts(sender, began)) from error
         _report(answer, sender, began)
+
+
+@contextmanager
+def _listing(path: Path | None) -> Iterator[Callable[[dict[str, Any]], object] | None]:
+    """Write refusals to a file as they come, a line each."""
+    if path is None:
+        yield None
+        return
+    try:
+        file = path.open("wb")
+    except OSError as error:
+        raise RefusedError(f"--refused: {error}", USAGE) from error
+    with file:
+        yield lambda why: file.write(json.dumps(why).encode() + b"\n")
 
 
 @contextmanager
@@ -205,6 +231,6 @@ def _report(answer: Answer, sender: Sender, began: float) -> None:
             rows = [list(example.values()) for example in tally.examples]
             answer.table(("row", "reason", "field", "what to do"), rows, "")
             if more := tally.refused.total() - len(rows):
-                answer.say(f"and {more:,} more")
+                answer.say(f"and {more:,} more; --refused FILE lists them all")
     if tally.refused or sender.interrupted:
         raise typer.Exit(NO)
