@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tidemill_contracts.canonical import from_json
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.ingestion.v1 import records_pb2 as records
+from tidemill_ingestion.adapters.publisher import paused_message
 from tidemill_ingestion.brake import Change, Paused
 from tidemill_ingestion.distinct import Distinct
 from tidemill_ingestion.quality import Profile
@@ -153,3 +154,8 @@ def test_pauses_and_their_ends_are_told_in_words() -> None:
     assert (by.kind, by.pause.actor, by.pause.reason) == ("resumed", "anna", "mended")
     assert by.summary.startswith("rides was resumed by anna: mended; ")
     assert "by itself" in change_record("rides", Change(pause, at + 5), "door-1", at + 5).summary
+
+
+def test_who_sends_to_a_paused_stream_is_told_the_whole_command_that_ends_the_pause() -> None:
+    told = paused_message("rides", Paused(0.2, 1_200, 732, "wrong_type", 0, 60 * SECOND_US))
+    assert told.endswith("(tidemill streams resume rides --why …)")

@@ -98,13 +98,22 @@ def _age(profile: records.StreamProfile) -> str:
     return f"{seconds:,.0f} s old" if seconds >= 0 else f"{-seconds:,.0f} s ahead of the clock"
 
 
+def resume_command(stream: str) -> str:
+    """Return what a person types to end a stream's pause.
+
+    >>> resume_command("rides")
+    'tidemill streams resume rides --why …'
+    """
+    return f"tidemill streams resume {stream} --why …"
+
+
 def _change_summary(stream: str, change: Change) -> str:
     pause = change.pause
     evidence = f"{pause.share:.0%} of {pause.events:,} events were refused, mostly {pause.mostly}"
     if change.resumed_us is None:
         return (
             f"{stream} is paused until {format_us(pause.until_us)}: {evidence} (limit {pause.limit:.0%}); "
-            f"mend the producer, or resume it: tidemill streams resume {stream} --why …"
+            f"mend the producer, or resume it: {resume_command(stream)}"
         )
     by = f"by {change.actor}: {change.reason}" if change.actor else "by itself"
     return f"{stream} was resumed {by}; it was paused because {evidence}."

@@ -23,6 +23,7 @@ from tidemill_ingestion.checking import check_events
 from tidemill_ingestion.gates import Gates
 from tidemill_ingestion.http_events import Parsed
 from tidemill_ingestion.recent import Request
+from tidemill_ingestion.reporting import resume_command
 from tidemill_ingestion.settings import Settings
 from tidemill_ingestion.verdicts import Refusal
 
@@ -287,7 +288,7 @@ def paused_message(stream: str, pause: Paused) -> str:
     return (
         f"stream {stream!r} is paused until {format_us(pause.until_us)}: {pause.share:.0%} of {pause.events:,} events "
         f"were refused, mostly {pause.mostly}; send the event again with the same id then, "
-        f"or once somebody ends the pause (tidemill streams resume {stream})"
+        f"or once somebody ends the pause ({resume_command(stream)})"
     )
 
 
