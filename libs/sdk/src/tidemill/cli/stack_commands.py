@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -169,18 +169,28 @@ def _show_endpoints(state: StackState) -> None:
         _rows([(name, f"grpc {one.grpc}", f"http {one.http}") for name, one in endpoints.services.items()])
 
 
+def _troubles(state: StackState, answers: Mapping[str, bool]) -> Iterator[str]:
+    """Yield what keeps the stack from being ready: the whole of it, or its processes one by one."""
+    if state.status != READY:
+        yield state.status
+        return
+    for process in state.processes:
+        if process.state != READY:
+            yield f"{process.name} is {process.state}"
+        elif not answers.get(process.name, False):
+            yield f"{process.name} does not answer"
+
+
 def status(name: Name = DEFAULT_NAME, home: Home = None, as_json: Json = False) -> None:
     """Show every process, its health now, and where it is reached; exit 1 when something is not ready."""
     stack = _stack(name, home, as_json=as_json)
     state = _live(stack, as_json=as_json)
     answers = asyncio.run(probe(state))
-    well = state.status == READY and all(
-        process.state == READY and answers.get(process.name, False) for process in state.processes
-    )
+    troubles = list(_troubles(state, answers))
     if as_json:
         typer.echo(json.dumps(_summary(state, answers)))
     else:
-        typer.echo(f"stack {name!r}: {state.status}")
+        typer.echo(f"stack {name!r}: {', '.join(troubles) or READY}")
         rows = [("process", "state", "answers", "pid", "restarts")]
         rows += [
             (
@@ -195,7 +205,7 @@ def status(name: Name = DEFAULT_NAME, home: Home = None, as_json: Json = False) 
         _rows(rows)
         typer.echo()
         _show_endpoints(state)
-    if not well:
+    if troubles:
         raise typer.Exit(NO)
 
 
