@@ -1,5 +1,6 @@
 """What `tidemill status` says above its table, and which stack the commands of one take."""
 
+import json
 import os
 from pathlib import Path
 
@@ -44,3 +45,12 @@ def test_the_header_agrees_with_the_table_and_the_exit_code(
     result = CliRunner().invoke(app, ["status", "--home", str(tmp_path)])
     assert result.stdout.splitlines()[0] == said
     assert result.exit_code == (0 if said.endswith("ready") else 1)
+
+
+@pytest.mark.parametrize("command", [("up",), ("down",), ("status",), ("logs", "kafka"), ("doctor",)])
+def test_the_environment_names_the_stack_for_its_own_commands_too(command: tuple[str, ...]) -> None:
+    run, environment = CliRunner(), {"TIDEMILL_STACK": "No Name", "COLUMNS": "120"}
+    result = run.invoke(app, [*command, "--json"], env=environment)
+    assert result.exit_code == 2
+    assert "No Name" in json.loads(result.stdout)["error"]
+    assert "TIDEMILL_STACK" in run.invoke(app, [command[0], "--help"], env=environment).stdout

@@ -22,7 +22,7 @@ from tidemill.stack.state import READY, StackState
 NO, USAGE, NOT_REACHABLE = 1, 2, 3
 FOLLOW_S = 0.2
 
-Name = Annotated[str, typer.Option("--name", help="Which stack; several run side by side.")]
+Name = Annotated[str, typer.Option("--name", help="Which stack; several run side by side.", envvar="TIDEMILL_STACK")]
 Home = Annotated[Path | None, typer.Option("--home", help="Its folder; .tidemill/NAME unless told.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
