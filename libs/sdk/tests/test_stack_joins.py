@@ -2,15 +2,18 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 
 import pytest
 from tidemill.cli.main import app
 from tidemill.stack import control
+from tidemill.stack.claim import claim
 from tidemill.stack.endpoints import Endpoints, ServiceAddress
 from tidemill.stack.plan import Layout
 from tidemill.stack.spec import SERVICES
-from tidemill.stack.state import READY, StackState, process_started, write_state
+from tidemill.stack.state import READY, STARTING, StackState, process_started, write_state
 from typer.testing import CliRunner, Result
 
 REDIS = "redis://:secret@127.0.0.1:2/0"
@@ -57,6 +60,30 @@ def test_what_runs_as_asked_is_left_as_it_is(home: Path, options: tuple[str, ...
     result = up(home, *options)
     assert (result.exit_code, json.loads(result.stdout)["status"]) == (0, READY)
     assert Layout(home).state_file.read_bytes() == before
+
+
+def test_what_is_about_to_start_is_awaited(home: Path) -> None:
+    file = Layout(home).state_file
+    said = file.with_name("said")
+    file.rename(said)
+    lock = claim(Layout(home))
+    assert lock is not None
+    try:
+        Timer(0.3, said.rename, (file,)).start()
+        result = up(home)
+    finally:
+        os.close(lock)
+    assert (result.exit_code, json.loads(result.stdout)["status"]) == (0, READY)
+    assert not Layout(home).spec_file.exists()
+
+
+def test_what_ends_while_it_is_awaited_is_not_awaited_any_longer(home: Path) -> None:
+    file = Layout(home).state_file
+    state = StackState.from_json({**json.loads(file.read_text()), "status": STARTING})
+    write_state(file, state)
+    Timer(0.3, write_state, (file, replace(state, supervisor_started=1))).start()
+    result = up(home)
+    assert (result.exit_code, "ended before it was ready" in result.stdout) == (1, True)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -228,6 +229,16 @@ def test_an_attached_stack_ends_with_the_process_that_started_it(tmp_path: Path)
         assert state.status == STOPPED
     finally:
         stack.remove()
+
+
+def test_of_two_starts_at_once_one_joins_the_other(tmp_path: Path) -> None:
+    stacks = [Stack("twice", tmp_path / "twice") for _ in range(2)]
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            first, second = threads.map(lambda stack: stack.start(only="servers", attached=False), stacks)
+        assert first == second
+    finally:
+        stacks[0].remove()
 
 
 def test_a_service_that_cannot_start_is_reported_with_its_last_lines(tmp_path: Path) -> None:

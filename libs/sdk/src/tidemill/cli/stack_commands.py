@@ -4,7 +4,6 @@ import asyncio
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -96,14 +95,12 @@ def up(
     external = External(kafka=kafka or None, redis=redis or None, postgres=postgres or None)
     stack = _stack(name, home, as_json=as_json, external=external, topic_prefix=topic_prefix)
     try:
-        services = services_of(only)
+        services_of(only)
     except StackError as error:
         _fail(str(error), USAGE, as_json=as_json)
     try:
         if foreground:
-            stack.write_spec(services, deadline)
-            command = [sys.executable, "-m", "tidemill.stack", str(stack.layout.home), "--foreground"]
-            os.execv(sys.executable, command)  # noqa: S606 - this very interpreter, our own arguments
+            stack.replace_by_supervisor(only, deadline_s=deadline)
         stack.start(only=only, attached=False, deadline_s=deadline, progress=None if as_json else _Progress())
     except StackError as error:
         _fail(str(error), NO, as_json=as_json)

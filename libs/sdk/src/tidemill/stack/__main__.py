@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import fcntl
 import os
 import random
 import sys
@@ -47,29 +46,25 @@ def main() -> int:
     parser.add_argument("home", type=Path)
     parser.add_argument("--foreground", action="store_true", help="print every process's output here too")
     parser.add_argument("--lifeline", action="store_true", help="stop when standard input ends")
+    parser.add_argument("--lock", type=int, required=True, help="the claim on HOME, an open file, held until the end")
     arguments = parser.parse_args()
+    os.set_inheritable(arguments.lock, False)
     layout = Layout(arguments.home)
     os.umask(0o077)
     layout.home.mkdir(parents=True, exist_ok=True)
     layout.home.chmod(0o711)  # root's PostgreSQL runs as another user, whose data lies in here
-    with open(layout.lock_file, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            sys.stderr.write(f"a stack already runs in {layout.home}\n")
-            return 1
-        try:
-            door = control.socket_path(layout.home)
-            control.remove_stale(door)
-            prepared = prepare(layout, door)
-        except StackError as error:
-            sys.stderr.write(f"{error}\n")
-            return 1
-        try:
-            return asyncio.run(supervise(prepared, foreground=arguments.foreground, lifeline=arguments.lifeline))
-        finally:
-            # Closing a server leaves its socket's file.
-            control.remove_stale(door)
+    try:
+        door = control.socket_path(layout.home)
+        control.remove_stale(door)
+        prepared = prepare(layout, door)
+    except StackError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    try:
+        return asyncio.run(supervise(prepared, foreground=arguments.foreground, lifeline=arguments.lifeline))
+    finally:
+        # Closing a server leaves its socket's file.
+        control.remove_stale(door)
 
 
 if __name__ == "__main__":

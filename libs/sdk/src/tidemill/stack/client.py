@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 from tidemill.stack import control, unprivileged
+from tidemill.stack.claim import claim
 from tidemill.stack.endpoints import Endpoints, redacted
 from tidemill.stack.logs import last_lines
 from tidemill.stack.plan import Layout
@@ -108,15 +110,30 @@ class Stack:
         Raises: StackError with the last lines of what did not start, or where what runs is not what was asked for.
         """
         services = services_of(only)
-        if self._serves():
+        lock = self._claim_or_serves()
+        if lock is None:
             return self._join(services, deadline_s, progress)
-        supervisor = self.launch(services, attached=attached, deadline_s=deadline_s)
+        supervisor = self._launch(lock, services, attached=attached, deadline_s=deadline_s)
         try:
             return self._await_ready(supervisor, deadline_s + PREPARE_DEADLINE_S, progress)
         except BaseException:
             _end(supervisor)
             self._supervisor = None
             raise
+
+    def _claim_or_serves(self) -> int | None:
+        """Return the claim on a stack that nobody runs; None where one runs or is starting, once its state says so.
+
+        Raises: StackError when one that is starting, or ending, takes too long.
+        """
+        ends = time.monotonic() + PREPARE_DEADLINE_S
+        while not self._serves():
+            if (lock := claim(self.layout)) is not None:
+                return lock
+            if time.monotonic() > ends:
+                raise StackError(f"stack {self.name!r} is starting and says nothing; see {self.layout.logs}")
+            time.sleep(POLL_S)
+        return None
 
     def _serves(self) -> bool:
         """Say whether a supervisor runs that is not about to end; one that is has ended when this returns.
@@ -159,8 +176,8 @@ class Stack:
                 "`tidemill down` and the same --name or --home, or start another stack with --name"
             )
 
-    def write_spec(self, services: tuple[str, ...], deadline_s: float) -> None:
-        """Leave what was asked for where the supervisor reads it."""
+    def _write_spec(self, services: tuple[str, ...], deadline_s: float) -> None:
+        """Leave what was asked for where the supervisor reads it; the caller holds the claim."""
         missing = [package for package in EXTRA if find_spec(package) is None]
         if missing:
             raise StackError(f"the local stack needs {', '.join(missing)}: {INSTALL}")
@@ -176,19 +193,41 @@ class Stack:
         )
         write_private(self.layout.spec_file, spec.to_json())
 
-    def launch(self, services: tuple[str, ...], *, attached: bool, deadline_s: float) -> subprocess.Popen[bytes]:
-        """Start the supervisor in a session of its own, with its output in logs/supervisor.log."""
-        self.write_spec(services, deadline_s)
-        command = [sys.executable, "-m", "tidemill.stack", str(self.layout.home)]
-        with self.layout.log("supervisor").open("wb") as log:
-            self._supervisor = subprocess.Popen(  # noqa: S603 - our own arguments
-                [*command, "--lifeline"] if attached else command,
-                stdin=subprocess.PIPE if attached else subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+    def replace_by_supervisor(self, only: str | None, *, deadline_s: float) -> NoReturn:
+        """Become the supervisor, whose output and the stack's go to this terminal.
+
+        Raises: StackError when the stack runs already.
+        """
+        services = services_of(only)
+        lock = claim(self.layout)
+        if lock is None:
+            raise StackError(f"a stack already runs in {self.layout.home}")
+        self._write_spec(services, deadline_s)
+        os.set_inheritable(lock, True)
+        os.execv(sys.executable, [*self._command(lock), "--foreground"])  # noqa: S606 - our own arguments
+
+    def _launch(
+        self, lock: int, services: tuple[str, ...], *, attached: bool, deadline_s: float
+    ) -> subprocess.Popen[bytes]:
+        """Hand the claim to a supervisor in a session of its own, with its output in logs/supervisor.log."""
+        try:
+            self._write_spec(services, deadline_s)
+            command = self._command(lock)
+            with self.layout.log("supervisor").open("wb") as log:
+                self._supervisor = subprocess.Popen(  # noqa: S603 - our own arguments
+                    [*command, "--lifeline"] if attached else command,
+                    stdin=subprocess.PIPE if attached else subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=(lock,),
+                )
+        finally:
+            os.close(lock)
         return self._supervisor
+
+    def _command(self, lock: int) -> list[str]:
+        return [sys.executable, "-m", "tidemill.stack", str(self.layout.home), "--lock", str(lock)]
 
     def _await_ready(
         self,
@@ -206,6 +245,8 @@ class Stack:
                     return state.endpoints
                 if state.status == FAILED:
                     raise StackError(state.message)
+                if supervisor is None and not supervisor_alive(state):
+                    raise StackError(f"stack {self.name!r} ended before it was ready; see {self.layout.logs}")
             if supervisor is not None and supervisor.poll() is not None:
                 lines = last_lines(self.layout.log("supervisor"), 20)
                 raise StackError("the supervisor ended: " + "\n".join(lines))
