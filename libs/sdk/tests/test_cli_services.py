@@ -19,6 +19,9 @@ from tidemill.clients.publishing import AsyncEventStream, EventStream, Flight
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.ingestion.v1 import ingestion_pb2 as ingestion
 from tidemill_contracts.ingestion.v1 import ingestion_pb2_grpc
+from tidemill_contracts.monitoring.v1 import monitoring_pb2 as monitoring
+from tidemill_contracts.monitoring.v1 import monitoring_pb2_grpc
+from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring_records
 from tidemill_contracts.registry.v1 import registry_pb2 as registry
 from tidemill_contracts.registry.v1 import registry_pb2_grpc
 from tidemill_contracts.serving.v1 import serving_pb2 as serving
@@ -34,6 +37,7 @@ ORDERS = definition.Definition(
     ],
     pipelines=[definition.Pipeline(name="late-orders", request="order-placed")],
 )
+REQUEST = "3c9e1b52-6f0d-5a37-9c41-d2a7f8e05b16"
 
 
 class Registry(registry_pb2_grpc.RegistryServiceServicer):
@@ -49,13 +53,21 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
         return registry.GetDefinitionResponse(record=definition.DefinitionRecord(definition=ORDERS))
 
     def ListRuns(self, request: Any, context: Any) -> registry.ListRunsResponse:
-        return registry.ListRunsResponse(runs=[registry.Run(run_id="r-1")] if request.pipeline == "retired" else [])
+        runs = [registry.Run(run_id="r-1", request_id=REQUEST)] if request.pipeline == "retired" else []
+        return registry.ListRunsResponse(runs=runs)
 
     def ListVersions(self, request: Any, context: Any) -> registry.ListVersionsResponse:
         return registry.ListVersionsResponse()
 
     def GetDeployment(self, request: Any, context: Any) -> registry.GetDeploymentResponse:
         return registry.GetDeploymentResponse()
+
+
+class Monitoring(monitoring_pb2_grpc.MonitoringServiceServicer):
+    """Takes a request for a training run."""
+
+    def RequestRetraining(self, request: Any, context: Any) -> monitoring.RequestRetrainingResponse:
+        return monitoring.RequestRetrainingResponse(request=monitoring_records.RetrainRequest(request_id=REQUEST))
 
 
 class Serving(serving_pb2_grpc.PredictionServiceServicer):
@@ -88,6 +100,7 @@ class Ingestion(ingestion_pb2_grpc.IngestionServiceServicer):
 def address() -> Iterator[str]:
     """Where all the stand-ins answer."""
     server = grpc.server(ThreadPoolExecutor(4))
+    monitoring_pb2_grpc.add_MonitoringServiceServicer_to_server(Monitoring(), server)  # type: ignore[abstract]
     registry_pb2_grpc.add_RegistryServiceServicer_to_server(Registry(), server)  # type: ignore[abstract]
     serving_pb2_grpc.add_PredictionServiceServicer_to_server(Serving(), server)  # type: ignore[abstract]
     ingestion_pb2_grpc.add_IngestionServiceServicer_to_server(Ingestion(), server)  # type: ignore[abstract]
@@ -98,7 +111,8 @@ def address() -> Iterator[str]:
 
 
 def run(address: str, *arguments: object, actor: str = "ada") -> Result:
-    services = dict.fromkeys(["TIDEMILL_REGISTRY", "TIDEMILL_SERVING", "TIDEMILL_INGESTION"], address)
+    names = ("REGISTRY", "SERVING", "INGESTION", "MONITORING")
+    services = {f"TIDEMILL_{name}": address for name in names}
     return CliRunner().invoke(app, [str(one) for one in arguments], env={**services, "TIDEMILL_ACTOR": actor})
 
 
@@ -141,6 +155,14 @@ def test_a_pipeline_that_nobody_registered_is_named(address: str, command: tuple
 
 def test_the_runs_of_a_pipeline_that_is_registered_no_more_are_listed(address: str) -> None:
     assert "r-1" in run(address, "runs", "retired").stdout
+
+
+def test_a_run_is_listed_under_the_request_that_retrain_names(address: str) -> None:
+    asked = run(address, "retrain", "retired", "--why", "once more")
+    assert asked.stdout == f"requested as {REQUEST}; follow it with `tidemill runs retired`, by this request_id\n"
+    columns, listed = (line.split() for line in run(address, "runs", "retired").stdout.splitlines())
+    assert "request_id" in columns
+    assert REQUEST in listed
 
 
 def test_an_actor_that_a_call_cannot_carry_is_named_with_its_variable(address: str) -> None:

@@ -97,6 +97,6 @@ def retrain(
     with answering(as_json) as answer, Target(stack, home).connect("monitoring", monitoring) as connection:
         client = MonitoringClient(connection)
         found = client.retrain(pipeline, why, key or str(uuid.uuid4()), actor(), at_us=instant_us(at))
-        answer.say(f"requested as {found.request_id}; follow it with `tidemill runs {pipeline}`")
+        answer.say(f"requested as {found.request_id}; follow it with `tidemill runs {pipeline}`, by this request_id")
         if as_json:
             answer.json(to_dict(found))

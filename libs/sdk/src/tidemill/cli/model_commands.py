@@ -17,7 +17,17 @@ Pipeline = Annotated[str, typer.Argument(help="A registered pipeline.", show_def
 Why = Annotated[str, typer.Option("--why", help="The reason, kept with the change.", show_default=False)]
 At = Annotated[str | None, typer.Option("--at", help="Event time of the change; the pipeline's clock unless told.")]
 MAX_VERSION = 2**31 - 1
-_RUN_COLUMNS = ("run_id", "pipeline", "status", "cause_kind", "attempts", "requested_at", "version", "reason")
+_RUN_COLUMNS = (
+    "run_id",
+    "pipeline",
+    "status",
+    "cause_kind",
+    "request_id",
+    "attempts",
+    "requested_at",
+    "version",
+    "reason",
+)
 _VERSION_COLUMNS = ("pipeline", "version", "stage", "created_at", "log_loss", "roc_auc", "summary")
 
 
