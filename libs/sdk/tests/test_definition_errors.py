@@ -222,6 +222,25 @@ def test_a_fault_in_a_stream_is_told_once_and_not_again_by_all_that_stands_on_it
     assert len(found) == 1
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("seats: int", "seats: bytes"),
+        ('by="origin"', 'by="orgin"'),
+        ('"distance": "distance"', '"x": "nowhere"'),
+        ('origin.on("origin")', 'origin.on("orign")'),
+        ('features={"origin": origin.on("origin"), "distance": "distance"}', "features=[]"),
+    ],
+)
+def test_a_fault_in_a_feature_is_not_told_again_by_the_gate_that_slices_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str
+) -> None:
+    gate = 'tm.Slices("origin.carrier", metric="log_loss", max_regression=0.1)'
+    text = GOOD.replace('tm.Better("log_loss", than="champion")', gate)
+    assert old in text
+    assert len(problems_of(tmp_path, monkeypatch, text.replace(old, new, 1))) == 1
+
+
 def test_monitors_that_are_no_list_are_not_said_to_watch_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

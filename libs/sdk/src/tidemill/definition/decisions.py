@@ -59,8 +59,8 @@ def _items(
             report.add(pipeline.origin, subject, f"one of {names} is wanted, not {item!r:.80}")
 
 
-def compile_gates(pipeline: Pipeline, categories: Collection[str], report: Report) -> list[definition.Gate]:
-    """Return the gates that are sound; `categories` are the features that can slice."""
+def compile_gates(pipeline: Pipeline, categories: Collection[str] | None, report: Report) -> list[definition.Gate]:
+    """Return the gates that are sound; `categories` are the features that can slice, None where faults hide some."""
     kinds = (Better, AtLeast, AtMost, Slices)
     gates = []
     for subject, item in _items(pipeline, "gates", pipeline.gates, kinds, report):
@@ -81,8 +81,8 @@ def compile_gates(pipeline: Pipeline, categories: Collection[str], report: Repor
     return gates
 
 
-def _slices(subject: str, item: Slices, categories: Collection[str], report: Report) -> definition.Gate | None:
-    if not isinstance(item.feature, str) or item.feature not in categories:
+def _slices(subject: str, item: Slices, categories: Collection[str] | None, report: Report) -> definition.Gate | None:
+    if categories is not None and (not isinstance(item.feature, str) or item.feature not in categories):
         line = line_of_text(item.origin, item.feature)
         hint = unknown(item.feature, categories, "category feature") if categories else "the pipeline has no category"
         report.add(item.origin, subject, hint, line=line)
@@ -91,7 +91,7 @@ def _slices(subject: str, item: Slices, categories: Collection[str], report: Rep
     if not report.number(item.origin, f"{subject}: max_regression", item.max_regression, low=0, high=most):
         return None
     return definition.Gate(
-        slices=definition.Slices(feature=item.feature, metric=item.metric, max_regression=item.max_regression)
+        slices=definition.Slices(feature=str(item.feature), metric=item.metric, max_regression=item.max_regression)
     )
 
 

@@ -55,7 +55,9 @@ class Pipelines:
         if learner is not None:
             message.learner.CopyFrom(learner)
         self._train(pipeline.train, origin, message, f"{subject}: train")
-        message.gates.extend(compile_gates(pipeline, categories, report))
+        # A feature that has a fault may be the category that a gate names.
+        known = isinstance(pipeline.features, Mapping) and len(message.features) == len(pipeline.features)
+        message.gates.extend(compile_gates(pipeline, categories if known else None, report))
         message.rollout.extend(compile_rollout(pipeline, report))
         message.monitors.extend(compile_monitors(pipeline, report))
         retrain = compile_retrain(pipeline, report)
