@@ -111,3 +111,10 @@ def test_what_runs_otherwise_is_named_and_refused(home: Path, options: tuple[str
     )
     assert "secret" not in error
     assert "hidden" not in error
+
+
+def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = up(tmp_path / "file" / "stack")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["error"].startswith(f"the stack cannot be started in {tmp_path}/file/stack: ")

@@ -104,6 +104,8 @@ def up(
         stack.start(only=only, attached=False, deadline_s=deadline, progress=None if as_json else _Progress())
     except StackError as error:
         _fail(str(error), NO, as_json=as_json)
+    except OSError as error:
+        _fail(f"the stack cannot be started in {stack.layout.home}: {error}", NO, as_json=as_json)
     state = _live(stack, as_json=as_json)
     if as_json:
         typer.echo(json.dumps(_summary(state, {})))
