@@ -194,7 +194,12 @@ FAULTS = [
     # Python itself.
     ("import tidemill as tm", "import tidemill as tm\nimport nowhere_at_all", "flights.py:3: ModuleNotFoundError: No module named 'nowhere_at_all'"),
     ("    request=Scheduled,", "    request=Scheduled", "flights.py:22: not Python: "),
-    ("    request=Scheduled,", "    requst=Scheduled,", "flights.py:20: Pipeline() got an unexpected keyword argument 'requst'"),
+    ("    request=Scheduled,", "    requst=Scheduled,", "flights.py:20: Pipeline() got an unexpected keyword argument 'requst'; did you mean 'request'?"),
+    ('by="origin"', 'by="origin", maxage="1d"', "flights.py:16: View() got an unexpected keyword argument 'maxage'; did you mean 'max_age'?"),
+    ('wait="36h"', 'wiat="36h"', "flights.py:24: Label() got an unexpected keyword argument 'wiat'; did you mean 'wait'?"),
+    ('tm.count("2h")', 'tm.count("2h", were="true")', "flights.py:17: count() got an unexpected keyword argument 'were'; did you mean 'where'?"),
+    ('tm.count("2h")', 'tm.mean("dep_delay_minutes", "2h", by="x")', "flights.py:17: mean() got an unexpected keyword argument 'by'; it takes expression, where, window"),
+    ('origin.on("origin")', 'origin.on(field="origin")', "flights.py:23: View.on() got an unexpected keyword argument 'field'"),
 ]  # fmt: skip
 
 

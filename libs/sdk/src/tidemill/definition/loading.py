@@ -1,5 +1,7 @@
 """Runs a user's definition file on its own and hands back what it declares."""
 
+import inspect
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -10,10 +12,11 @@ from typing import Any
 
 import tidemill
 from tidemill.definition.problems import DefinitionError, Problem
-from tidemill.definition.report import unknown
+from tidemill.definition.report import nearest, unknown
 from tidemill.definition.source import forget_sources
 
 MAX_FILE_BYTES = 1_000_000
+_UNEXPECTED_KEYWORD = re.compile(r"(?P<call>\w+)\(\) got an unexpected keyword argument '(?P<keyword>\w+)'")
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -51,7 +54,16 @@ def _problem(file: str, error: BaseException) -> Problem:
     if isinstance(error, AttributeError) and error.obj is tidemill:
         return Problem(file, line, "", f"tidemill: {unknown(error.name, tidemill.__all__)}")
     named = isinstance(error, TypeError) and text
-    return Problem(file, line, "", text if named else f"{type(error).__name__}: {text}")
+    return Problem(file, line, "", f"{text}{_keyword_hint(text)}" if named else f"{type(error).__name__}: {text}")
+
+
+def _keyword_hint(text: str) -> str:
+    """Return what one of our own calls takes instead of a keyword that Python says it does not; else nothing."""
+    found = _UNEXPECTED_KEYWORD.fullmatch(text)
+    if found is None or found["call"] not in tidemill.__all__:
+        return ""
+    taken = inspect.signature(getattr(tidemill, found["call"])).parameters.keys() - {"origin"}
+    return f"; {nearest(found['keyword'], taken, 'it takes')}"
 
 
 @contextmanager

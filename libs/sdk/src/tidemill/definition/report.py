@@ -153,15 +153,20 @@ def named(kind: str, name: object) -> str:
 
 def unknown(value: object, known: Iterable[str], what: str = "") -> str:
     """Return a sentence for a value that is not among the known ones, with the nearest one."""
-    names = sorted(known)
-    close = difflib.get_close_matches(str(value), names, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
-    return f"unknown {what + ' ' if what else ''}{value!r}; {hint}"
+    return f"unknown {what + ' ' if what else ''}{value!r}; {nearest(value, known, 'there are')}"
 
 
 def no_field(name: object, owner: str, fields: Iterable[str]) -> str:
     """Return a sentence for a field that an event does not have, with the nearest one."""
-    names = sorted(fields)
-    close = difflib.get_close_matches(str(name), names, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(names)}"
-    return f"no field {name!r} in {owner}; {hint}"
+    return f"no field {name!r} in {owner}; {nearest(name, fields, 'it has')}"
+
+
+def nearest(value: object, known: Iterable[str], otherwise: str) -> str:
+    """Return a question for the known value that is nearest; all of them, after `otherwise`, where none is near.
+
+    >>> nearest("maxage", ["by", "max_age"], "it takes"), nearest("size", ["by", "max_age"], "it takes")
+    ("did you mean 'max_age'?", 'it takes by, max_age')
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(str(value), names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"{otherwise} {', '.join(names)}"
