@@ -128,6 +128,8 @@ FAULTS = [
     ('origin.on("origin")', "origin", "flights.py:23: pipeline 'delays': feature 'origin': write view.on(\"…\"), not View("),
     ('"distance": "distance"', '"at": "asked_at"', "flights.py:23: pipeline 'delays': feature 'at': a timestamp is no feature; use parts of it, such as hour(…) or dow(…)"),
     ('"distance": "distance"', '"x": "hour(asked_att)"', "flights.py:23: pipeline 'delays': feature 'x': no field 'asked_att' in Scheduled; did you mean 'asked_at'?"),
+    ('"distance": "distance"', '"x": "distance / origin.departures_2h"', "flights.py:23: pipeline 'delays': feature 'x': a pipeline's expression reads fields of Scheduled only, and 'origin.departures_2h' is a view's feature; give the model both, each as a feature of its own ('origin' brings that one)"),
+    ('"distance": "distance"', '"x": "distance / scheduled.seats"', "flights.py:23: pipeline 'delays': feature 'x': write the field's bare name, not 'scheduled.seats'"),
     ('tm.last("carrier", "2h")', 'tm.last("departed_at", "2h")', "flights.py:23: pipeline 'delays': feature 'origin': 'carrier' of view 'origin' is a timestamp, which no model takes"),
     ("dep_delay_minutes > 15", "dep_delay_minutes", "flights.py:24: pipeline 'delays': label: a label of type float64 (regression, multi-class) is not in this release; write a condition"),
     ('by="flight_id", wait', 'by="flight", wait', "flights.py:24: pipeline 'delays': label: by: no field 'flight' in Scheduled; did you mean 'flight_id'?"),

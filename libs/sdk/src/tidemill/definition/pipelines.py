@@ -129,7 +129,10 @@ class Pipelines:
         self, pipeline: Pipeline, name: str, text: str, request: CompiledStream, categories: set[str]
     ) -> definition.FeatureSource | None:
         subject = f"{named('pipeline', pipeline.name)}: feature {name!r}"
-        found = self._report.expression(pipeline.origin, subject, text, request.schema, request.owner)
+        looked_up = [source for source, item in pipeline.features.items() if isinstance(item, Lookup)]
+        found = self._report.expression(
+            pipeline.origin, subject, text, request.schema, request.owner, looked_up=looked_up
+        )
         if found is None:
             return None
         if found.type == _TIMESTAMP:

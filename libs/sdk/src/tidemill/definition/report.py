@@ -3,7 +3,7 @@
 import difflib
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TypeVar
 
 from tidemill_contracts.bounds import MAX_NAME_CHARS
@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
 _STREAM_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+_QUALIFIED = re.compile(r"(\w+)\.\w+")
 _FEATURE_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -59,8 +60,20 @@ class Report:
             return None
         return schema[name]
 
-    def expression(self, origin: Origin, subject: str, text: object, schema: Schema, owner: str) -> Expression | None:
-        """Return the compiled expression; its line is where the text stands within the declaration."""
+    def expression(
+        self,
+        origin: Origin,
+        subject: str,
+        text: object,
+        schema: Schema,
+        owner: str,
+        *,
+        looked_up: Collection[str] = (),
+    ) -> Expression | None:
+        """Return the compiled expression; its line is where the text stands within the declaration.
+
+        `looked_up` are names beside the expression under which views are looked up, whose features it cannot read.
+        """
         line = line_of_text(origin, text)
         if not isinstance(text, str):
             self.add(origin, subject, f"an expression is a string, not {text!r:.80}", line=line)
@@ -73,7 +86,8 @@ class Report:
             self.add(origin, subject, f"{half} is half of a surrogate pair and no character; leave it out", line=line)
             return None
         except ExpressionError as error:
-            self.add(origin, subject, error.message, line=line, pointer=error.pointer())
+            message = _of_view(error, looked_up, owner) or error.message
+            self.add(origin, subject, message, line=line, pointer=error.pointer())
             return None
 
     def duration(self, origin: Origin, subject: str, text: object, *, zero: bool = False) -> int | None:
@@ -139,6 +153,17 @@ class Report:
         message = f"{name!r} is no feature name; start with a letter and use a-z, 0-9 and _"
         self.add(origin, subject, message, line=line_of_text(origin, name))
         return False
+
+
+def _of_view(error: ExpressionError, looked_up: Collection[str], owner: str) -> str:
+    """Return what is wrong where an expression goes wrong at a view's feature; nothing where it does elsewhere."""
+    found = None if error.offset is None else _QUALIFIED.match(error.text, error.offset)
+    if found is None or found[1] not in looked_up:
+        return ""
+    return (
+        f"a pipeline's expression reads fields of {owner} only, and {found[0]!r} is a view's feature; "
+        f"give the model both, each as a feature of its own ({found[1]!r} brings that one)"
+    )
 
 
 def is_finite(value: object) -> bool:
