@@ -233,6 +233,12 @@ async def test_a_bridge_waits_for_its_stream_and_its_topic(kafka: Any, open_door
         assert (await door.http.post("/v1/streams/rides/events", content=b"{}")).status_code == 404
 
 
+async def test_doors_are_ready_while_a_bridge_beside_them_waits_for_its_stream(kafka: Any, open_door: Any) -> None:
+    async with open_door(kafka, roles=("door", "bridge"), bridges={"no-such-topic": "walks"}) as door:
+        # The process that a lifecycle runs has no fault then.
+        assert (await door.http.get("/ready")).json()["faults"].keys() == {"lifecycle"}
+
+
 @pytest.mark.parametrize("kind", ["large once unpacked", "larger than its letter", "null", "null header"])
 async def test_no_record_that_a_topic_holds_stops_its_bridge(
     kafka: Any, open_door: Any, raw: Raw, options: dict[str, Any], rides_of: Callable[..., Sequence[int]], kind: str

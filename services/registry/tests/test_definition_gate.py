@@ -83,7 +83,8 @@ async def test_who_redefines_a_feature_is_told_which_champion_was_trained_on_the
     whole.pipelines[1].features[1].expression = "HOUR(at) > 17"
     said = (
         "tips v1 was trained with 'later' as 'HOUR(at)', which is 'HOUR(at) > 17' now: it answers as before where it "
-        "is loaded, until another version passes its gates; ask for one: tidemill retrain tips --why ..."
+        "is loaded, until another version passes its gates, and not at all where a field that its views read has "
+        "another type now, or may be null; ask for one: tidemill retrain tips --why ..."
     )
     assert (await registry.apply_whole(whole, dry_run=True)).outdated == [said]
     assert (await registry.apply_whole(whole)).outdated == [said]

@@ -37,7 +37,8 @@ def outdated(version: records.VersionRecord, why: str) -> str:
 
 def left_behind(version: records.VersionRecord, why: str) -> str:
     return (
-        f"{named(version)} {why}: it answers as before where it is loaded, until another version passes its gates; "
+        f"{named(version)} {why}: it answers as before where it is loaded, until another version passes its gates, "
+        "and not at all where a field that its views read has another type now, or may be null; "
         f"ask for one: tidemill retrain {version.pipeline} --why ..."
     )
 

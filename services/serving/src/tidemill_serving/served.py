@@ -105,7 +105,12 @@ class Served:
         if result.unready and result.moved:
             raise ReadElsewhereError
         if result.unready:
-            raise Retryable(f"view {', '.join(result.unready)} is still being built from the log", retry_after_s=1.0)
+            raise Retryable(
+                f"view {', '.join(result.unready)} cannot be read: it is being built from the log, or it is the former "
+                "version of one of whose fields the type changed, or null became allowed, and cannot be computed any "
+                f"more; then train another model: tidemill retrain {self.pipeline} --why ...",
+                retry_after_s=1.0,
+            )
         rows = self.vector.rows(result.views, self.vector.columns(requests), len(requests))
         return FeatureRead(rows, result.positions)
 

@@ -134,7 +134,10 @@ def split(table: Table, holdout: float, min_rows: int) -> tuple[Table, Table]:
     cut = int(np.searchsorted(table.as_of_us, table.as_of_us[first], side="left"))
     older, newest = table.part(0, cut), table.part(cut, rows)
     if not len(older) or len(np.unique(older.labels)) < 2:
-        raise ModelError(f"the {len(older):,} training rows do not hold both outcomes")
+        raise ModelError(
+            f"the {len(older):,} training rows do not hold both outcomes; a row without a label is left out, so that "
+            "events must tell of either outcome"
+        )
     return older, newest
 
 

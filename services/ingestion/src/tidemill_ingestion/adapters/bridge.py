@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 from uuid import uuid4
 
+import structlog
 from tidemill_contracts.dead_letters import BRIDGE_GROUP
 from tidemill_contracts.topics import dead_letter_topic, events_topic
 from tidemill_runtime.batches import Assignment, Batch, Pipeline, Record, Refused, Restored, Step, StreamOptions
@@ -35,6 +36,8 @@ from tidemill_ingestion.verdicts import Refusal
 _FOR_EVER = math.inf
 _LOOK_S = 0.5
 _FETCH_WAIT_MS = 50
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -171,6 +174,8 @@ class Bridge:
 
     async def run(self) -> None:
         """Copy until `stop`, from when the stream is registered; while it is retired, what was read waits."""
+        if not self._begin.is_set():
+            log.warning("bridge_waits", topic=self.topic, stream=self.stream, detail="the stream is not registered yet")
         await self._begin.wait()
         if not self._stopped:
             await self._runner.run()
@@ -206,9 +211,14 @@ class Bridge:
             self._begin.set()
 
     def fault(self) -> str | None:
-        """Return what is wrong, for readiness. A pause is not: the doors of this replica go on."""
+        """Return what is wrong, for readiness. A pause is not: the doors of this replica go on.
+
+        Nor is a stream that nobody has registered yet, where there are doors: it comes once they are there.
+        """
         gate = self._gates.find(self.stream)
         if isinstance(gate, Refusal):
+            if "door" in self.settings.roles and not self._begin.is_set():
+                return None
             return f"stream {self.stream!r} is not registered {'any more' if self._begin.is_set() else 'yet'}"
         return None if gate.brake.pause is not None else self._runner.fault()
 
