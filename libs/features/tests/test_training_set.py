@@ -34,7 +34,7 @@ def number(*values: float | None) -> Column:
     return Column(np.array([0.0 if value is None else value for value in values]), nulls)
 
 
-def closure(label: str = "delay > 15", wait_minutes: int = 600) -> definition.Definition:
+def closure(label: str = "delay > 15", wait_minutes: int = 600, absent: bool | None = None) -> definition.Definition:
     string, float64, timestamp = (
         definition.FIELD_TYPE_STRING,
         definition.FIELD_TYPE_FLOAT64,
@@ -64,7 +64,10 @@ def closure(label: str = "delay > 15", wait_minutes: int = 600) -> definition.De
     pipeline.features.add(name="o", view=definition.ViewLookup(view="origin", on=["origin"]))
     pipeline.features.add(name="from", expression="origin")
     pipeline.features.add(name="hour", expression="hour(at)")
-    pipeline.label.CopyFrom(definition.Label(stream="landed", expression=label, by="id", wait_ms=wait_minutes * 60_000))
+    wait_ms = wait_minutes * 60_000
+    pipeline.label.CopyFrom(
+        definition.Label(stream="landed", expression=label, by="id", wait_ms=wait_ms, absent=absent)
+    )
     return definition.Definition(streams=[asked, landed], views=[view], pipelines=[pipeline])
 
 
@@ -368,6 +371,31 @@ def test_an_outcome_from_before_the_request_is_no_label_of_it_and_one_at_its_ins
 def test_a_label_at_the_end_of_the_wait_counts_and_a_microsecond_later_does_not() -> None:
     landings = [Landing("a", 30 + 600, 90.0), Landing("b", 30 + 600 + MICROSECOND, 90.0)]
     assert table([Request("a", 30), Request("b", 30)], landings).rows.join_key.tolist() == ["a"]
+
+
+@pytest.mark.parametrize("absent", [False, True])
+def test_where_no_label_means_something_rows_have_it_once_their_wait_is_over_and_none_before(absent: bool) -> None:
+    requests = [Request("a", 1), Request("b", 2), Request("c", 3), Request("d", 101), Request("e", 102)]
+    landings = [
+        Landing("a", 50, 30.0),
+        # Says nothing, and so does one that comes later than the wait.
+        Landing("b", 60, None),
+        Landing("c", 104, 30.0),
+        Landing("d", 110, 30.0),
+        Landing("x", 201 + MICROSECOND, 0.0),
+    ]
+
+    def labels(window: Window) -> dict[str, float]:
+        described = closure(wait_minutes=100, absent=absent)
+        rows = TrainingSet(described, logs(requests, landings), nobody_predicted(), window)
+        return dict(zip(rows.join_key.tolist(), rows.labels.tolist(), strict=True))
+
+    nothing = float(absent)
+    known = {"a": 1.0, "b": nothing, "c": nothing}
+    assert labels(EVER) == known | {"d": 1.0}
+    # "d" has its label long before; that nobody told of "e" until then is no news.
+    assert labels(Window(0, 201 * MINUTE_US)) == known
+    assert labels(Window(0, 201 * MINUTE_US + 1)) == known | {"d": 1.0}
 
 
 def test_a_partition_that_was_added_after_the_definition_is_seen_by_whom_its_positions_name_it() -> None:

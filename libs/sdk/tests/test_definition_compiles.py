@@ -118,3 +118,16 @@ def test_postponed_annotations_are_understood(tmp_path: Path) -> None:
     text = SMALL.format(type="float | None", feature='tm.count("1h")')
     path.write_text("from __future__ import annotations\n" + text)
     assert compile_file(path).streams[0].fields[1].nullable
+
+
+def test_what_no_label_means_is_part_of_the_definition_and_nothing_unless_told(tmp_path: Path) -> None:
+    text = FLIGHTS.read_text()
+    meant = {}
+    for told in ("", ", absent=False", ", absent=True"):
+        path = tmp_path / "flights.py"
+        path.write_text(text.replace('wait="36h"', f'wait="36h"{told}'))
+        found = compile_file(path)
+        label = found.pipelines[0].label
+        meant[message_hash(found)] = label.absent if label.HasField("absent") else None
+    assert list(meant.values()) == [None, False, True]
+    assert next(iter(meant)) == message_hash(compile_file(FLIGHTS))

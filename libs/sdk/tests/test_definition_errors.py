@@ -134,6 +134,8 @@ FAULTS = [
     ("dep_delay_minutes > 15", "dep_delay_minutes", "flights.py:24: pipeline 'delays': label: a label of type float64 (regression, multi-class) is not in this release; write a condition"),
     ('by="flight_id", wait', 'by="flight", wait', "flights.py:24: pipeline 'delays': label: by: no field 'flight' in Scheduled; did you mean 'flight_id'?"),
     ('tm.Label(Departed, "dep_delay_minutes > 15"', 'tm.Label(Scheduled, "seats > 15"', "flights.py:24: pipeline 'delays': label: it comes from the request's own stream, so it would be known when asking"),
+    ('wait="36h"', 'wait="36h", absent=0', "flights.py:24: pipeline 'delays': label: absent is True or False, what a request without an event counts as, not 0"),
+    ('wait="36h"', 'wait="60d", absent=False', "flights.py:26: pipeline 'delays': train: window: 60d is no longer than the label's wait, so that no row has waited for its label; make it longer"),
     ('wait="36h"', 'wait="later"', "flights.py:24: pipeline 'delays': label: wait: 'later' is not a duration"),
     ("tm.XGBoost(max_depth=tm.Int(3, 8))", 'tm.Sklearn("ensemble.RandomForestClassifier")', "flights.py:25: pipeline 'delays': learner: tm.Sklearn is not in this release; there are tm.XGBoost and tm.River"),
     ("tm.XGBoost(max_depth=tm.Int(3, 8))", "tm.LightGBM()", "flights.py:25: pipeline 'delays': learner: tm.LightGBM is not in this release"),

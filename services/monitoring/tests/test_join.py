@@ -11,6 +11,7 @@ from tidemill_contracts.serving.v1 import records_pb2 as serving
 from tidemill_monitoring.clock import HOUR_US, tick_after
 from tidemill_monitoring.decode import Label, Prediction
 from tidemill_monitoring.join import (
+    ASSUMED,
     CORRECTED,
     LABELLED,
     NEVER,
@@ -19,19 +20,21 @@ from tidemill_monitoring.join import (
     Outcome,
     Portion,
     Stored,
+    Wait,
     encode,
-    never,
     outcomes_of,
+    unlabelled,
 )
 
 WAIT_US = 10 * HOUR_US
-WAITS = {"p": WAIT_US}
+NOTHING, NO = Wait(WAIT_US), Wait(WAIT_US, absent=0.0)
 
 
 class Tables:
     """What the joiner's tables do, in memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, wait: Wait = NOTHING) -> None:
+        self.wait = wait
         self.predictions: dict[str, Stored] = {}
         self.labels: dict[tuple[str, str], Label] = {}
         self.outcomes: dict[str, list[Outcome]] = {}
@@ -50,12 +53,12 @@ class Tables:
                     for one in self.predictions.values()
                     if belongs(one, label)
                 ]
-        self._keep(outcomes_of(matches, WAITS))
+        self._keep(outcomes_of(matches, {"p": self.wait}))
 
     def sweep(self, tick_us: int) -> None:
-        """Declare NEVER what has waited long enough at a tick."""
+        """Give up on the labels that were waited for long enough at a tick."""
         late = [one for one in self.predictions.values() if one.prediction_id not in self.outcomes]
-        self._keep([never(one, one.as_of_us + WAIT_US) for one in late if one.as_of_us + WAIT_US < tick_us])
+        self._keep([unlabelled(one, self.wait) for one in late if one.as_of_us + WAIT_US < tick_us])
 
     def _keep(self, made: Sequence[Outcome]) -> None:
         for one in made:
@@ -130,13 +133,21 @@ def test_revisions_of_a_known_prediction_do_not_depend_on_how_its_labels_are_cut
 
 
 @pytest.mark.parametrize(
-    ("ready_hours", "states"), [(10, [LABELLED]), (11, [NEVER, CORRECTED]), (30, [NEVER, CORRECTED])]
+    ("wait", "value", "ready_hours", "states"),
+    [
+        (NOTHING, 1.0, 10, [LABELLED]),
+        (NOTHING, 1.0, 11, [NEVER, CORRECTED]),
+        (NOTHING, 1.0, 30, [NEVER, CORRECTED]),
+        (NO, 1.0, 10, [LABELLED]),
+        (NO, 1.0, 11, [ASSUMED, CORRECTED]),
+        (NO, 0.0, 11, [ASSUMED]),
+    ],
 )
 def test_a_label_read_after_the_wait_gives_the_same_revisions_whether_or_not_the_sweep_came_first(
-    ready_hours: int, states: list[int]
+    wait: Wait, value: float, ready_hours: int, states: list[int]
 ) -> None:
-    label = Label("p", "a", "late", 1.0, 5 * HOUR_US, ready_hours * HOUR_US)
-    swept, unswept = Tables(), Tables()
+    label = Label("p", "a", "late", value, 5 * HOUR_US, ready_hours * HOUR_US)
+    swept, unswept = Tables(wait), Tables(wait)
     for tables in (swept, unswept):
         tables.batch([stored(1, "a", 0)], [])
     swept.sweep(tick_after(label.ready_us) - HOUR_US)
@@ -144,6 +155,23 @@ def test_a_label_read_after_the_wait_gives_the_same_revisions_whether_or_not_the
         tables.batch([], [label])
     assert swept.outcomes == unswept.outcomes
     assert [one.state for one in swept.outcomes["id-1"]] == states
+
+
+@given(arrivals)
+def test_where_no_label_means_no_every_prediction_counts_once_at_the_end_of_its_wait(
+    order: list[Stored | Label],
+) -> None:
+    tables = Tables(NO)
+    for one in order:
+        tables.batch(*(([one], []) if isinstance(one, Stored) else ([], [one])))
+    tables.sweep(1_000 * HOUR_US)
+    for prediction in tables.predictions.values():
+        first, *later = tables.outcomes[prediction.prediction_id]
+        told = {label.value for label in tables.labels.values() if belongs(prediction, label)}
+        assert first.ready_us == prediction.as_of_us + WAIT_US
+        assert first.state == (LABELLED if told else ASSUMED)
+        assert first.label in (told or {0.0})
+        assert [one.first_label for one in (first, *later)] == [True] + [False] * len(later)
 
 
 def test_the_encoded_outcome_holds_the_prediction_as_it_was_logged() -> None:
@@ -154,7 +182,10 @@ def test_the_encoded_outcome_holds_the_prediction_as_it_was_logged() -> None:
     assert found.HasField("label")
     assert found.label == 0.0
     assert found.prediction == logged
-    assert not monitoring.OutcomeRecord.FromString(encode(never(prediction, 9))).HasField("label")
+    assert not monitoring.OutcomeRecord.FromString(encode(unlabelled(prediction, NOTHING))).HasField("label")
+    assumed = monitoring.OutcomeRecord.FromString(encode(unlabelled(prediction, NO)))
+    assert (assumed.state, assumed.HasField("label"), assumed.label) == (ASSUMED, True, 0.0)
+    assert assumed.label_time_us == WAIT_US
 
 
 @given(st.integers(0, 9), st.integers(0, 9), st.booleans())

@@ -71,6 +71,45 @@ async def test_a_label_that_never_comes_is_declared_by_the_clock_and_corrected_i
         assert (seen.joined, seen.never, seen.corrected) == (1, 0, 1)
 
 
+async def test_where_no_label_means_no_every_prediction_counts_once_its_wait_is_over_and_a_restart_changes_nothing(
+    world: World,
+) -> None:
+    assumed = definition.Label(absent=False)
+    async with world.running():
+        await world.apply(world.defined(label=assumed))
+        for flight, hour in (("a", 1), ("b", 1), ("c", 2)):
+            await world.predict(flight, START + hour * HOUR)
+        await world.land("a", START + 5 * HOUR, 30.0)
+        await world.watermark(START + DAY)
+        await world.settle(START + DAY)
+        # Known, and published: but those that will turn out otherwise are not known yet.
+        assert [(one.prediction.join_key, one.label) for one in await world.outcomes()] == [("a", 1.0)]
+        assert await windows(world) == []
+    async with world.running():
+        await world.watermark(START + 2 * DAY)
+        await world.settle(START + 2 * DAY)
+        found = {one.prediction.join_key: (one.state, one.label, one.label_time_us) for one in await world.outcomes()}
+        assert found == {
+            "a": (monitoring.OUTCOME_STATE_LABELLED, 1.0, START + 5 * HOUR),
+            "b": (monitoring.OUTCOME_STATE_ASSUMED, 0.0, START + 37 * HOUR),
+            "c": (monitoring.OUTCOME_STATE_ASSUMED, 0.0, START + 38 * HOUR),
+        }
+        (counted,) = await windows(world)
+        assert (counted.values["label_rate"], counted.values["coverage"]) == (pytest.approx(1 / 3), 1.0)
+        await world.land("c", START + 3 * HOUR, 30.0)
+        await world.settle()
+        corrected = [one for one in await world.outcomes() if one.revision == 2]
+        assert [(one.prediction.join_key, one.label) for one in corrected] == [("c", 1.0)]
+        seen = await stats(world)
+        assert (seen.joined, seen.never, seen.corrected, seen.pending) == (3, 0, 1, 0)
+
+
+async def windows(world: World) -> list[Any]:
+    """Return the metrics of whole days that rest on labels."""
+    told = (await world.rpc.GetMetrics(messages.GetMetricsRequest(pipeline=PIPELINE))).metrics
+    return [one for one in told if "label_rate" in one.values]
+
+
 @pytest.mark.parametrize("crashes", [False, True])
 async def test_more_than_a_page_that_waited_too_long_is_declared_in_pages_and_a_crash_between_them_changes_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch, crashes: bool

@@ -151,7 +151,7 @@ def test_a_retired_pipeline_is_watched_no_more_and_what_it_predicted_can_still_b
     assert (registered.pipelines(), registered.topics(), registered.definition("late")) == ([], [], None)
     assert not step(EventTimes(), Batch({}), NOW_US, registered).effects.clocks
     assert registered.partitions("late") == [Partition("events.landed", 0)]
-    assert (registered.wait_us["late"], registered.criteria("late")) == (3_600_000_000, None)
+    assert (registered.waits["late"].us, registered.criteria("late")) == (3_600_000_000, None)
     registered.fold_definition(to_json(found))
     assert registered.pipelines() == ["late"]
 

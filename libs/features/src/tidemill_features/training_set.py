@@ -3,8 +3,9 @@
 A row is one request: a logged prediction, with the offsets that its rings held, or a request event that nobody
 predicted, cut by event time, by when events came to the log, and before itself. Its features are those of the offline
 twin at its `as_of` and cut; its label is the newest one that had come when the set was asked for, neither before the
-request nor later than the label's wait. A row whose label has not come, or is null, is left out. Features are computed
-a part at a time, which bounds memory.
+request nor later than the label's wait. A row whose label has not come, or is null, is left out. Where the definition
+says what a label that does not come means, rows have it, and those whose wait is not over yet are left out: they would
+all be of the other kind. Features are computed a part at a time, which bounds memory.
 """
 
 import json
@@ -167,6 +168,12 @@ class TrainingSet:
         # Labelled or not.
         self.requests = len(asked)
         labels = labels_of(asked, pipeline.label, logs[pipeline.label.stream], streams, window.until_us)
+        if pipeline.label.HasField("absent"):
+            # Of what lies beyond the newest event nobody knows yet that it did not happen.
+            known_us = max(
+                int(logs[name].event_us.max(initial=-1)) for name in (pipeline.request, pipeline.label.stream)
+            )
+            labels = completed(labels, asked, pipeline.label, min(window.until_us, known_us))
         keep = np.flatnonzero(~np.isnan(labels))
         # Time order, ties by key: the same rows come in the same order whatever the order of the log.
         keep = keep[_in_order(asked.as_of_us[keep], asked.join_key[keep])]
@@ -336,6 +343,12 @@ def labels_of(
     rows = rows[(key[place[rows]] == wanted[rows]) & (event_us[place[rows]] >= asked.as_of_us[rows])]
     found[rows] = outcome[place[rows]].astype(np.float64)
     return found
+
+
+def completed(labels: Floats, asked: Asked, label: definition.Label, until_us: int) -> Floats:
+    """Return the labels of rows whose wait was over before `until_us`, those that did not come too; NaN of others."""
+    over = (asked.as_of_us + label.wait_ms * 1000 < until_us) & (asked.join_key != None)  # noqa: E711 -- elementwise
+    return np.where(over, np.where(np.isnan(labels), float(label.absent), labels), np.nan)
 
 
 def cut_by_time(asked: Asked, logs: Mapping[str, StreamLog]) -> Asked:

@@ -14,7 +14,7 @@ import numpy as np
 
 from tidemill_monitoring.clock import DAY_US
 from tidemill_monitoring.drift import DriftWatch, Rows, Verdict
-from tidemill_monitoring.join import LABELLED, NEVER
+from tidemill_monitoring.join import NEVER
 from tidemill_monitoring.pairs import Evidence, Pairs, RolloutStep
 from tidemill_monitoring.scores import CHALLENGER, CHAMPION, ROLE_NAMES, Scores, unpack
 from tidemill_monitoring.windows import Sums, Windows
@@ -81,7 +81,7 @@ class Evaluation:
     def fold(self, rows: Sequence[Resolved], step: RolloutStep | None) -> None:
         """Take in outcomes of one tick, in order; a large tick may come in several calls."""
         self.pairs.follow(step)
-        labelled = [(row.label, unpack(row.scores)) for row in rows if row.state == LABELLED and row.label is not None]
+        labelled = [(row.label, unpack(row.scores)) for row in rows if row.label is not None]
         for row in rows:
             if row.state == NEVER:
                 self._count_never(unpack(row.scores))

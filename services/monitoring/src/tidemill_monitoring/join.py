@@ -2,7 +2,9 @@
 
 A label event belongs to the predictions of its join key that were asked at most `wait` before it and not after it.
 The first label gives revision 1. Another event with another value corrects it; the same event again, or another one
-with the same value, changes nothing. Where the wait was over before the label was read, revision 1 is NEVER.
+with the same value, changes nothing. Where the wait was over before the label was read, revision 1 is NEVER, or
+ASSUMED where the definition says what a label that did not come means. Then every prediction counts at the end of its
+wait, however early its label came: until then those that have one would be of one kind only.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,8 +18,16 @@ from tidemill_monitoring.decode import Label, Prediction
 LABELLED = int(monitoring.OUTCOME_STATE_LABELLED)
 NEVER = int(monitoring.OUTCOME_STATE_NEVER)
 CORRECTED = int(monitoring.OUTCOME_STATE_CORRECTED)
+ASSUMED = int(monitoring.OUTCOME_STATE_ASSUMED)
 
 _PREDICTION_TAG = bytes([monitoring.OutcomeRecord.PREDICTION_FIELD_NUMBER << 3 | 2])
+
+
+class Wait(NamedTuple):
+    """How long a pipeline's predictions wait for a label, µs, and what one that did not come means (None: nothing)."""
+
+    us: int
+    absent: float | None = None
 
 
 class Stored(NamedTuple):
@@ -86,14 +96,14 @@ class Portion(NamedTuple):
         return [self._replace(paged=True)]
 
 
-def outcomes_of(matches: Iterable[Match], wait_us: Mapping[str, int]) -> list[Outcome]:
+def outcomes_of(matches: Iterable[Match], waits: Mapping[str, Wait]) -> list[Outcome]:
     """Return what a batch of matches leads to; several labels of one prediction are taken in the order given."""
     made: list[Outcome] = []
     newest: dict[tuple[str, str], Last] = {}
     for prediction, label, stored in matches:
         key = (prediction.pipeline, prediction.prediction_id)
         last = newest.get(key, stored)
-        new = _next(prediction, label, last, prediction.as_of_us + wait_us[prediction.pipeline])
+        new = _next(prediction, label, last, waits[prediction.pipeline])
         made += new
         if new:
             newest[key] = Last(new[-1].revision, new[-1].label)
@@ -102,25 +112,27 @@ def outcomes_of(matches: Iterable[Match], wait_us: Mapping[str, int]) -> list[Ou
     return made
 
 
-def _next(prediction: Stored, label: Label, last: Last | None, deadline_us: int) -> list[Outcome]:
-    ready_us = max(label.ready_us, prediction.as_of_us)
+def _next(prediction: Stored, label: Label, last: Last | None, wait: Wait) -> list[Outcome]:
+    ready_us, deadline_us = max(label.ready_us, prediction.as_of_us), prediction.as_of_us + wait.us
     if last is not None:
         if last.label == label.value:
             return []
         first = last.label is None
         return [Outcome(prediction, last.revision + 1, CORRECTED, label.value, label.label_time_us, ready_us, first)]
-    # Compared by tick, as the sweep that declares NEVER runs on ticks: the same answer however the log is cut.
+    # Compared by tick, as the sweep of what is overdue runs on ticks: the same answer however the log is cut.
     if tick_after(label.ready_us, HOUR_US) > tick_after(deadline_us, HOUR_US):
-        return [
-            never(prediction, deadline_us),
-            Outcome(prediction, 2, CORRECTED, label.value, label.label_time_us, ready_us, True),
-        ]
+        made = unlabelled(prediction, wait)
+        return [made, *_next(prediction, label, Last(made.revision, made.label), wait)]
+    if wait.absent is not None:
+        ready_us = max(ready_us, deadline_us)
     return [Outcome(prediction, 1, LABELLED, label.value, label.label_time_us, ready_us, True)]
 
 
-def never(prediction: Stored, deadline_us: int) -> Outcome:
+def unlabelled(prediction: Stored, wait: Wait) -> Outcome:
     """Return the outcome of a prediction whose wait is over."""
-    return Outcome(prediction, 1, NEVER, None, deadline_us, deadline_us)
+    deadline_us = prediction.as_of_us + wait.us
+    state = NEVER if wait.absent is None else ASSUMED
+    return Outcome(prediction, 1, state, wait.absent, deadline_us, deadline_us, wait.absent is not None)
 
 
 def encode(outcome: Outcome) -> bytes:

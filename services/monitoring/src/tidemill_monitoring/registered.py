@@ -19,6 +19,7 @@ from tidemill_monitoring.clock import DAY_US
 from tidemill_monitoring.decode import PREDICTIONS, StreamPlan, plans_of
 from tidemill_monitoring.drift import delta_of
 from tidemill_monitoring.evaluation import Criteria
+from tidemill_monitoring.join import Wait
 from tidemill_monitoring.pairs import RolloutStep
 from tidemill_monitoring.policy import Rules, rules_of
 from tidemill_monitoring.profiles import Reference
@@ -46,7 +47,7 @@ class Registered:
         self.plans: dict[str, StreamPlan] = {}
         # Pipelines whose label this release cannot read, with the reason: they are not joined, all others are.
         self.faults: dict[str, str] = {}
-        self.wait_us: dict[str, int] = {}
+        self.waits: dict[str, Wait] = {}
         self.champion_since_us: dict[str, int] = {}
         # Retired ones too: outcomes of what they predicted may still come.
         self._pipelines: dict[str, definition.Pipeline] = {}
@@ -67,7 +68,7 @@ class Registered:
         self._pipelines.update(self.catalogue.pipelines)
         self.plans, self.faults = {}, {}
         for pipeline in self.catalogue.pipelines.values():
-            self.wait_us[pipeline.name] = pipeline.label.wait_ms * 1000
+            self.waits[pipeline.name] = _wait(pipeline.label)
             self._rules[pipeline.name] = rules_of(pipeline)
             self._plan(pipeline)
 
@@ -175,6 +176,10 @@ class Registered:
     def compares(self, pipeline: str, kind: Literal["covariates", "predictions"]) -> bool:
         """Return whether the definition asks for "covariates" or "predictions" to be compared."""
         return any(monitor.HasField(kind) for monitor in self._pipelines[pipeline].monitors)
+
+
+def _wait(label: definition.Label) -> Wait:
+    return Wait(label.wait_ms * 1000, float(label.absent) if label.HasField("absent") else None)
 
 
 def _read(value: bytes, message: Any) -> Any:

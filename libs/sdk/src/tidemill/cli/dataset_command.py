@@ -113,9 +113,14 @@ def why_empty(archive: Archive, pipeline: definition.Pipeline, rows: TrainingSet
             f"no rows: no request lies in the window, {format_us(window.from_us)} to {format_us(window.until_us)}; "
             f"{_archived(archive, pipeline.request)}"
         )
+    wait = shown_duration(pipeline.label.wait_ms * 1000)
+    lacking = (
+        f"has waited for its label, which takes {wait}, by"
+        if pipeline.label.HasField("absent")
+        else f"has a label, which comes within {wait} of the request and up to"
+    )
     return (
-        f"no rows: none of the requests in the window ({rows.requests:,}) has a label, which comes within "
-        f"{shown_duration(pipeline.label.wait_ms * 1000)} of the request and up to {format_us(window.until_us)}; "
+        f"no rows: none of the requests in the window ({rows.requests:,}) {lacking} {format_us(window.until_us)}; "
         f"{_archived(archive, pipeline.label.stream)}"
     )
 

@@ -12,12 +12,16 @@ from tidemill.declarations.views import Lookup
 
 @dataclass(frozen=True)
 class Label:
-    """What came true: a condition over the `source`'s events, joined to the request by the field `by`."""
+    """What came true: a condition over the `source`'s events, joined to the request by the field `by`.
+
+    `absent`: the label of a request that no event told of within `wait`; None: such a request has none.
+    """
 
     source: type[Event]
     expression: str
     by: str
     wait: str
+    absent: bool | None = None
     origin: Origin = field(default_factory=here, repr=False)
 
 

@@ -162,12 +162,19 @@ class Pipelines:
                 f"{message}; write a condition, such as x > 15",
                 line=line_of_text(label.origin, label.expression),
             )
+        if label.absent is not None and not isinstance(label.absent, bool):
+            message = f"absent is True or False, what a request without an event counts as, not {label.absent!r:.80}"
+            report.add(label.origin, subject, message)
         if request is not None:
             self._check_join(label, stream, request, subject)
         if len(report.problems) > before or expression is None:
             return None
         return definition.Label(
-            stream=stream.message.name, expression=expression.canonical, by=label.by, wait_ms=wait or 0
+            stream=stream.message.name,
+            expression=expression.canonical,
+            by=label.by,
+            wait_ms=wait or 0,
+            absent=label.absent,
         )
 
     def _check_join(self, label: Label, stream: CompiledStream, request: CompiledStream, subject: str) -> None:
@@ -195,3 +202,7 @@ class Pipelines:
         if window is not None and rows and trials and seed:
             settings = definition.Train(window_ms=window, min_rows=train.min_rows, trials=train.trials, seed=train.seed)
             message.train.CopyFrom(settings)
+        label = message.label
+        if window is not None and label.HasField("absent") and window <= label.wait_ms:
+            text = "is no longer than the label's wait, so that no row has waited for its label; make it longer"
+            report.add(origin, f"{subject}: window", f"{train.window} {text}", line=line_of_text(origin, train.window))

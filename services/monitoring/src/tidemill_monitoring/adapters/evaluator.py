@@ -264,7 +264,7 @@ class Evaluator:
     async def _forget(self, connection: Any, pipeline: str, now_us: int) -> None:
         labels_us = now_us - self._spans.keep_predictions_days * DAY_US
         before = findings.Retention(
-            labels_us - self._registered.wait_us[pipeline],
+            labels_us - self._registered.waits[pipeline].us,
             labels_us,
             now_us - self._spans.keep_outcomes_days * DAY_US,
         )

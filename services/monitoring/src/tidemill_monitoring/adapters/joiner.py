@@ -27,16 +27,27 @@ from tidemill_monitoring.board import Board, Decided
 from tidemill_monitoring.clock import DAY_US, HOUR_US, EventTimes, spoken, tick_after
 from tidemill_monitoring.decode import PREDICTIONS, Prediction
 from tidemill_monitoring.gaps import Sequences
-from tidemill_monitoring.join import CORRECTED, LABELLED, Match, Outcome, Portion, never, outcomes_of
-from tidemill_monitoring.join import NEVER as NEVER_CAME
+from tidemill_monitoring.join import (
+    ASSUMED,
+    CORRECTED,
+    LABELLED,
+    NEVER,
+    Match,
+    Outcome,
+    Portion,
+    outcomes_of,
+    unlabelled,
+)
 from tidemill_monitoring.registered import Registered
 from tidemill_monitoring.stepping import Effects, clocks_of, step
 
 _BEGINNING = """
 SELECT (SELECT min(tick_us) FROM monitoring.outcome WHERE pipeline = $1) AS tick_us,
        (SELECT min(as_of_us) FROM monitoring.prediction WHERE pipeline = $1) AS as_of_us,
-       (SELECT count(*) FROM monitoring.prediction WHERE pipeline = $1),
-       count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state = 2), count(*) FILTER (WHERE state = 3)
+       (SELECT count(*) FROM monitoring.prediction WHERE pipeline = $1) AS predictions,
+       count(DISTINCT prediction_id) AS resolved,
+       count(DISTINCT prediction_id) FILTER (WHERE label IS NOT NULL) AS joined,
+       count(*) FILTER (WHERE state = 3) AS corrected
 FROM monitoring.outcome WHERE pipeline = $1
 """
 # What the release before has stored is a deadline; it becomes an instant of asking by the wait of now.
@@ -47,7 +58,7 @@ FROM monitoring.pipeline p LEFT JOIN unnest($1::text[], $2::bigint[]) AS w(pipel
 """
 # Records read without anything to save; more than these a restart should not have to read again.
 _UNSAVED_LIMIT = 20_000
-_STATES = {LABELLED: "labelled", NEVER_CAME: "never", CORRECTED: "corrected"}
+_STATES = {LABELLED: "labelled", NEVER: "never", CORRECTED: "corrected", ASSUMED: "assumed"}
 
 
 class Joiner(Pipeline[EventTimes, Effects]):
@@ -131,8 +142,8 @@ class Joiner(Pipeline[EventTimes, Effects]):
         for row in decided:
             self.board(row["pipeline"]).note(Decided(*row[1:]))
         self._watched = {}
-        waits = self._registered.wait_us
-        for row in await connection.fetch(_PIPELINES, list(waits), list(waits.values())):
+        waits = self._registered.waits
+        for row in await connection.fetch(_PIPELINES, list(waits), [wait.us for wait in waits.values()]):
             name = row["pipeline"]
             if row["champion_since_us"] is not None:
                 self._registered.champion_since_us[name] = row["champion_since_us"]
@@ -226,8 +237,8 @@ class Joiner(Pipeline[EventTimes, Effects]):
         return left
 
     async def _predictions(self, given: Sequence[Prediction]) -> list[Match]:
-        """Store predictions; one that is older than what was swept for NEVER has the sweep look again."""
-        waits = self._registered.wait_us
+        """Store predictions; one that is older than what was swept as overdue has the sweep look again."""
+        waits = self._registered.waits
         for one in given:
             watched = self._watched.get(one.pipeline)
             if watched is not None and one.pipeline in waits:
@@ -246,7 +257,7 @@ class Joiner(Pipeline[EventTimes, Effects]):
         now_us: int,
     ) -> tuple[list[tuple[int, Outgoing]], list[Portion]]:
         """Return what is to be published, and what is left of the portion: the ticks and the positions wait for it."""
-        waits = self._registered.wait_us
+        waits = self._registered.waits
         counted = {name: _Counts() for name in waits}
         labelled, left = await self._labels(connection, portion)
         due = {} if left else passing
@@ -272,7 +283,7 @@ class Joiner(Pipeline[EventTimes, Effects]):
 
     async def _labels(self, connection: Any, portion: Portion) -> tuple[list[Match], list[Portion]]:
         """Store a portion's labels and return what they belong to; of a paged one a page, and what is left of it."""
-        waits = self._registered.wait_us
+        waits = self._registered.waits
         if not portion.paged:
             return await store.insert_labels(connection, portion.labels, waits), []
         found, whole = await store.label_page(connection, portion.labels[0], waits)
@@ -308,28 +319,29 @@ class Joiner(Pipeline[EventTimes, Effects]):
     async def _sweep(
         self, connection: Any, passing: Mapping[str, int], joined: Sequence[Outcome]
     ) -> tuple[list[Outcome], bool]:
-        """Declare NEVER what has waited long enough, a page at most; return it, and whether there is no more."""
+        """Give up on labels that were waited for long enough, a page at most; return it, and whether that is all."""
         done = {(one.prediction.pipeline, one.prediction.prediction_id) for one in joined}
         found: list[Outcome] = []
         room = store.PAGE
         for name, to_tick_us in passing.items():
-            watched, wait_us = self._watched[name], self._registered.wait_us[name]
+            watched, wait = self._watched[name], self._registered.waits[name]
             # By the time of asking, which stays what it was when a definition changes the wait.
-            late = await store.overdue(connection, name, watched.sweep_from_us, to_tick_us - wait_us, room)
-            found += [never(one, one.as_of_us + wait_us) for one in late if (name, one.prediction_id) not in done]
+            late = await store.overdue(connection, name, watched.sweep_from_us, to_tick_us - wait.us, room)
+            found += [unlabelled(one, wait) for one in late if (name, one.prediction_id) not in done]
             room -= len(late)
             if not room:
                 watched.sweep_from_us = late[-1].as_of_us
                 return found, False
-            watched.sweep_from_us = max(watched.sweep_from_us, to_tick_us - wait_us)
+            watched.sweep_from_us = max(watched.sweep_from_us, to_tick_us - wait.us)
         return found, True
 
     async def _begin(self, connection: Any, pipeline: str, to_tick_us: int, counts: "_Counts") -> Watched:
         """Begin a pipeline at its first clock: at the oldest thing that waits for it, with what came before counted."""
         first = await connection.fetchrow(_BEGINNING, pipeline)
-        counts.predictions, counts.joined, counts.never, counts.corrected = first[2:]
+        counts.predictions, counts.joined, counts.corrected = first["predictions"], first["joined"], first["corrected"]
+        counts.never = first["resolved"] - first["joined"]
         tick_us, as_of_us = first["tick_us"], first["as_of_us"]
-        swept_us = to_tick_us - self._registered.wait_us[pipeline]
+        swept_us = to_tick_us - self._registered.waits[pipeline].us
         return self._evaluator.begin(
             to_tick_us if tick_us is None else min(to_tick_us, tick_us - HOUR_US),
             swept_us if as_of_us is None else min(swept_us, as_of_us),
@@ -405,7 +417,7 @@ class _Counts:
         metrics.outcomes.labels(_STATES[outcome.state]).inc()
         self.joined += outcome.first_label
         self.corrected += outcome.state == CORRECTED
-        self.never += (outcome.state == NEVER_CAME) - (outcome.state == CORRECTED and outcome.first_label)
+        self.never += (outcome.state == NEVER) - (outcome.state == CORRECTED and outcome.first_label)
 
     def values(self) -> tuple[int, int, int, int]:
         """Return the totals in the order of the table."""

@@ -14,7 +14,7 @@ from tidemill_runtime.producer import Outgoing
 
 from tidemill_monitoring.decode import Label, Prediction
 from tidemill_monitoring.evaluation import Resolved
-from tidemill_monitoring.join import Last, Match, Outcome, Stored
+from tidemill_monitoring.join import Last, Match, Outcome, Stored, Wait
 
 PAGE = 20_000
 
@@ -225,31 +225,31 @@ async def insert_predictions(connection: Any, given: Sequence[Prediction]) -> li
     ]
 
 
-async def insert_labels(connection: Any, given: Sequence[Label], wait_us: Mapping[str, int]) -> list[Match]:
+async def insert_labels(connection: Any, given: Sequence[Label], waits: Mapping[str, Wait]) -> list[Match]:
     """Store label events that are new and return every prediction that they belong to, in the order of arrival.
 
     Raises `TooManyError` where these are more than a page.
     """
     if not given:
         return []
-    rows = await connection.fetch(_LABELS, *_columns((_label_row(label, wait_us) for label in given), 7), PAGE + 1)
+    rows = await connection.fetch(_LABELS, *_columns((_label_row(label, waits) for label in given), 7), PAGE + 1)
     if len(rows) > PAGE:
         raise TooManyError
     return [Match(Stored(row[0], row[6], row[1], *row[7:10]), Label(*row[:6]), _last(*row[10:])) for row in rows]
 
 
-async def label_page(connection: Any, label: Label, wait_us: Mapping[str, int]) -> tuple[list[Match], bool]:
+async def label_page(connection: Any, label: Label, waits: Mapping[str, Wait]) -> tuple[list[Match], bool]:
     """Return a page of the predictions of a new label that it changes, and whether that is the last.
 
     The next page begins behind what came of this one; the label is stored with the last.
     """
-    rows = await connection.fetch(_LABEL_PAGE, *_label_row(label, wait_us), PAGE)
+    rows = await connection.fetch(_LABEL_PAGE, *_label_row(label, waits), PAGE)
     found = [Match(Stored(label.pipeline, row[0], label.join_key, *row[1:4]), label, _last(*row[4:])) for row in rows]
     return found, len(rows) < PAGE
 
 
-def _label_row(label: Label, wait_us: Mapping[str, int]) -> list[Any]:
-    return [*label, label.label_time_us - wait_us[label.pipeline]]
+def _label_row(label: Label, waits: Mapping[str, Wait]) -> list[Any]:
+    return [*label, label.label_time_us - waits[label.pipeline].us]
 
 
 def _last(revision: int | None, label: float | None) -> Last | None:

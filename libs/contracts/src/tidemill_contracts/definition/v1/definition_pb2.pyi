@@ -418,6 +418,7 @@ class Label(_message.Message):
     EXPRESSION_FIELD_NUMBER: _builtins.int
     BY_FIELD_NUMBER: _builtins.int
     WAIT_MS_FIELD_NUMBER: _builtins.int
+    ABSENT_FIELD_NUMBER: _builtins.int
     stream: _builtins.str
     expression: _builtins.str
     """SQL predicate or number over the label event's fields."""
@@ -425,6 +426,8 @@ class Label(_message.Message):
     """The field, present in the request and in the label event, that joins them."""
     wait_ms: _builtins.int
     """How long after the prediction a label may still come."""
+    absent: _builtins.bool
+    """The label of a request that no event told of within the wait; not set: such a request has none."""
     def __init__(
         self,
         *,
@@ -432,12 +435,15 @@ class Label(_message.Message):
         expression: _builtins.str = ...,
         by: _builtins.str = ...,
         wait_ms: _builtins.int = ...,
+        absent: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_absent", b"_absent", "absent", b"absent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "expression", b"expression", "stream", b"stream", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_absent", b"_absent", "absent", b"absent", "by", b"by", "expression", b"expression", "stream", b"stream", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__absent: _TypeAlias = _typing.Literal["absent"]  # noqa: Y015
+    _WhichOneofArgType__absent: _TypeAlias = _typing.Literal["_absent", b"_absent"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__absent) -> _WhichOneofReturnType__absent | None: ...
 
 Global___Label: _TypeAlias = Label  # noqa: Y015
 

@@ -282,6 +282,7 @@ class GetJoinStatsResponse(_message.Message):
     CLOCK_FIELD_NUMBER: _builtins.int
     predictions: _builtins.int
     joined: _builtins.int
+    """Those that have a label, be it assumed."""
     pending: _builtins.int
     never: _builtins.int
     corrected: _builtins.int

@@ -34,6 +34,8 @@ class _OutcomeStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OutcomeS
     OUTCOME_STATE_NEVER: _OutcomeState.ValueType  # 2
     """The label wait is over."""
     OUTCOME_STATE_CORRECTED: _OutcomeState.ValueType  # 3
+    OUTCOME_STATE_ASSUMED: _OutcomeState.ValueType  # 4
+    """The label wait is over, and the definition says which label that means."""
 
 class OutcomeState(_OutcomeState, metaclass=_OutcomeStateEnumTypeWrapper): ...
 
@@ -42,6 +44,8 @@ OUTCOME_STATE_LABELLED: OutcomeState.ValueType  # 1
 OUTCOME_STATE_NEVER: OutcomeState.ValueType  # 2
 """The label wait is over."""
 OUTCOME_STATE_CORRECTED: OutcomeState.ValueType  # 3
+OUTCOME_STATE_ASSUMED: OutcomeState.ValueType  # 4
+"""The label wait is over, and the definition says which label that means."""
 Global___OutcomeState: _TypeAlias = OutcomeState  # noqa: Y015
 
 @_typing.final
@@ -62,7 +66,7 @@ class OutcomeRecord(_message.Message):
     label: _builtins.float
     """0 or 1 for a predicate, the number otherwise; absent when NEVER."""
     label_time_us: _builtins.int
-    """Event time of the label; for NEVER, when the wait ended."""
+    """Event time of the label; for NEVER and ASSUMED, when the wait ended."""
     @_builtins.property
     def prediction(self) -> _records_pb2.PredictionRecord: ...
     def __init__(
