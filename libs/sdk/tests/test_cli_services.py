@@ -19,6 +19,7 @@ from tidemill.clients.publishing import AsyncEventStream, EventStream, Flight
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.ingestion.v1 import ingestion_pb2 as ingestion
 from tidemill_contracts.ingestion.v1 import ingestion_pb2_grpc
+from tidemill_contracts.instants import to_timestamp
 from tidemill_contracts.monitoring.v1 import monitoring_pb2 as monitoring
 from tidemill_contracts.monitoring.v1 import monitoring_pb2_grpc
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring_records
@@ -37,6 +38,7 @@ ORDERS = definition.Definition(
     ],
     pipelines=[definition.Pipeline(name="late-orders", request="order-placed")],
 )
+DAY_US = 86_400_000_000
 REQUEST = "3c9e1b52-6f0d-5a37-9c41-d2a7f8e05b16"
 
 
@@ -64,7 +66,48 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
 
 
 class Monitoring(monitoring_pb2_grpc.MonitoringServiceServicer):
-    """Takes a request for a training run."""
+    """Takes a request for a training run; knows a pipeline in the midst of a rollout, and one that nothing came to."""
+
+    def GetJoinStats(self, request: Any, context: Any) -> monitoring.GetJoinStatsResponse:
+        silent = [monitoring.PartitionTime(topic="events.chargebacks", partition=number) for number in range(5)]
+        if request.pipeline == "silent":
+            return monitoring.GetJoinStatsResponse(held_by=silent)
+        return monitoring.GetJoinStatsResponse(
+            predictions=3_000,
+            joined=1_200,
+            pending=1_700,
+            never=100,
+            corrected=7,
+            labels_without_prediction=2,
+            clock=to_timestamp(DAY_US),
+            newest=to_timestamp(DAY_US * 3),
+            held_by=silent[:1],
+        )
+
+    def GetMetrics(self, request: Any, context: Any) -> monitoring.GetMetricsResponse:
+        if request.pipeline == "silent":
+            return monitoring.GetMetricsResponse()
+
+        def measured(days: int, **more: Any) -> monitoring_records.MetricRecord:
+            return monitoring_records.MetricRecord(window_end=to_timestamp(days * DAY_US), rows=1_500, **more)
+
+        said = "v3 scores in shadow beside v2"
+        return monitoring.GetMetricsResponse(
+            metrics=[
+                measured(3, kind="rollout", model_version=3, summary=said),
+                measured(2, kind="window", model_version=2, role="champion", values={"log_loss": 0.25}),
+                measured(2, kind="window", model_version=3, role="challenger"),
+                measured(1, kind="window", model_version=1, role="champion", values={"log_loss": 0.5}),
+            ]
+        )
+
+    def ListIncidents(self, request: Any, context: Any) -> monitoring.ListIncidentsResponse:
+        statuses = ["open", "resolved"] if request.pipeline == "late-orders" else []
+        incidents = [
+            monitoring_records.IncidentRecord(incident_id=f"i-{status}", status=status, summary="v2 lost 0.2")
+            for status in statuses
+        ]
+        return monitoring.ListIncidentsResponse(incidents=incidents)
 
     def RequestRetraining(self, request: Any, context: Any) -> monitoring.RequestRetrainingResponse:
         return monitoring.RequestRetrainingResponse(request=monitoring_records.RetrainRequest(request_id=REQUEST))
@@ -188,3 +231,33 @@ async def test_an_ingestion_that_takes_events_and_is_silent_is_away_with_asyncio
         async with AsyncConnection("ingestion", address) as to, AsyncEventStream(to, flight) as events:
             await events.send([ingestion.Event(data=b"{}")])
     assert not caught.value.reached
+
+
+def test_monitor_shows_the_clock_the_labels_the_last_day_measured_the_rollout_and_what_is_open(address: str) -> None:
+    clock, counts, since, *table, rollout, incident = run(address, "monitor", "late-orders").stdout.splitlines()
+    assert clock.startswith("late-orders: its clock is at 1970-01-02T00:00:00Z, 48 h behind the newest event: ")
+    assert "it waits for events.chargebacks[0]; send watermarks" in clock
+    assert counts == (
+        "3,000 predictions: 1,200 labelled, 1,700 wait for a label, 100 never got one; 7 corrected; "
+        "2 labels belong to no prediction"
+    )
+    assert since.endswith("to 1970-01-03:")
+    assert [line.split() for line in table[1:]] == [["2", "champion", "1,500", "0.2500"], ["3", "challenger", "1,500"]]
+    assert rollout == "v3 scores in shadow beside v2"
+    assert incident == "incident i-open is open: v2 lost 0.2"
+
+
+def test_monitor_says_all_of_it_as_json(address: str) -> None:
+    found = json.loads(run(address, "monitor", "late-orders", "--json").stdout)
+    assert int(found["join"]["pending"]) == 1_700
+    assert [one["model_version"] for one in found["windows"]] == [2, 3]
+    assert found["rollout"]["model_version"] == 3
+    assert [one["incident_id"] for one in found["incidents"]] == ["i-open"]
+
+
+def test_monitor_names_what_a_pipeline_without_a_clock_waits_for(address: str) -> None:
+    clock, counts, measured = run(address, "monitor", "silent").stdout.splitlines()
+    named = "events.chargebacks[0], events.chargebacks[1], events.chargebacks[2] and 2 more"
+    assert clock.startswith(f"silent: no clock yet, as no event has come on {named}; send watermarks")
+    assert counts.startswith("0 predictions: 0 labelled")
+    assert measured == "no whole day has been measured yet"

@@ -17,6 +17,24 @@ def test_the_clock_is_the_least_of_its_partitions_and_stands_still_until_all_hav
     assert times.clock([A, B], 0) == 40
 
 
+def test_the_clock_waits_for_those_that_have_not_spoken_then_for_those_that_lie_furthest_behind() -> None:
+    times = EventTimes(idle_us=50)
+    assert times.holding([A, B], 0) == [A, B]
+    times.observe(A, 100)
+    times.hear(A, 10)
+    assert times.holding([A, B], 20) == [B]
+    times.observe(B, 40)
+    times.hear(B, 20)
+    assert times.holding([A, B], 20) == [B]
+    times.observe(B, 100)
+    assert times.holding([A, B], 20) == [A, B]
+    # A silent one is not waited for.
+    times.observe(A, 200)
+    times.hear(A, 100)
+    assert times.holding([A, B], 100) == [A]
+    assert times.holding([], 0) == []
+
+
 def test_a_partition_that_was_added_holds_the_clock_from_its_first_word_on() -> None:
     added = Partition("events.a", 1)
     times = EventTimes()

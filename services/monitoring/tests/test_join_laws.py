@@ -8,7 +8,7 @@ from typing import Any
 import asyncpg
 import pytest
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
-from tidemill_contracts.instants import parse_us
+from tidemill_contracts.instants import from_timestamp, parse_us
 from tidemill_contracts.monitoring.v1 import monitoring_pb2 as messages
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
 from tidemill_monitoring.adapters import store
@@ -45,6 +45,13 @@ async def test_a_label_is_joined_whether_it_comes_before_or_after_its_prediction
         assert {one.state for one in found} == {monitoring.OUTCOME_STATE_LABELLED}
         seen = await stats(world)
         assert (seen.predictions, seen.joined, seen.pending, seen.never) == (2, 2, 0, 0)
+        assert from_timestamp(seen.clock) == from_timestamp(seen.newest) == START + 7 * HOUR
+        await world.land("c", START + 9 * HOUR, 0.0)
+        await world.settle()
+        seen = await stats(world)
+        assert (from_timestamp(seen.clock), from_timestamp(seen.newest)) == (START + 7 * HOUR, START + 9 * HOUR)
+        assert {one.topic for one in seen.held_by} == {"events.asked", "events.landed"}
+        assert {from_timestamp(one.newest) for one in seen.held_by} == {START + 7 * HOUR}
 
 
 async def test_a_label_that_never_comes_is_declared_by_the_clock_and_corrected_if_it_comes_after_all(

@@ -98,14 +98,22 @@ class EventTimes:
         """
         partitions = list(partitions)
         self._note_whole(partitions)
-        held = [one for one in partitions if not self._idle(one, now_us) and not self.added(one)]
-        times = [self._newest.get(partition) for partition in held]
+        times = [self._newest.get(partition) for partition in self._counted(partitions, now_us)]
         known = [time for time in times if time is not None]
         if not known or len(known) < len(times):
             return None
         waited_for = [self._newest.get(partition) for partition in self._held]
         unread = [time for time in waited_for if time is not None]
         return min([*known, *unread]) if len(unread) == len(waited_for) else None
+
+    def holding(self, partitions: Iterable[Partition], now_us: int) -> list[Partition]:
+        """Return those that the clock waits for: that have never carried an event, else that lie furthest behind."""
+        counted = self._counted(partitions, now_us)
+        behind = min((self._newest.get(one, -1) for one in counted), default=-1)
+        return [one for one in counted if self._newest.get(one, -1) == behind]
+
+    def _counted(self, partitions: Iterable[Partition], now_us: int) -> list[Partition]:
+        return [one for one in partitions if not self._idle(one, now_us) and not self.added(one)]
 
     def added(self, partition: Partition) -> bool:
         """Say whether a partition has not spoken, and came after all others of its topic had."""

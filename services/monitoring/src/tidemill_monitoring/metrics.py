@@ -2,7 +2,7 @@
 
 from tidemill_runtime.metrics import counter, gauge
 
-outcomes = counter("monitoring_outcomes", "Outcomes by state: labelled, never, corrected.", ("state",))
+outcomes = counter("monitoring_outcomes", "Outcomes by state: labelled, never, assumed, corrected.", ("state",))
 behind = gauge("monitoring_unpublished_records", "Records committed to PostgreSQL and not yet known to be in Kafka.")
 lost = counter(
     "monitoring_lost_predictions", "Predictions that serving numbered for its ASYNC log and whose record never came."

@@ -30,6 +30,7 @@ _MODULES = {
     "predict": "tidemill.cli.predict_command:predict",
     "runs": "tidemill.cli.model_commands:runs",
     "models": "tidemill.cli.model_commands:models_app",
+    "monitor": "tidemill.cli.monitor_command:monitor",
     "incidents": "tidemill.cli.incident_commands:incidents_app",
     "retrain": "tidemill.cli.incident_commands:retrain",
     "dead-letters": "tidemill.cli.dead_letter_commands:dead_letters_app",

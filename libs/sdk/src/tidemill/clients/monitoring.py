@@ -1,4 +1,4 @@
-"""Monitoring: incidents and retraining on request."""
+"""Monitoring: metrics, incidents and retraining on request."""
 
 from collections.abc import Sequence
 
@@ -21,6 +21,15 @@ class MonitoringClient:
         """Return incidents, newest first; empty texts ask for all."""
         request = monitoring.ListIncidentsRequest(pipeline=pipeline, status=status, limit=limit)
         return self._connection.call(self._stub.ListIncidents, request).incidents
+
+    def metrics(self, pipeline: str, limit: int) -> Sequence[records.MetricRecord]:
+        """Return a pipeline's metrics, newest first."""
+        request = monitoring.GetMetricsRequest(pipeline=pipeline, limit=limit)
+        return self._connection.call(self._stub.GetMetrics, request).metrics
+
+    def join_stats(self, pipeline: str) -> monitoring.GetJoinStatsResponse:
+        """Return what became of a pipeline's predictions, and how far its clock is."""
+        return self._connection.call(self._stub.GetJoinStats, monitoring.GetJoinStatsRequest(pipeline=pipeline))
 
     def acknowledge(self, incident_id: str, note: str, by: str) -> records.IncidentRecord:
         """Say that somebody looks after an incident."""

@@ -129,12 +129,23 @@ class MonitoringServicer(services.MonitoringServiceServicer):
             never=never,
             corrected=corrected,
             labels_without_prediction=orphans[0][0],
-            clock=self._clock(request.pipeline),
+            clock=_timestamp(self._clock_us(request.pipeline)),
+            **self._standing(request.pipeline),
         )
 
-    def _clock(self, pipeline: str) -> Timestamp | None:
-        clock_us = self._clock_us(pipeline)
-        return None if clock_us is None else to_timestamp(clock_us)
+    def _standing(self, pipeline: str) -> dict[str, Any]:
+        """Return how far a pipeline's streams are, and what its clock waits for; nothing where none is read."""
+        times = self._joiner.times
+        if times is None or pipeline not in self._registered.pipelines():
+            return {}
+        partitions = self._registered.partitions(pipeline)
+        newest = {one: times.newest(one) for one in partitions}
+        held_by = [
+            messages.PartitionTime(topic=one.topic, partition=one.number, newest=_timestamp(newest[one]))
+            for one in times.holding(partitions, now_us())
+        ]
+        known = [time for time in newest.values() if time is not None]
+        return {"newest": _timestamp(max(known, default=None)), "held_by": held_by}
 
     def _clock_us(self, pipeline: str) -> int | None:
         """Return a pipeline's clock, also where no batch has come since it was registered."""
@@ -243,6 +254,10 @@ def _check_instant(instant_us: int) -> None:
     if not EARLIEST_US <= instant_us < LATEST_US:
         bounds = f"{format_us(EARLIEST_US)} to {format_us(LATEST_US)}"
         raise Poison(Reason.OUT_OF_RANGE, f"it lies outside {bounds}", field="event_time")
+
+
+def _timestamp(time_us: int | None) -> Timestamp | None:
+    return None if time_us is None else to_timestamp(time_us)
 
 
 def _limit(asked: int) -> int:

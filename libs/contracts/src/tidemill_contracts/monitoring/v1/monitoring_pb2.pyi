@@ -280,6 +280,8 @@ class GetJoinStatsResponse(_message.Message):
     CORRECTED_FIELD_NUMBER: _builtins.int
     LABELS_WITHOUT_PREDICTION_FIELD_NUMBER: _builtins.int
     CLOCK_FIELD_NUMBER: _builtins.int
+    NEWEST_FIELD_NUMBER: _builtins.int
+    HELD_BY_FIELD_NUMBER: _builtins.int
     predictions: _builtins.int
     joined: _builtins.int
     """Those that have a label, be it assumed."""
@@ -289,7 +291,15 @@ class GetJoinStatsResponse(_message.Message):
     labels_without_prediction: _builtins.int
     """Labels that no prediction has asked for."""
     @_builtins.property
-    def clock(self) -> _timestamp_pb2.Timestamp: ...
+    def clock(self) -> _timestamp_pb2.Timestamp:
+        """Not set: it has none yet."""
+
+    @_builtins.property
+    def newest(self) -> _timestamp_pb2.Timestamp:
+        """The newest event time on the pipeline's streams; the clock follows the partitions that lie furthest behind."""
+
+    @_builtins.property
+    def held_by(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartitionTime]: ...
     def __init__(
         self,
         *,
@@ -300,11 +310,41 @@ class GetJoinStatsResponse(_message.Message):
         corrected: _builtins.int = ...,
         labels_without_prediction: _builtins.int = ...,
         clock: _timestamp_pb2.Timestamp | None = ...,
+        newest: _timestamp_pb2.Timestamp | None = ...,
+        held_by: _abc.Iterable[Global___PartitionTime] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "newest", b"newest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "corrected", b"corrected", "joined", b"joined", "labels_without_prediction", b"labels_without_prediction", "never", b"never", "pending", b"pending", "predictions", b"predictions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "corrected", b"corrected", "held_by", b"held_by", "joined", b"joined", "labels_without_prediction", b"labels_without_prediction", "never", b"never", "newest", b"newest", "pending", b"pending", "predictions", b"predictions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetJoinStatsResponse: _TypeAlias = GetJoinStatsResponse  # noqa: Y015
+
+@_typing.final
+class PartitionTime(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOPIC_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
+    NEWEST_FIELD_NUMBER: _builtins.int
+    topic: _builtins.str
+    partition: _builtins.int
+    @_builtins.property
+    def newest(self) -> _timestamp_pb2.Timestamp:
+        """Its newest event time, watermarks included. Not set: it has carried nothing."""
+
+    def __init__(
+        self,
+        *,
+        topic: _builtins.str = ...,
+        partition: _builtins.int = ...,
+        newest: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["newest", b"newest"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["newest", b"newest", "partition", b"partition", "topic", b"topic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PartitionTime: _TypeAlias = PartitionTime  # noqa: Y015
