@@ -111,6 +111,24 @@ async def test_where_no_label_means_no_every_prediction_counts_once_its_wait_is_
         assert (seen.joined, seen.never, seen.corrected, seen.pending) == (3, 0, 1, 0)
 
 
+@pytest.mark.parametrize("absent", [None, False])
+async def test_what_was_corrected_before_the_clock_began_is_counted_as_what_it_became(
+    world: World, absent: bool | None
+) -> None:
+    async with world.running():
+        await world.apply(world.defined(label=definition.Label(absent=absent)))
+        await world.predict("a", START + HOUR)
+        await world.land("x", START + 60 * HOUR, 0.0, partition=0)
+        # Read when its stream is long past the wait; the other stream has told nothing, so there is no clock.
+        await world.land("a", START + 20 * HOUR, 30.0, partition=0)
+        await world.settle()
+        assert [one.revision for one in await world.outcomes()] == [1, 2]
+        await world.watermark(START + 3 * DAY)
+        await world.settle(START + 3 * DAY)
+        seen = await stats(world)
+        assert (seen.predictions, seen.joined, seen.never, seen.corrected, seen.pending) == (1, 1, 0, 1, 0)
+
+
 async def windows(world: World) -> list[Any]:
     """Return the metrics of whole days that rest on labels."""
     told = (await world.rpc.GetMetrics(messages.GetMetricsRequest(pipeline=PIPELINE))).metrics
