@@ -20,7 +20,8 @@ WITH_SERVERS := servers and not e2e
 
 UNIT_TESTS := unit/libs unit/services unit/tests
 # Folders whose tests share one set of servers; each starts its own, so that any number of them run side by side.
-SERVER_TESTS := $(addprefix servers/,$(addprefix services/,feature monitoring training serving registry ingestion) libs tests)
+SERVER_TESTS := $(addprefix servers/,services/feature libs tests \
+	$(addprefix services/,monitoring training ingestion serving registry))
 E2E_TESTS := e2e/loop e2e/stack
 # Folders that hold scripts beside their tests, and import them as the scripts do.
 SCRIPTED := tests/chaos tests/bench tests/secured
