@@ -143,6 +143,20 @@ def test_sigterm_ends_in_order_or_at_the_deadline(mode: str, code: int, tmp_path
         assert ("left_behind" in lines) is (mode == "stuck-thread"), lines
 
 
+def test_a_signal_after_everything_is_closed_changes_no_exit_code(tmp_path: Path) -> None:
+    process = start("stuck-loop", tmp_path / "ready")
+    eventually((tmp_path / "ready").exists)
+    process.send_signal(signal.SIGTERM)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if '"event": "stopped"' in line:
+            break
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize(("mode", "code"), [("fatal", 70), ("stalled", 71)])
 def test_a_crash_has_a_code_of_its_own(mode: str, code: int, tmp_path: Path) -> None:
     process = start(mode, tmp_path / "ready")

@@ -86,7 +86,7 @@ async def running(component: C) -> AsyncIterator[C]:
 
 
 class _Stop:
-    """The first SIGTERM or SIGINT asks for an orderly stop; later ones change nothing."""
+    """The first SIGTERM or SIGINT asks for an orderly stop; later ones change nothing, until the process has ended."""
 
     def __init__(self, task: asyncio.Task[Any], drain_s: float) -> None:
         self._task = task
@@ -116,10 +116,11 @@ class _Stop:
             self._timer = asyncio.get_running_loop().call_later(self._drain_s, self._overdue)
 
     def release(self) -> None:
-        """Everything is closed: take the deadline and the signal handlers away."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+        """Everything is closed: take the deadline away.
+
+        The handlers stay as long as the loop: one more signal would end the process by the signal's own code.
+        """
+        self.asked.set()
         if self._timer is not None:
             self._timer.cancel()
 
