@@ -40,6 +40,7 @@ late_orders = tm.Pipeline(
         "deliveries": deliveries.on("shop"),
         "amount": "amount",
         "hour": "hour(placed_at)",
+        "queue": "orders.orders_1h * deliveries.mean_minutes_1h",
     },
     label=tm.Label(Delivered, "minutes > 45", by="order_id", wait="3h"),
     learner=tm.XGBoost(max_depth=3, n_estimators=80),

@@ -71,6 +71,48 @@ def test_a_bad_expression_is_refused_with_the_place_and_the_fix(text: str, messa
     assert caught.value.offset == offset
 
 
+VIEWS = {
+    "plane": schema_of([definition.Field(name="last_delay", type=definition.FIELD_TYPE_FLOAT64, nullable=True)]),
+    "dest": schema_of([definition.Field(name="delays.0", type=definition.FIELD_TYPE_FLOAT64, nullable=True)]),
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "offset"),
+    [
+        ("1 + plain.last_delay", "no view is looked up as 'plain'; did you mean 'plane'?", 4),
+        ("weather.wind > 1", "no view is looked up as 'weather'; looked up are dest, plane", 0),
+        ("plane.last_dealy", "no feature 'last_dealy' in 'plane'; did you mean 'last_delay'?", 0),
+        ("plane.wind", "no feature 'wind' in 'plane'; it has last_delay", 0),
+        ("last_delay > 15", "no field 'last_delay'; of what is looked up it is plane.last_delay", 0),
+        ('"delays.0"', """no field 'delays.0'; of what is looked up it is dest."delays.0\"""", 0),
+        ("seats || plane.last_delay", "a string is wanted, not int64", 0),
+        ("a.plane.last_delay", "write the field's bare name, not 'a.plane.last_delay'", 0),
+    ],
+)
+def test_what_is_read_of_views_is_refused_with_the_place_and_the_fix(text: str, message: str, offset: int) -> None:
+    with pytest.raises(ExpressionError) as caught:
+        compile_expression(text, SCHEMA, views=VIEWS)
+    assert caught.value.message.startswith(message)
+    assert caught.value.offset == offset
+
+
+def test_a_field_that_is_called_like_a_feature_of_a_view_is_not_taken_for_it() -> None:
+    field = definition.Field(name="plane.last_delay", type=definition.FIELD_TYPE_STRING)
+    schema = {**SCHEMA, field.name: field}
+    with pytest.raises(ExpressionError, match="is the name of a field, too; look the view up under another name"):
+        compile_expression("plane.last_delay", schema, views=VIEWS)
+    of_field = compile_expression('"plane.last_delay"', schema, views=VIEWS)
+    assert (of_field.columns, of_field.features, of_field.canonical) == ((field.name,), (), '"plane.last_delay"')
+
+
+def test_a_feature_of_several_numbers_is_read_by_its_quoted_name() -> None:
+    expression = compile_expression('dest."delays.0" - plane.last_delay', SCHEMA, views=VIEWS)
+    assert expression.features == ("dest.delays.0", "plane.last_delay")
+    assert expression.canonical == 'dest."delays.0" - plane.last_delay'
+    assert expression.evaluate_row({"dest.delays.0": 5.0, "plane.last_delay": 2.0}) == 3.0
+
+
 def test_the_caret_stands_under_the_fault_in_its_own_line() -> None:
     with pytest.raises(ExpressionError) as caught:
         compile_expression("seats > 1\n  AND seets < 3", SCHEMA)
@@ -122,6 +164,10 @@ def test_a_field_may_bear_any_name_that_sql_uses_itself() -> None:
             expression = compile_expression(shape.replace("{}", quoted), schema)
             again = compile_expression(expression.canonical, schema)
             assert again.columns == (name,), expression.canonical
+            looked_up = {name: {name: schema[name]}}
+            of_view = compile_expression(shape.replace("{}", f"{quoted}.{quoted}"), {}, views=looked_up)
+            again = compile_expression(of_view.canonical, {}, views=looked_up)
+            assert again.features == (f"{name}.{name}",), of_view.canonical
 
 
 def test_brackets_and_shorthands_cannot_make_a_small_text_a_large_tree() -> None:

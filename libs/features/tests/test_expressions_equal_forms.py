@@ -26,6 +26,12 @@ SCHEMA = schema_of(
     for suffix in ("0", "1")
 )
 
+# Of a view that is looked up; any of its features may be null.
+OF_VIEW = schema_of(
+    definition.Field(name=name, type=one.type, nullable=True) for name, one in SCHEMA.items() if "1" in name
+)
+TYPED = {**{name: name[0] for name in SCHEMA}, **{f"v.{name}": name[0] for name in OF_VIEW}}
+
 INTEGERS = st.one_of(
     st.integers(-(2**63), 2**63 - 1), st.integers(-3, 3), st.sampled_from([-(2**63), 2**63 - 1, 2**53 + 1])
 )
@@ -43,11 +49,11 @@ def quoted(text: str) -> str:
 
 Strategies = dict[str, st.SearchStrategy[str]]
 LEAVES: Strategies = {
-    "b": st.sampled_from(["b0", "b1", "TRUE", "FALSE"]),
-    "i": st.sampled_from(["i0", "i1"]) | INTEGERS.map(str),
-    "f": st.sampled_from(["f0", "f1"]) | FLOATS.filter(math.isfinite).map(repr),
-    "s": st.sampled_from(["s0", "s1"]) | STRINGS.map(quoted),
-    "t": st.sampled_from(["t0", "t1", "TIMESTAMP '2013-06-04T01:02:03.000004Z'"]),
+    "b": st.sampled_from(["b0", "b1", "v.b1", "TRUE", "FALSE"]),
+    "i": st.sampled_from(["i0", "i1", "v.i1"]) | INTEGERS.map(str),
+    "f": st.sampled_from(["f0", "f1", "v.f1"]) | FLOATS.filter(math.isfinite).map(repr),
+    "s": st.sampled_from(["s0", "s1", "v.s1"]) | STRINGS.map(quoted),
+    "t": st.sampled_from(["t0", "t1", "v.t1", "TIMESTAMP '2013-06-04T01:02:03.000004Z'"]),
 }
 # Result type, text, type of each slot; `*` stands for every type, in the result and in the slots alike.
 FORMS = [
@@ -110,7 +116,7 @@ EXPRESSIONS = one_level_up(one_level_up(one_level_up(LEAVES)))
 TEXTS = st.one_of(*EXPRESSIONS.values())
 ROWS = st.lists(
     st.fixed_dictionaries(
-        {name: VALUES[name[0]] if name.endswith("0") else st.none() | VALUES[name[0]] for name in SCHEMA}
+        {name: VALUES[kind] if name.endswith("0") else st.none() | VALUES[kind] for name, kind in TYPED.items()}
     ),
     min_size=1,
     max_size=6,
@@ -119,10 +125,10 @@ ROWS = st.lists(
 
 def as_columns(rows: list[Mapping[str, Any]]) -> dict[str, Column]:
     columns = {}
-    for name in SCHEMA:
-        values = np.empty(len(rows), dtype=DTYPES[name[0]])
+    for name, kind in TYPED.items():
+        values = np.empty(len(rows), dtype=DTYPES[kind])
         for index, row in enumerate(rows):
-            values[index] = NEUTRAL[name[0]] if row[name] is None else row[name]
+            values[index] = NEUTRAL[kind] if row[name] is None else row[name]
         columns[name] = Column(values, np.array([row[name] is None for row in rows], dtype=np.bool_))
     return columns
 
@@ -139,7 +145,7 @@ def exactly(values: list[Any]) -> list[str]:
 
 def compiled(text: str) -> Expression | None:
     try:
-        return compile_expression(text, SCHEMA)
+        return compile_expression(text, SCHEMA, views={"v": OF_VIEW})
     except ValueError as error:
         # Random texts may be too large when written out; nothing else may fail.
         if "too large" in str(error):
@@ -162,8 +168,9 @@ def test_canonical_text_means_the_same_and_is_its_own_canonical_text(text: str, 
     expression = compiled(text)
     if expression is None:
         return
-    again = compile_expression(expression.canonical, SCHEMA)
+    again = compile_expression(expression.canonical, SCHEMA, views={"v": OF_VIEW})
     assert again.canonical == expression.canonical
+    assert (again.columns, again.features) == (expression.columns, expression.features)
     assert again.type == expression.type
     assert again.nullable == expression.nullable
     assert exactly(by_columns(again, rows)) == exactly(by_columns(expression, rows))
@@ -268,7 +275,7 @@ def test_three_valued_logic_is_that_of_an_sql_database(
 def test_the_documented_edges(text: str, row: dict[str, Any], wanted: Any) -> None:
     expression = compile_expression(text, SCHEMA)
     assert repr(expression.evaluate_row(row)) == repr(wanted)
-    full = {name: row.get(name) for name in SCHEMA}
+    full = {name: row.get(name) for name in TYPED}
     assert repr(by_columns(expression, [full])[0]) == repr(wanted)
 
 

@@ -36,6 +36,7 @@ PIPELINE = definition.Pipeline(
         definition.FeatureSource(name="many", view=definition.ViewLookup(view="busy", on=["items"])),
         definition.FeatureSource(name="cut", view=definition.ViewLookup(view="narrow", on=["payer"])),
         definition.FeatureSource(name="doubled", expression="amount * 2"),
+        definition.FeatureSource(name="above", expression="amount - who.mean_600s"),
     ],
     label=definition.Label(stream="paid", expression="amount > 1", by="payment"),
 )
@@ -129,6 +130,11 @@ class Serving:
                 self.right[key_of] = (answer.value, answer.status)
                 self.coarse |= {key_of} if number & HOP_ACCURACY_BIT else set()
                 self.rightly_coarse |= {key_of} if answer.coarse else set()
+        mean = self.right.get((f"{request['payment']}/{as_of_us}", "who.mean_600s"), (None, ""))[0]
+        key_of = (f"{request['payment']}/{as_of_us}", "above")
+        above = columns["above"][place]
+        self.served[key_of] = (None, "NULL") if above != above else (above, "PRESENT")
+        self.right[key_of] = (None, "NULL") if mean is None else (request["amount"] - mean, "PRESENT")
 
     async def corrupt(self, payer: str) -> int:
         """Add one to every float sum of a payer's rings, as no worker would; return how many shards were damaged."""
@@ -225,14 +231,18 @@ async def test_skew_is_zero_where_brute_force_was_served_and_names_what_was_not(
     assert served.coarse == served.rightly_coarse
     assert {name for _, name in served.coarse} == {"cut.mean_600s"}
     assert healthy.compared == 21 * len(served.vector.names)
-    assert "all 189 feature values of 21 sampled predictions" in healthy.summary
+    assert "all 210 feature values of 21 sampled predictions" in healthy.summary
     differing = {one.feature: one for view in broken.views for one in view.features if one.differing}
-    assert list(differing) == ["who.mean_600s"]
-    assert differing["who.mean_600s"].differing == 3
+    assert list(differing) == ["who.mean_600s", "above"]
+    assert [one.differing for one in differing.values()] == [3, 3]
     wrong = [place for place in days[1] if served.served[place] != served.right[place]]
-    assert {(prediction.partition("/")[0], name) for prediction, name in wrong} == {("r1", "who.mean_600s")}
-    apart = [abs(served.served[place][0] - served.right[place][0]) for place in wrong]
-    assert differing["who.mean_600s"].largest_difference == max(apart)
+    assert {(prediction.partition("/")[0], name) for prediction, name in wrong} == {
+        ("r1", "who.mean_600s"),
+        ("r1", "above"),
+    }
+    for name, feature in differing.items():
+        apart = [abs(served.served[place][0] - served.right[place][0]) for place in wrong if place[1] == name]
+        assert feature.largest_difference == max(apart)
     for one in broken.examples:
         place = (one.prediction_id, one.feature)
         assert (float(one.served.split()[0]), one.served.split()[1]) == served.served[place]

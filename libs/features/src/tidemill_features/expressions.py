@@ -18,10 +18,12 @@ Functions whose last bit depends on the platform (EXP, LN, POWER) are left out: 
 """
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 
+from tidemill_features.expressions_checker import Schema, Scope
 from tidemill_features.expressions_errors import ExpressionError
 from tidemill_features.expressions_parse import parse
 from tidemill_features.expressions_row import build
@@ -39,8 +41,6 @@ __all__ = [
     "load",
     "schema_of",
 ]
-
-Schema = Mapping[str, definition.Field]
 
 
 class Expression:
@@ -65,10 +65,15 @@ class Expression:
     @property
     def columns(self) -> tuple[str, ...]:
         """The fields that it reads, sorted."""
-        return tuple(sorted({node.name for node in walk(self._tree) if isinstance(node, FieldRef)}))
+        return tuple(sorted({node.name for node in walk(self._tree) if isinstance(node, FieldRef) and not node.source}))
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The features of views that it reads, as "source.feature", sorted."""
+        return tuple(sorted({node.key for node in walk(self._tree) if isinstance(node, FieldRef) and node.source}))
 
     def evaluate(self, columns: Mapping[str, Column], rows: int | None = None) -> Column:
-        """Return the value of every row.
+        """Return the value of every row; `columns` by field, and by "source.feature" what is read of views.
 
         `rows` is needed where `columns` is empty. Raises `KeyError` for a column that is not there.
         """
@@ -90,10 +95,14 @@ def schema_of(fields: Iterable[definition.Field]) -> dict[str, definition.Field]
     return {field.name: field for field in fields}
 
 
-def compile_expression(text: str, schema: Schema, *, owner: str = "") -> Expression:
+def compile_expression(
+    text: str, schema: Schema, *, owner: str = "", views: Mapping[str, Schema] = MappingProxyType({})
+) -> Expression:
     """Return `text` ready to be evaluated over rows of `schema`, whose name in messages is `owner`.
+
+    `views`: features that it may read beside, written "source.feature", by the source under which a view is looked up.
 
     Raises `ExpressionError`, which points into the text: a syntax error, an unknown field, a type error, a function
     that is not deterministic.
     """
-    return Expression(text, parse(text, schema, owner))
+    return Expression(text, parse(text, Scope(schema, owner, views)))

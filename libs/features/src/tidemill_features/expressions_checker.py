@@ -2,7 +2,8 @@
 
 import difflib
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from sqlglot import exp
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
@@ -56,18 +57,28 @@ SUPPORTED = (
 
 
 Handler = Callable[["Checker", Any, int], Node]
+Schema = Mapping[str, definition.Field]
+
+
+class Scope(NamedTuple):
+    """What an expression may read.
+
+    `schema`: the fields of an event, which messages call `owner`; `views`: the features of each view that is looked up,
+    by the name under which it is.
+    """
+
+    schema: Schema
+    owner: str = ""
+    views: Mapping[str, Schema] = MappingProxyType({})
 
 
 class Checker:
     """Turns sqlglot's tree into ours, checking names and types on the way."""
 
-    def __init__(
-        self, text: str, schema: Mapping[str, definition.Field], handlers: Mapping[type[Any], Handler], owner: str
-    ) -> None:
+    def __init__(self, text: str, scope: Scope, handlers: Mapping[type[Any], Handler]) -> None:
         self.text = text
-        self.schema = schema
+        self.scope = scope
         self.handlers = handlers
-        self.owner = owner
         self.nodes = 0
 
     def check(self, node: exp.Expr, depth: int) -> Node:

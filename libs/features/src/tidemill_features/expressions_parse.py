@@ -3,15 +3,14 @@
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from sqlglot import Dialect, exp
 from sqlglot.errors import SqlglotError
 from tidemill_contracts.bounds import MAX_TEXT_CHARS
-from tidemill_contracts.definition.v1 import definition_pb2 as definition
 
-from tidemill_features.expressions_checker import MAX_DEPTH, Checker, Handler, widened
+from tidemill_features.expressions_checker import MAX_DEPTH, Checker, Handler, Scope, widened
 from tidemill_features.expressions_errors import ExpressionError
 from tidemill_features.expressions_functions import FUNCTIONS
 from tidemill_features.expressions_tree import (
@@ -49,8 +48,8 @@ _COMPARISONS: dict[type[exp.Expr], str] = {
 }
 
 
-def parse(text: str, schema: Mapping[str, definition.Field], owner: str = "") -> Node:
-    """Return the typed tree of `text`, an SQL scalar expression over the fields of `schema`.
+def parse(text: str, scope: Scope) -> Node:
+    """Return the typed tree of `text`, an SQL scalar expression over what is in scope.
 
     Raises `ExpressionError`, which points into the text.
     """
@@ -65,7 +64,7 @@ def parse(text: str, schema: Mapping[str, definition.Field], owner: str = "") ->
     root = found[0] if len(found) == 1 else None
     if root is None:
         raise ExpressionError(text, "exactly one expression is wanted")
-    node = Checker(text, schema, _HANDLERS, owner).check(root, 0)
+    node = Checker(text, scope, _HANDLERS).check(root, 0)
     if node.type == UNTYPED:
         raise ExpressionError(text, "the expression is always NULL")
     # Measured on the tree, whose own text every service parses again.
@@ -111,17 +110,45 @@ def _inside(checker: Checker, node: exp.Expr, depth: int) -> Node:
 
 def _field(checker: Checker, node: exp.Expr, _depth: int) -> Node:
     if node.args.get("table") is not None:
-        raise checker.error(node, f"write the field's bare name, not {node.sql()!r}")
-    found = checker.schema.get(node.name)
+        return _feature(checker, node)
+    schema, owner, views = checker.scope
+    found = schema.get(node.name)
     if found is not None:
         return FieldRef(found.name, found.type, found.nullable)
-    folded = {name.lower(): name for name in checker.schema}
-    close = difflib.get_close_matches(node.name.lower(), folded, n=1)
-    hint = f"; did you mean {folded[close[0]]!r}?" if close else f"; it has {', '.join(sorted(checker.schema))}"
-    if not close and node.this.args.get("quoted"):
+    hint = _nearest(node.name, schema, "it has")
+    alike = [
+        render(FieldRef(node.name, UNTYPED, True, source)) for source in sorted(views) if node.name in views[source]
+    ]
+    if alike:
+        hint = f"; of what is looked up it is {' or '.join(alike)}"
+    elif node.this.args.get("quoted") and not hint.endswith("?"):
         hint = "; a string takes single quotes"
-    where = f" in {checker.owner}" if checker.owner else ""
+    where = f" in {owner}" if owner else ""
     raise checker.error(node, f"no field {node.name!r}{where}{hint}")
+
+
+def _feature(checker: Checker, node: exp.Expr) -> Node:
+    views = checker.scope.views
+    if not views or node.args.get("db") is not None:
+        raise checker.error(node, f"write the field's bare name, not {node.sql()!r}")
+    source = node.text("table")
+    if source not in views:
+        raise checker.error(node, f"no view is looked up as {source!r}{_nearest(source, views, 'looked up are')}")
+    found = views[source].get(node.name)
+    if found is None:
+        raise checker.error(
+            node, f"no feature {node.name!r} in {source!r}{_nearest(node.name, views[source], 'it has')}"
+        )
+    feature = FieldRef(found.name, found.type, found.nullable, source)
+    if feature.key in checker.scope.schema:
+        raise checker.error(node, f"{feature.key!r} is the name of a field, too; look the view up under another name")
+    return feature
+
+
+def _nearest(name: str, known: Iterable[str], otherwise: str) -> str:
+    folded = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(name.lower(), folded, n=1)
+    return f"; did you mean {folded[close[0]]!r}?" if close else f"; {otherwise} {', '.join(sorted(folded.values()))}"
 
 
 def _literal(checker: Checker, node: exp.Expr, _depth: int) -> Node:

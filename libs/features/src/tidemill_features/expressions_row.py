@@ -20,7 +20,7 @@ RowFunction = Callable[[Row], Any]
 
 
 def build(node: Node) -> RowFunction:
-    """Return a function from a row (field → value, None or absent for NULL) to the expression's value or None."""
+    """Return a function from a row (key → value, None or absent for NULL) to the expression's value or None."""
     if isinstance(node, FieldRef):
         return _field(node)
     if isinstance(node, Literal):
@@ -40,7 +40,7 @@ def build(node: Node) -> RowFunction:
 
 
 def _field(node: FieldRef) -> RowFunction:
-    name = node.name
+    name = node.key
     if node.type != FLOAT64:
         return lambda row: row.get(name)
 

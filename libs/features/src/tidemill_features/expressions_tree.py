@@ -35,11 +35,17 @@ INT64_MAX = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class FieldRef:
-    """A field of the event."""
+    """A field of the event; where `source` is not empty, a feature of the view that is looked up under that name."""
 
     name: str
     type: Type
     nullable: bool
+    source: str = ""
+
+    @property
+    def key(self) -> str:
+        """The name of its value in a row: "field", or "source.feature"."""
+        return f"{self.source}.{self.name}" if self.source else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +129,8 @@ def render(node: Node) -> str:
 def _render(node: Node) -> tuple[str, int]:
     """Return the text and how tightly its outermost operator binds."""
     if isinstance(node, FieldRef):
-        return _field(node.name), _ATOM
+        parts = (node.source, node.name) if node.source else (node.name,)
+        return ".".join(map(_identifier, parts)), _ATOM
     if isinstance(node, Literal):
         text = _literal(node)
         return text, _UNARY if text.startswith("-") else _ATOM
@@ -166,7 +173,7 @@ def _case(node: Call) -> str:
     return f"CASE {branches}{tail} END"
 
 
-def _field(name: str) -> str:
+def _identifier(name: str) -> str:
     plain = _PLAIN_NAME.fullmatch(name) and name.lower() not in _RESERVED
     return name if plain else '"' + name.replace('"', '""') + '"'
 

@@ -51,7 +51,7 @@ def evaluate(node: Node, columns: Mapping[str, Column], rows: int) -> Column:
 
 def _evaluate(node: Node, columns: Mapping[str, Column], rows: int) -> Column:
     if isinstance(node, FieldRef):
-        return load(columns[node.name], node.type)
+        return load(columns[node.key], node.type)
     if isinstance(node, Literal):
         return _constant(node, rows)
     arguments = [_evaluate(argument, columns, rows) for argument in node.args]

@@ -115,7 +115,8 @@ def _summary(record: records.SkewRecord, sample: Sample) -> str:
         return f"{record.pipeline}: none of the sampled predictions {period} could be compared ({reasons})."
     if not record.differing:
         return f"{record.pipeline}: all {record.compared:,} feature values of {of} are what the offline log gives."
-    view = max(record.views, key=lambda one: one.share)
+    # An expression over a view's features differs because they do.
+    view = max(record.views, key=lambda one: (bool(one.view and one.differing), one.share))
     worst = max(view.features, key=lambda one: one.share)
     place = f"the rings of view {view.view}" if view.view else "the request's transforms"
     return (

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 
 from tidemill_contracts.bounds import MAX_COLUMNS, MAX_ROWS, MAX_SEED, MAX_TRIALS
+from tidemill_contracts.canonical import mentioned_in
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_features.expressions import TYPE_NAMES
+from tidemill_features.vector import features_of
 
 from tidemill.declarations.origin import Origin
 from tidemill.declarations.pipelines import Label, Pipeline, Train
@@ -75,6 +77,11 @@ class Pipelines:
             return []
         found = []
         columns = 0
+        looked_up = {
+            name: self._views.get(item.view)
+            for name, item in pipeline.features.items()
+            if isinstance(item, Lookup) and isinstance(name, str)
+        }
         for name, item in pipeline.features.items():
             report.feature_name(origin, subject, name)
             feature = f"{subject}: feature {name!r}"
@@ -87,7 +94,7 @@ class Pipelines:
                     categories.update(f"{name}.{one.name}" for one in view.plan.features if one.type == _STRING)
             elif isinstance(item, str):
                 columns += 1
-                source = self._transform(pipeline, name, item, request, categories)
+                source = self._transform(pipeline, name, item, request, looked_up, categories)
             elif isinstance(item, Unsupported):
                 report.refuse(item, feature)
             else:
@@ -126,13 +133,20 @@ class Pipelines:
         )
 
     def _transform(
-        self, pipeline: Pipeline, name: str, text: str, request: CompiledStream, categories: set[str]
+        self,
+        pipeline: Pipeline,
+        name: str,
+        text: str,
+        request: CompiledStream,
+        looked_up: Mapping[str, CompiledView | None],
+        categories: set[str],
     ) -> definition.FeatureSource | None:
         subject = f"{named('pipeline', pipeline.name)}: feature {name!r}"
-        looked_up = [source for source, item in pipeline.features.items() if isinstance(item, Lookup)]
-        found = self._report.expression(
-            pipeline.origin, subject, text, request.schema, request.owner, looked_up=looked_up
-        )
+        if any(view is None and mentioned_in([text])(source) for source, view in looked_up.items()):
+            # What is wrong with the view is said already; what it would offer is not known.
+            return None
+        views = {source: features_of(view.plan) for source, view in looked_up.items() if view is not None}
+        found = self._report.expression(pipeline.origin, subject, text, request.schema, request.owner, views=views)
         if found is None:
             return None
         if found.type == _TIMESTAMP:

@@ -3,7 +3,8 @@
 import difflib
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import TypeVar
 
 from tidemill_contracts.bounds import MAX_NAME_CHARS
@@ -20,7 +21,6 @@ T = TypeVar("T")
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9_-]*[a-z0-9])?")
 _STREAM_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
-_QUALIFIED = re.compile(r"(\w+)\.\w+")
 _FEATURE_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -68,11 +68,11 @@ class Report:
         schema: Schema,
         owner: str,
         *,
-        looked_up: Collection[str] = (),
+        views: Mapping[str, Schema] = MappingProxyType({}),
     ) -> Expression | None:
         """Return the compiled expression; its line is where the text stands within the declaration.
 
-        `looked_up` are names beside the expression under which views are looked up, whose features it cannot read.
+        `views`: the features that it may read beside the fields, by the name under which a view is looked up.
         """
         line = line_of_text(origin, text)
         if not isinstance(text, str):
@@ -80,14 +80,13 @@ class Report:
             return None
         try:
             text.encode()
-            return compile_expression(text, schema, owner=owner)
+            return compile_expression(text, schema, owner=owner, views=views)
         except UnicodeEncodeError as error:
             half = ascii(text[error.start : error.end])
             self.add(origin, subject, f"{half} is half of a surrogate pair and no character; leave it out", line=line)
             return None
         except ExpressionError as error:
-            message = _of_view(error, looked_up, owner) or error.message
-            self.add(origin, subject, message, line=line, pointer=error.pointer())
+            self.add(origin, subject, error.message, line=line, pointer=error.pointer())
             return None
 
     def duration(self, origin: Origin, subject: str, text: object, *, zero: bool = False) -> int | None:
@@ -153,17 +152,6 @@ class Report:
         message = f"{name!r} is no feature name; start with a letter and use a-z, 0-9 and _"
         self.add(origin, subject, message, line=line_of_text(origin, name))
         return False
-
-
-def _of_view(error: ExpressionError, looked_up: Collection[str], owner: str) -> str:
-    """Return what is wrong where an expression goes wrong at a view's feature; nothing where it does elsewhere."""
-    found = None if error.offset is None else _QUALIFIED.match(error.text, error.offset)
-    if found is None or found[1] not in looked_up:
-        return ""
-    return (
-        f"a pipeline's expression reads fields of {owner} only, and {found[0]!r} is a view's feature; "
-        f"give the model both, each as a feature of its own ({found[1]!r} brings that one)"
-    )
 
 
 def is_finite(value: object) -> bool:

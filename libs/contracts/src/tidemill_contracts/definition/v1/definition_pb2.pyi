@@ -390,7 +390,9 @@ class FeatureSource(_message.Message):
     name: _builtins.str
     """Prefix of the feature's name (view) or the feature's name itself (expression)."""
     expression: _builtins.str
-    """Request-time transform: SQL scalar expression over the request's fields."""
+    """SQL scalar expression over the request's fields and over features of the views looked up beside it, as
+    source.feature.
+    """
     @_builtins.property
     def view(self) -> Global___ViewLookup: ...
     def __init__(
