@@ -11,11 +11,12 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 from kafka_log import Log
 from life import Life, Machines
-from machines import Kafka, Nursery
+from machines import Kafka
 from redis_servers import Redis, RedisCluster
 from schedule import schedule
 from tidemill.stack import Stack
 from tidemill.stack.spec import External
+from tidemill_testkit.nursery import Nursery
 
 
 class Arena:
@@ -24,21 +25,20 @@ class Arena:
     def __init__(self, home: Path) -> None:
         self._home = home
         self._kafka = Kafka(home / "kafka")
-        self._nursery = Nursery()
+        self._nursery = Nursery("tidemill_feature", "tidemill_feature.adapters.archive")
         self._cluster: RedisCluster | None = None
         # PostgreSQL alone; with the other two, this is the stack's own way to run without them.
         self._postgres = Stack("chaos", home / "postgres", external=External(self._kafka.bootstrap, "redis://unused"))
         self.faults: Counter[str] = Counter()
 
     async def __aenter__(self) -> Self:
-        await self._nursery.start()
         await self._kafka.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._nursery.close()
+        self._nursery.close()
         if self._cluster is not None:
             await self._cluster.close()
         self._kafka.kill()

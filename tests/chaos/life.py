@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kafka_log import Log
-from machines import Kafka, Nursery, Worker
+from machines import Kafka, Worker
 from offline_log import OfflineLog
 from oracle import StreamLog, WrongError, check_letters
 from redis_servers import Redis
@@ -27,6 +27,7 @@ from tidemill_runtime.outgoing import Outgoing
 from tidemill_runtime.producer import Producer
 from tidemill_runtime.settings import KafkaSettings
 from tidemill_testkit.eventually import aeventually
+from tidemill_testkit.nursery import Nursery
 from workload import Producing, moments
 
 RECOVERY_S = 60.0
@@ -235,7 +236,7 @@ class Life:
         self._started += 1
         output = self._folder / f"worker-{self._started}{place}.log"
         named = {f"TIDEMILL_FEATURE_{name}": value for name, value in environment.items()}
-        worker = self._workers[place] = await self._nursery.worker(named, output)
+        worker = self._workers[place] = Worker(self._nursery, named, output)
         self._background.add(asyncio.create_task(self._supervise(place, worker)))
 
     async def _supervise(self, place: str, worker: Worker) -> None:

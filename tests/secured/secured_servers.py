@@ -14,7 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from pydantic import SecretStr
 from relay import relayed
-from tidemill.stack import java, kafka, wheels
+from tidemill.stack import kafka, kafka_classes
 from tidemill.stack.spec import SERVICES
 from tidemill_runtime.settings import KafkaSettings
 from tidemill_testkit.authority import LOOPBACK, Authority, Pair
@@ -66,12 +66,11 @@ def secured_kafka(folder: Path, authority: Authority) -> Iterator[KafkaSettings]
     config = folder / "server.properties"
     text = kafka.properties(folder, port, controller)
     config.write_text(text + _lines(port, controller, password, authority.pair("kafka"), authority))
-    runtime, class_path = java.find(), wheels.kafka_class_path()
+    runtime = kafka_classes.installed()
     user = f"{MECHANISM}=[name={USER},password={password}]"
-    tool = [str(runtime), "-XX:TieredStopAtLevel=1", "-cp", class_path, "kafka.tools.StorageTool"]
     identity = ["format", "--cluster-id=c2VjdXJlZC1jbHVzdGVyIQ", "-c", str(config), "--add-scram", user]
-    subprocess.run([*tool, *identity], check=True, capture_output=True)
-    program = kafka.program(config, port, java=runtime, java_version=java.version(runtime), class_path=class_path)
+    subprocess.run(runtime.command("kafka.tools.StorageTool", *identity), check=True, capture_output=True)
+    program = kafka.program(config, port, runtime=runtime)
     with (folder / "kafka.log").open("wb") as log:
         process = subprocess.Popen(dying_with_us(program.command), stdout=log, stderr=log)
     settings = KafkaSettings(

@@ -4,9 +4,7 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +43,7 @@ from tidemill_runtime.settings import KafkaSettings
 from tidemill_testkit import fraud_world
 from tidemill_testkit.brute_force import Logged
 from tidemill_testkit.eventually import aeventually
-from tidemill_testkit.orphans import dying_with_us
+from tidemill_testkit.nursery import Nursery
 from tidemill_testkit.paid_world import BUSY, NARROW, NOON_US, PAID, PARTITIONS, PAYER, SECOND, SHARP, STATUSES, Log
 from tidemill_testkit.ports import free_address
 from tidemill_testkit.topic_records import topic_records
@@ -58,8 +56,9 @@ class World:
 
     payer, sharp, narrow, busy, stream, noon_us, second_us = PAYER, SHARP, NARROW, BUSY, PAID, NOON_US, SECOND
 
-    def __init__(self, kafka: KafkaSettings, redis_url: str, project: str, folder: Path) -> None:
+    def __init__(self, kafka: KafkaSettings, redis_url: str, project: str, folder: Path, nursery: Nursery) -> None:
         self.kafka = kafka
+        self.nursery = nursery
         self.redis_url = redis_url
         self.project = project
         self.folder = folder
@@ -212,13 +211,8 @@ class Feature:
         }
         # In a file, since a pipe that nobody reads would stop the process; kept by pytest for a failed test.
         self.output = world.folder / f"feature-{self.address.rpartition(':')[2]}.log"
-        with self.output.open("wb") as output:
-            self.process = subprocess.Popen(
-                dying_with_us([sys.executable, "-m", "tidemill_feature"]),
-                env={**os.environ, **{f"TIDEMILL_FEATURE_{name}": value for name, value in settings.items()}},
-                stdout=output,
-                stderr=output,
-            )
+        named = {f"TIDEMILL_FEATURE_{name}": value for name, value in settings.items()}
+        self.process = world.nursery.start({**os.environ, **named}, self.output)
         self.channel = grpc.aio.insecure_channel(self.address)
         self.features: Any = FeatureServiceStub(self.channel)
         self.progress: Any = ProgressServiceStub(self.channel)
@@ -268,10 +262,19 @@ def _pair(value: messages.FeatureValue) -> tuple[str, Any]:
     return STATUSES[value.status], None if which is None else getattr(value.value, which)
 
 
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    nursery = Nursery("tidemill_feature", "tidemill_feature.adapters.archive")
+    yield nursery
+    nursery.close()
+
+
 @pytest.fixture
-async def world(servers: Any, topic_prefix: str, redis_namespace: str, tmp_path: Path) -> AsyncIterator[World]:
+async def world(
+    servers: Any, topic_prefix: str, redis_namespace: str, tmp_path: Path, nursery: Nursery
+) -> AsyncIterator[World]:
     kafka = KafkaSettings(bootstrap=servers.kafka, topic_prefix=topic_prefix)
-    world = World(kafka, servers.redis, redis_namespace, tmp_path)
+    world = World(kafka, servers.redis, redis_namespace, tmp_path, nursery)
     await world.open()
     yield world
     await world.close()

@@ -5,6 +5,8 @@ import functools
 import struct
 import subprocess
 import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tidemill.stack.health import kafka_answers
@@ -12,7 +14,15 @@ from tidemill.stack.ports import LOOPBACK
 from tidemill.stack.programs import Program
 from tidemill.stack.spec import StackError
 
-HEAP = "512m"
+# A C1-only JVM with one GC thread starts fastest and stays small.
+OPTIONS = (
+    "-Xmx512m",
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+)
+# Adapters that were kept do not always fit again, and JDK 25 warns of each.
+OF_CLASSES = ("-XX:+UnlockDiagnosticVMOptions", "-XX:-AOTAdapterCaching", "-Xlog:aot*=off")
 
 
 def properties(data: Path, port: int, controller_port: int) -> str:
@@ -64,7 +74,25 @@ def escaped(text: str) -> str:
     )
 
 
-def prepare(data: Path, port: int, controller_port: int, *, java: Path, class_path: str) -> Path:
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What runs Kafka: a Java of some major version, and the jars. `classes`: the cache of `kafka_classes`, if any."""
+
+    java: Path
+    version: int
+    class_path: str
+    classes: Path | None = None
+
+    def command(self, main: str, *arguments: str, options: Sequence[str] = ()) -> tuple[str, ...]:
+        """Return the command that runs one of Kafka's main classes."""
+        chosen = [*OPTIONS, *options]
+        # Later runtimes warn about memory access that Kafka still needs.
+        chosen += ["--sun-misc-unsafe-memory-access=allow"] if self.version >= 23 else []
+        chosen += [f"-XX:AOTCache={self.classes}", *OF_CLASSES] if self.classes else []
+        return (str(self.java), *chosen, "-cp", self.class_path, main, *arguments)
+
+
+def prepare(data: Path, port: int, controller_port: int, *, runtime: Runtime) -> Path:
     """Write the configuration and format the log folder once; return the configuration's path.
 
     Raises: StackError when the folder's path has a comma, which no escape keeps from being two folders.
@@ -76,33 +104,16 @@ def prepare(data: Path, port: int, controller_port: int, *, java: Path, class_pa
     config.write_text(properties(data, port, controller_port))
     if not (data / "log" / "meta.properties").exists():
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        tool = (str(java), "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-XX:TieredStopAtLevel=1")
         # Joined by "=": one id in 64 begins with a dash.
         arguments = ("format", f"--cluster-id={cluster}", "-c", str(config))
-        command = (*tool, "-cp", class_path, "kafka.tools.StorageTool", *arguments)
+        command = runtime.command("kafka.tools.StorageTool", *arguments)
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own arguments
         if done.returncode != 0:
             raise StackError(f"Kafka's log folder could not be formatted: {done.stdout}{done.stderr}")
     return config
 
 
-def quiet(java_version: int) -> tuple[str, ...]:
-    """Return the option that keeps later runtimes from warning about memory access that Kafka still needs."""
-    return ("--sun-misc-unsafe-memory-access=allow",) if java_version >= 23 else ()
-
-
-def program(config: Path, port: int, *, java: Path, java_version: int, class_path: str) -> Program:
-    """Return the broker's process. A C1-only JVM with one GC thread starts fastest and stays small."""
-    command = (
-        str(java),
-        f"-Xmx{HEAP}",
-        "-XX:+UseSerialGC",
-        "-XX:TieredStopAtLevel=1",
-        *quiet(java_version),
-        "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
-        "-cp",
-        class_path,
-        "kafka.Kafka",
-        str(config),
-    )
+def program(config: Path, port: int, *, runtime: Runtime) -> Program:
+    """Return the broker's process."""
+    command = runtime.command("kafka.Kafka", str(config))
     return Program(name="kafka", command=command, ready=functools.partial(kafka_answers, f"{LOOPBACK}:{port}"))

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from tidemill.stack import java, kafka, postgres, redis, unprivileged, wheels
+from tidemill.stack import kafka, kafka_classes, postgres, redis, unprivileged, wheels
 from tidemill.stack.endpoints import Endpoints, ServiceAddress
 from tidemill.stack.health import http_ready
 from tidemill.stack.keys import ensure_key_pair
@@ -46,12 +46,9 @@ def endpoints_of(spec: StackSpec, ports: Mapping[str, int], secret: Mapping[str,
 
 
 def _kafka(layout: Layout, ports: Mapping[str, int]) -> Program:
-    runtime, class_path = java.find(), wheels.kafka_class_path()
-    config = kafka.prepare(
-        layout.data("kafka"), ports["kafka"], ports["kafka-controller"], java=runtime, class_path=class_path
-    )
-    version = java.version(runtime)
-    return kafka.program(config, ports["kafka"], java=runtime, java_version=version, class_path=class_path)
+    runtime = kafka_classes.installed()
+    config = kafka.prepare(layout.data("kafka"), ports["kafka"], ports["kafka-controller"], runtime=runtime)
+    return kafka.program(config, ports["kafka"], runtime=runtime)
 
 
 def _postgres(layout: Layout, port: int, password: str) -> Program:
