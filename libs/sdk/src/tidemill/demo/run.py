@@ -6,6 +6,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -255,12 +256,14 @@ def run(
         Stack("demo", home).stop()
         shutil.rmtree(home, ignore_errors=True)
         stack = Stack("demo", home, service_environment=service_environment(options))
-        console.print("starting Kafka, PostgreSQL, Redis and six services …")
+        reading = cleanup.enter_context(ThreadPoolExecutor(1)).submit(
+            Year, data_folder(), options.days, options.twin_seed
+        )
+        console.print("starting Kafka, PostgreSQL, Redis and six services, reading the year …")
         endpoints = stack.start(deadline_s=180, attached=not options.keep_stack)
         if not options.keep_stack:
             cleanup.callback(stack.stop)
-        console.print("reading the year …")
-        year = Year(data_folder(), options.days, options.twin_seed)
+        year = reading.result()
         demo = Demo(endpoints, compiled)
         demo.apply()
         began = time.monotonic()
