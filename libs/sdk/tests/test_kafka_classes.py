@@ -27,6 +27,9 @@ def test_an_older_java_has_no_cache(tmp_path: Path) -> None:
 def test_a_java_that_fails_is_said_and_leaves_nothing_behind(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # One that was killed before could not tidy up.
+    (tmp_path / "making-x").mkdir()
+    (tmp_path / "making-x/data").touch()
     assert cached(Runtime(broken_java(tmp_path), 25, "kafka.jar"), tmp_path) is None
     said = capsys.readouterr().err
     assert said.startswith("Kafka starts slower than it might, since its classes could not be kept: ")

@@ -205,6 +205,8 @@ class Feature:
             "REDIS__URL": world.redis_url,
             "PROJECT": world.project,
             "ROLES": "online",
+            # The least that Kafka allows: tests wait it out wherever they kill a worker.
+            "SESSION_MS": "6000",
             "GRPC__LISTEN": self.address,
             "HTTP__LISTEN": self.http,
             **environment,

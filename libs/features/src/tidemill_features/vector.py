@@ -126,8 +126,10 @@ class PipelineVector:
                 values[place] = feature.values.tolist() if strings else feature.numbers()
                 read[place] = feature
         for expression, place, reads in self._derived:
-            features = {key: Column(read[other].values, read[other].nulls) for key, other in reads}
-            column = expression.evaluate({**columns, **features}, rows)
+            given = columns
+            if reads:
+                given = {**columns, **{key: Column(read[other].values, read[other].nulls) for key, other in reads}}
+            column = expression.evaluate(given, rows)
             status[:, place] = np.where(column.nulls, NULL, PRESENT)
             for _, other in reads:
                 status[:, place] |= status[:, other] & (HEAD_EXCLUDED_BIT | HOP_ACCURACY_BIT)

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ OLDEST_JAVA = 25
 KEPT = 3
 DEADLINE_S = 120.0
 _POLL_S = 0.1
+_MAKING = "making-"
 
 
 def installed() -> Runtime:
@@ -53,7 +55,10 @@ def cached(runtime: Runtime, folder: Path) -> Path | None:
         if file.exists():
             os.utime(file)
             return file
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        # Whoever was killed while making one left its folder.
+        for left in folder.glob(f"{_MAKING}*"):
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=_MAKING) as scratch:
             made = Path(scratch, "made.aot")
             try:
                 _make(runtime, Path(scratch), made)
