@@ -88,6 +88,7 @@ VIEWS = {
         ('"delays.0"', """no field 'delays.0'; of what is looked up it is dest."delays.0\"""", 0),
         ("seats || plane.last_delay", "a string is wanted, not int64", 0),
         ("a.plane.last_delay", "write the field's bare name, not 'a.plane.last_delay'", 0),
+        ("1 + dest.delays.0", 'a name with a dot is quoted: write dest."delays.0"', 4),
     ],
 )
 def test_what_is_read_of_views_is_refused_with_the_place_and_the_fix(text: str, message: str, offset: int) -> None:

@@ -108,7 +108,7 @@ def _inside(checker: Checker, node: exp.Expr, depth: int) -> Node:
     return checker.check(node.this, depth - 1)
 
 
-def _field(checker: Checker, node: exp.Expr, _depth: int) -> Node:
+def _field(checker: Checker, node: exp.Column, _depth: int) -> Node:
     if node.args.get("table") is not None:
         return _feature(checker, node)
     schema, owner, views = checker.scope
@@ -127,9 +127,13 @@ def _field(checker: Checker, node: exp.Expr, _depth: int) -> Node:
     raise checker.error(node, f"no field {node.name!r}{where}{hint}")
 
 
-def _feature(checker: Checker, node: exp.Expr) -> Node:
+def _feature(checker: Checker, node: exp.Column) -> Node:
     views = checker.scope.views
     if not views or node.args.get("db") is not None:
+        first, *others = (part.name for part in node.parts)
+        if ".".join(others) in views.get(first, ()):
+            meant = render(FieldRef(".".join(others), UNTYPED, True, first))
+            raise checker.error(node, f"a name with a dot is quoted: write {meant}")
         raise checker.error(node, f"write the field's bare name, not {node.sql()!r}")
     source = node.text("table")
     if source not in views:
