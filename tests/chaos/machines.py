@@ -43,7 +43,7 @@ class Kafka:
 
 
 class Worker:
-    """One process of the feature service, with no variables but these of our own."""
+    """One process of the feature service; `environment` beside the variables of this process."""
 
     def __init__(self, nursery: Nursery, environment: Mapping[str, str], output: Path) -> None:
         self._output = output

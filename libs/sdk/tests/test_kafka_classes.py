@@ -37,6 +37,16 @@ def test_a_java_that_fails_is_said_and_leaves_nothing_behind(
     assert {one.name for one in tmp_path.iterdir()} == {"java", ".aot.lock"}
 
 
+def test_a_broker_that_does_not_come_up_is_said_with_its_last_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    java = tmp_path / "java"
+    java.write_text('#!/bin/sh\ncase "$*" in *StorageTool*) exit 0;; esac\necho no room for classes >&2\nexit 1\n')
+    java.chmod(0o755)
+    assert cached(Runtime(java, 25, "kafka.jar"), tmp_path) is None
+    assert "did not come up: no room for classes" in capsys.readouterr().err
+
+
 def test_a_command_names_the_cache_where_there_is_one() -> None:
     runtime = Runtime(Path("java"), 25, "kafka.jar")
     assert not [word for word in runtime.command("kafka.Kafka") if "AOT" in word]

@@ -3,7 +3,7 @@
 import difflib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 from sqlglot import Dialect, exp
@@ -149,10 +149,10 @@ def _feature(checker: Checker, node: exp.Column) -> Node:
     return feature
 
 
-def _nearest(name: str, known: Iterable[str], otherwise: str) -> str:
+def _nearest(name: str, known: Collection[str], otherwise: str) -> str:
     folded = {one.lower(): one for one in known}
     close = difflib.get_close_matches(name.lower(), folded, n=1)
-    return f"; did you mean {folded[close[0]]!r}?" if close else f"; {otherwise} {', '.join(sorted(folded.values()))}"
+    return f"; did you mean {folded[close[0]]!r}?" if close else f"; {otherwise} {', '.join(sorted(known))}"
 
 
 def _literal(checker: Checker, node: exp.Expr, _depth: int) -> Node:

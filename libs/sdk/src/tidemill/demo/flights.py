@@ -143,12 +143,12 @@ def _number(text: str) -> float | None:
 def _arrivals_us(departs_us: Ints, clock: Ints, airports: pa.ChunkedArray, zones: Mapping[str, ZoneInfo]) -> Ints:
     """Return the first instant after each departure at which the destination's clock shows `clock` (hhmm)."""
     coded = airports.combine_chunks().dictionary_encode()
-    of_row = [zones[name] for name in coded.dictionary.to_pylist()]
+    of_airport = [zones[name] for name in coded.dictionary.to_pylist()]
     zone = coded.indices.to_numpy()
-    leaves_us = departs_us + _offsets_us(zone, departs_us, of_row, _offset_of_instant)
+    leaves_us = departs_us + _offsets_us(zone, departs_us, of_airport, _offset_of_instant)
     shown_us = leaves_us // DAY_US * DAY_US + clock // 100 % 24 * HOUR_US + clock % 100 * MINUTE_US
     shown_us = np.where(shown_us <= leaves_us, shown_us + DAY_US, shown_us)
-    return np.asarray(shown_us - _offsets_us(zone, shown_us, of_row, _offset_of_clock), np.int64)
+    return np.asarray(shown_us - _offsets_us(zone, shown_us, of_airport, _offset_of_clock), np.int64)
 
 
 def _offsets_us(

@@ -30,6 +30,7 @@ KEPT = 3
 DEADLINE_S = 120.0
 _POLL_S = 0.1
 _MAKING = "making-"
+_SHOWN_CHARS = 500
 
 
 def installed() -> Runtime:
@@ -76,18 +77,22 @@ def _make(runtime: Runtime, scratch: Path, file: Path) -> None:
     ports = choose(("broker", "controller"), {}, random.SystemRandom(), is_free)
     config = kafka.prepare(scratch / "data", ports["broker"], ports["controller"], runtime=runtime)
     deadline = time.monotonic() + DEADLINE_S
-    process = subprocess.Popen(  # noqa: S603 - our own arguments
-        runtime.command("kafka.Kafka", str(config), options=(f"-XX:AOTCacheOutput={file}", *kafka.OF_CLASSES)),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=die_with_parent(os.getpid(), signal.SIGKILL),  # noqa: PLW1509 - as for every child of a stack
-    )
+    output = scratch / "output.log"
+    with output.open("wb") as written:
+        process = subprocess.Popen(  # noqa: S603 - our own arguments
+            runtime.command("kafka.Kafka", str(config), options=(f"-XX:AOTCacheOutput={file}", *kafka.OF_CLASSES)),
+            stdin=subprocess.DEVNULL,
+            stdout=written,
+            stderr=written,
+            start_new_session=True,
+            preexec_fn=die_with_parent(os.getpid(), signal.SIGKILL),  # noqa: PLW1509 - as for every child of a stack
+        )
     try:
         while not asyncio.run(kafka_answers(f"{LOOPBACK}:{ports['broker']}")):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise StackError("a broker that was started for it did not come up")
+                raise StackError(
+                    f"a broker that was started for it did not come up: {output.read_text()[-_SHOWN_CHARS:]}"
+                )
             time.sleep(_POLL_S)
         process.terminate()
         process.wait(deadline - time.monotonic())
