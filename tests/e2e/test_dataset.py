@@ -15,14 +15,17 @@ pytestmark = [pytest.mark.e2e, pytest.mark.servers, pytest.mark.timeout(600)]
 PIPELINE = "flight-delays"
 
 
-def dataset(home: Path, *arguments: object) -> tuple[int, Any]:
-    """Run the command and return its code and what it said."""
-    command = [sys.executable, "-m", "tidemill.cli.main", "dataset", PIPELINE, *map(str, arguments)]
-    done = subprocess.run(
-        [*command, "--home", str(home), "--json"], capture_output=True, text=True, timeout=120, check=False
-    )
+def tidemill(home: Path, *arguments: object, stdin: str = "") -> tuple[int, Any]:
+    """Run a command and return its code and what it said."""
+    command = [sys.executable, "-m", "tidemill.cli.main", *map(str, arguments), "--home", str(home), "--json"]
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=False)
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, json.loads(done.stdout)
+
+
+def dataset(home: Path, *arguments: object) -> tuple[int, Any]:
+    """Return what the command says of the flights' set."""
+    return tidemill(home, "dataset", PIPELINE, *arguments)
 
 
 def test_a_dataset_holds_labelled_rows_says_what_it_was_made_from_and_is_the_same_again(
@@ -42,6 +45,21 @@ def test_a_dataset_holds_labelled_rows_says_what_it_was_made_from_and_is_the_sam
     code, _ = dataset(home, *window, "-o", tmp_path / "two.arrow")
     assert code == 0
     assert lineage_of(tmp_path / "two.arrow")["definition_hash"] == said["lineage"]["definition_hash"]
+
+
+def test_a_dataset_counts_what_was_sent_just_before(trained: Any, tmp_path: Path) -> None:
+    home = trained.stack.layout.home
+    window = ("--from", "2013-01-01T00:00:00Z", "--to", "2013-01-03T00:00:00Z")
+    _, before = dataset(home, *window, "-o", tmp_path / "before.parquet")
+    nowhere = {"airport": "XXX", "observed_at": "2013-01-02T12:00:00Z"}
+    code, pushed = tidemill(home, "push", "weather-observed", "-", "--format", "ndjson", stdin=json.dumps(nowhere))
+    assert (code, pushed["accepted"]) == (0, 1), pushed
+    code, after = dataset(home, *window, "-o", tmp_path / "after.parquet")
+    assert (code, after["behind"], after["rows"]) == (0, {}, before["rows"])
+    changed = {
+        name for name, held in after["lineage"]["snapshots"].items() if held != before["lineage"]["snapshots"][name]
+    }
+    assert changed == {"events_weather_observed"}
 
 
 def test_a_dataset_that_cannot_be_written_is_refused_by_name(trained: Any, tmp_path: Path) -> None:

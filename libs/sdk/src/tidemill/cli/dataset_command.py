@@ -14,13 +14,15 @@ from sqlalchemy.exc import OperationalError
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.instants import format_us
 from tidemill_contracts.topics import events_topic
+from tidemill_features.archive import PREDICTIONS_TOPIC
 from tidemill_features.dataset_file import SUFFIXES, Lineage, write_dataset
 from tidemill_features.iceberg import Archive
-from tidemill_features.log_reader import read_inputs
+from tidemill_features.log_reader import fields_of, read_inputs
 from tidemill_features.training_set import TrainingSet, TrainingSetError, Window
 
 from tidemill.cli.answers import NO, NOT_REACHABLE, USAGE, Answer, RefusedError, answering
 from tidemill.cli.explanations import shown_duration
+from tidemill.cli.following import unarchived
 from tidemill.cli.scalars import instant_us
 from tidemill.cli.targets import DEFAULT_STACK, Home, Json, Registry, StackName, Target
 from tidemill.clients.registry import RegistryClient
@@ -50,7 +52,10 @@ def dataset(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the point-in-time training set of a pipeline, with its lineage in the file's metadata."""
+    """Write the point-in-time training set of a pipeline, with its lineage in the file's metadata.
+
+    What was sent before counts: the offline log is asked to take it in, and waited for.
+    """
     with answering(as_json) as answer:
         if output.suffix.lower() not in SUFFIXES:
             raise RefusedError(f"{output.name}: a dataset ends in {', '.join(sorted(SUFFIXES))}", USAGE)
@@ -62,6 +67,9 @@ def dataset(
         with target.connect("registry", registry) as connection:
             record = RegistryClient(connection).definition("pipeline", pipeline)
         began = time.monotonic()
+        topics = [PREDICTIONS_TOPIC, *map(events_topic, sorted(fields_of(record.definition)))]
+        # A log that is named by hand need not be this stack's.
+        waits = {} if catalogue or warehouse else unarchived(target, topics)
         try:
             archive = Archive(*target.archive(catalogue, warehouse))
             window = window_of(archive, record.definition, instant_us(from_), instant_us(to))
@@ -78,14 +86,14 @@ def dataset(
         counts = {"rows": len(rows), "features": len(rows.names), "bytes": size}
         seconds = round(time.monotonic() - began, 3)
         if as_json:
-            found = {"path": str(output), **counts, "seconds": seconds, "lineage": lineage.to_json()}
+            found = {"path": str(output), **counts, "seconds": seconds, "lineage": lineage.to_json(), "behind": waits}
             answer.json(found | ({"message": why} if why else {}))
         answer.say(
             f"{output}: {len(rows):,} rows of {len(rows.names)} features, {format_us(window.from_us)} to "
             f"{format_us(window.until_us)}, in {seconds:.1f} s\n{lineage.id}"
         )
-        if why:
-            answer.say(why)
+        for line in [*filter(None, [why]), *(f"what came last may be missing: {late}" for late in waits.values())]:
+            answer.say(line)
 
 
 def window_of(archive: Archive, closure: definition.Definition, from_us: int | None, to_us: int | None) -> Window:

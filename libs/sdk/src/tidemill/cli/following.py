@@ -1,5 +1,6 @@
-"""Waits until the services go by what was registered, so that the next command may count on it."""
+"""Waits until the services have come to what was registered or sent, so that a command may count on it."""
 
+import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from time import monotonic
@@ -9,8 +10,11 @@ from tidemill_contracts.progress.v1.progress_pb2_grpc import ProgressServiceStub
 
 from tidemill.cli.targets import Target
 from tidemill.clients.calls import CallError, Connection
+from tidemill.clients.topics import TopicError, positions_now
 
 _PATIENCE_S = 10.0
+# A commit of the offline log takes a second, a backlog that it has to read first some more.
+_ARCHIVING_S = 30.0
 _DEFINITIONS = "registry.pipelines.v1"
 # Who judges events, reads and requests by what is registered. Serving asks for nothing before a model is deployed.
 _STAGES = (("ingestion", "publish"), ("feature", "online"), ("monitoring", "join"))
@@ -38,6 +42,25 @@ def behind(target: Target, registry: Connection) -> dict[str, str]:
         except CallError as error:
             found[service] = str(error)
     return found
+
+
+def unarchived(target: Target, topics: Sequence[str]) -> dict[str, str]:
+    """Return who keeps the offline log from holding what the topics hold by now, and why; half a minute is waited.
+
+    Nobody is asked where the address of Kafka or of the feature service is not known here.
+    """
+    given = {name: os.environ.get(f"TIDEMILL_{name.upper()}") for name in ("feature", "kafka")}
+    if not all(target.knows(name, address) for name, address in given.items()):
+        return {}
+    ends_s = monotonic() + _ARCHIVING_S
+    try:
+        kafka = target.kafka(given["kafka"], os.environ.get("TIDEMILL_TOPIC_PREFIX"))
+        offsets = asyncio.run(positions_now(kafka, topics))
+        with target.connect("feature", given["feature"]) as peer:
+            _waited(peer, "offline", offsets, ends_s)
+    except (TopicError, CallError) as error:
+        return {"kafka" if isinstance(error, TopicError) else "feature": str(error)}
+    return {}
 
 
 def told(waits: Mapping[str, str]) -> list[str]:

@@ -45,9 +45,9 @@ class Target:
         return Connection(service, given or self._address(service), Tls.from_environment(os.environ))
 
     def knows(self, service: str, given: str | None) -> bool:
-        """Say whether there is an address to connect to."""
+        """Say whether there is an address to connect to, of a service or of `kafka`."""
         endpoints = self._endpoints()
-        return bool(given) or (endpoints is not None and service in endpoints.services)
+        return bool(given) or (endpoints is not None and service in ("kafka", *endpoints.services))
 
     def kafka(self, given: str | None, prefix: str | None) -> KafkaTarget:
         """Return where Kafka is. Raises `RefusedError` where nobody knows."""

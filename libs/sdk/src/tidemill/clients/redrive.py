@@ -36,7 +36,7 @@ from tidemill.clients.letters import (
     items_of,
     place_of,
 )
-from tidemill.clients.topics import KafkaTarget, TopicError, end_offsets, list_topics, read_from
+from tidemill.clients.topics import KafkaTarget, TopicError, list_topics, positions_now, read_from
 
 CHUNK = 200
 EXAMPLES = 20
@@ -184,11 +184,7 @@ class Redrive:
     async def _claim(self, actions: ActionLog, items: Sequence[Item]) -> int:
         before: list[progress_pb2.TopicPartitionOffset] = []
         for topic, bridged in sorted({(item.origin[0], item.bridged) for item in items if item.origin is not None}):
-            ends = await end_offsets(self._raw if bridged else self._target, topic)
-            before += [
-                progress_pb2.TopicPartitionOffset(topic=topic, partition=partition, next_offset=end)
-                for partition, end in sorted(ends.items())
-            ]
+            before += await positions_now(self._raw if bridged else self._target, [topic])
         claimed_us = time.time_ns() // 1000
         for topic, places in by_topic(letters_of(items)).items():
             action = self._deed.action(REDRIVING, topic, places, "about to be sent again")

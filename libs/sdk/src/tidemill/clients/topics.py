@@ -1,6 +1,6 @@
 """Reads Kafka topics from outside: no consumer group, nothing committed."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +9,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 from aiokafka.structs import ConsumerRecord, TopicPartition
 from tidemill_contracts.kafka_refusals import refusal
+from tidemill_contracts.progress.v1 import progress_pb2 as progress
 
 from tidemill.clients.errors import ClientError
 from tidemill.kafka_login import LoginError, login
@@ -108,10 +109,19 @@ async def read_topic(
                     yield record
 
 
-async def end_offsets(target: KafkaTarget, topic: str) -> dict[int, int]:
-    """Return where each partition of a logical topic ends. Raises `TopicError`."""
-    async with _consumer(target, target.prefix + topic) as consumer:
-        return {place.partition: end for place, end in (await consumer.end_offsets(consumer.assignment())).items()}
+async def positions_now(target: KafkaTarget, topics: Iterable[str]) -> list[progress.TopicPartitionOffset]:
+    """Return where the partitions of logical topics end; one that is not there has none. Raises `TopicError`."""
+    names = set(topics) & set(await list_topics(target))
+    if not names:
+        return []
+    async with _consumer(target, *(target.prefix + name for name in sorted(names))) as consumer:
+        ends = await consumer.end_offsets(sorted(consumer.assignment()))
+    return [
+        progress.TopicPartitionOffset(
+            topic=place.topic.removeprefix(target.prefix), partition=place.partition, next_offset=end
+        )
+        for place, end in sorted(ends.items())
+    ]
 
 
 async def read_from(
