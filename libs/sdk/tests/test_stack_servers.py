@@ -266,7 +266,9 @@ def test_the_command_line_starts_shows_and_stops(tmp_path: Path) -> None:
         status = run.invoke(app, ["status", *where, "--json"])
         assert status.exit_code == 0, status.output
         assert all(process["answers"] for process in json.loads(status.output)["processes"])
-        shown = run.invoke(app, ["status", *where])
+        # The folder alone says which stack it holds.
+        shown = run.invoke(app, ["status", "--home", where[-1]])
+        assert "stack 'typed': ready" in shown.output
         assert ":***@" in shown.output
         secret = Stack("typed", tmp_path / "typed").endpoints.redis.split(":")[2].split("@")[0]
         assert secret not in shown.output + up.output + status.output
@@ -274,7 +276,7 @@ def test_the_command_line_starts_shows_and_stops(tmp_path: Path) -> None:
         found = {finding["name"]: finding["ok"] for finding in doctor["findings"]}
         assert found["kafka"] is found["redis"] is found["postgres"] is True
         assert run.invoke(app, ["logs", "supervisor", *where]).exit_code == 0
-        down = run.invoke(app, ["down", *where, "--wipe", "--json"])
+        down = run.invoke(app, ["down", "--stack", *where[1:], "--wipe", "--json"])
         assert json.loads(down.output) == {"name": "typed", "stopped": True, "wiped": True}
         assert not (tmp_path / "typed").exists()
     finally:

@@ -16,12 +16,14 @@ from tidemill.stack.doctor import Finding, examine, probe
 from tidemill.stack.endpoints import redacted
 from tidemill.stack.logs import last_lines
 from tidemill.stack.spec import DEFAULT_NAME, DEFAULT_PREFIX, SERVERS, SERVICES, External, StackError, services_of
-from tidemill.stack.state import READY, StackState
+from tidemill.stack.state import READY, StackState, read_state
 
 NO, USAGE, NOT_REACHABLE = 1, 2, 3
 FOLLOW_S = 0.2
 
-Name = Annotated[str, typer.Option("--name", help="Which stack; several run side by side.", envvar="TIDEMILL_STACK")]
+Name = Annotated[
+    str, typer.Option("--name", "--stack", help="Which stack; several run side by side.", envvar="TIDEMILL_STACK")
+]
 Home = Annotated[Path | None, typer.Option("--home", help="Its folder; .tidemill/NAME unless told.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -110,7 +112,7 @@ def up(
     if as_json:
         typer.echo(json.dumps(_summary(state, {})))
         return
-    typer.echo(f"stack {name!r} is ready ({state.seconds_to_ready:g} s); its folder is {stack.layout.home}")
+    typer.echo(f"stack {state.name!r} is ready ({state.seconds_to_ready:g} s); its folder is {stack.layout.home}")
     _show_endpoints(state)
 
 
@@ -122,6 +124,9 @@ def down(
 ) -> None:
     """Stop the local stack in reverse order; its data stay unless --wipe is given."""
     stack = _stack(name, home, as_json=as_json)
+    before = read_state(stack.layout.state_file)
+    # A folder that is given by hand says itself which stack it holds.
+    name = name if before is None else before.name
     try:
         was_running = stack.stop()
         if wipe:
@@ -189,7 +194,7 @@ def status(name: Name = DEFAULT_NAME, home: Home = None, as_json: Json = False) 
     if as_json:
         typer.echo(json.dumps(_summary(state, answers)))
     else:
-        typer.echo(f"stack {name!r}: {', '.join(troubles) or READY}")
+        typer.echo(f"stack {state.name!r}: {', '.join(troubles) or READY}")
         rows = [("process", "state", "answers", "pid", "restarts")]
         rows += [
             (

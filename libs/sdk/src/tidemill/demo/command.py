@@ -1,5 +1,6 @@
 """`tidemill demo`: a year of real flights through the whole loop."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from tidemill_contracts.definition.v1 import definition_pb2
 from tidemill.cli.answers import RefusedError, answering
 from tidemill.definition import DefinitionError, compile_file
 from tidemill.demo.flights import STREAMS
-from tidemill.demo.run import Options, run
+from tidemill.demo.run import STACK_FOLDER, Options, run
 from tidemill.stack.spec import StackError
 
 
@@ -79,6 +80,13 @@ def demo(
             answer.json(report)
         else:
             print_summary(report, out, console)
+        if keep:
+            home = shlex.quote(str(out / STACK_FOLDER))
+            console.print(
+                f"the stack runs on: `tidemill status --home {home}`, and so every command that talks to it; "
+                f"`tidemill down --home {home}` stops it",
+                soft_wrap=True,
+            )
 
 
 def _compiled(file: Path) -> definition_pb2.Definition:

@@ -39,6 +39,8 @@ from tidemill.stack.endpoints import Endpoints
 ACTOR = (("x-tidemill-actor", "demo"),)
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 STATIC_VERSION = 1
+# Within the folder that the demo writes to.
+STACK_FOLDER = "stack"
 # Predictions whose features are written out, so that anyone can check them against the data.
 SAMPLE = 1_000
 
@@ -251,7 +253,7 @@ def run(
 ) -> dict[str, Any]:
     """Run the whole demo and return its report, which is also written to `report.json`."""
     options.out.mkdir(parents=True, exist_ok=True)
-    home = options.out / "stack"
+    home = options.out / STACK_FOLDER
     with ExitStack() as cleanup:
         Stack("demo", home).stop()
         shutil.rmtree(home, ignore_errors=True)
