@@ -43,7 +43,7 @@ def test_apply_is_idempotent_and_diff_says_what_would_change_and_what_would_brea
     assert changed.code == DONE
     by_kind = {one["kind"]: one for one in changed.json["changes"]}
     assert (by_kind["stream"]["change"], by_kind["view"]["change"]) == ("unchanged", "changed")
-    assert any("1800000" in line for line in by_kind["view"]["differences"])
+    assert any(line.endswith(": 1h → 30m") for line in by_kind["view"]["differences"]), by_kind["view"]["differences"]
     breaking = park.file.with_name("breaking.py")
     # The probe's stream alone, with another type: the pipeline that uses it stays behind.
     breaking.write_text(PROBE.read_text().split("class Verdict")[0].replace("tries: int", "tries: str"))

@@ -201,6 +201,8 @@ FAULTS = [
     # Python itself.
     ("import tidemill as tm", "import tidemill as tm\nimport nowhere_at_all", "flights.py:3: ModuleNotFoundError: No module named 'nowhere_at_all'"),
     ("    request=Scheduled,", "    request=Scheduled", "flights.py:22: not Python: "),
+    ('tm.count("2h")', 'tm.count("2h"), "departures_2h": tm.count("1h")', "flights.py:17: 'departures_2h' stands here again, after line 17; Python keeps the last: rename one"),
+    ("    flight_id: str\n", "    flight_id: str\n    flight_id: int\n", "flights.py:5: 'flight_id' stands here again, after line 4; Python keeps the last: rename one"),
     ("    request=Scheduled,", "    requst=Scheduled,", "flights.py:20: Pipeline() got an unexpected keyword argument 'requst'; did you mean 'request'?"),
     ('by="origin"', 'by="origin", maxage="1d"', "flights.py:16: View() got an unexpected keyword argument 'maxage'; did you mean 'max_age'?"),
     ('wait="36h"', 'wiat="36h"', "flights.py:24: Label() got an unexpected keyword argument 'wiat'; did you mean 'wait'?"),

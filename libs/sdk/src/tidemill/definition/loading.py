@@ -1,5 +1,6 @@
 """Runs a user's definition file on its own and hands back what it declares."""
 
+import ast
 import inspect
 import re
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import tidemill
 from tidemill.definition.problems import DefinitionError, Problem
 from tidemill.definition.report import nearest, unknown
-from tidemill.definition.source import forget_sources
+from tidemill.definition.source import forget_sources, repeated
 
 MAX_FILE_BYTES = 1_000_000
 _UNEXPECTED_KEYWORD = re.compile(r"(?P<call>\w+)\(\) got an unexpected keyword argument '(?P<keyword>\w+)'")
@@ -33,10 +34,17 @@ def load(path: Path) -> dict[str, Any]:
     if len(source) > MAX_FILE_BYTES:
         raise DefinitionError([Problem(file, 0, "", f"is larger than {MAX_FILE_BYTES:,} bytes")])
     try:
-        code = compile(source, file, "exec", dont_inherit=True)
-    except (SyntaxError, ValueError) as error:
+        tree = ast.parse(source, file)
+        code = compile(tree, file, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 0) or 0
         raise DefinitionError([Problem(file, line, "", f"not Python: {getattr(error, 'msg', error)}")]) from None
+    twice = [
+        Problem(file, line, "", f"{name!r} stands here again, after line {first}; Python keeps the last: rename one")
+        for line, name, first in repeated(tree)
+    ]
+    if twice:
+        raise DefinitionError(twice)
     module = ModuleType(f"tidemill_definition_{abs(hash(file)):x}")
     module.__file__ = file
     with _importable(module, path.absolute().parent):

@@ -1,7 +1,7 @@
-"""Finds the line of a part of a declaration, so that a message names the line to edit."""
+"""Finds the line of a part of a declaration, so that a message names the line to edit, and what stands twice."""
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -47,6 +47,30 @@ def line_of_field(origin: Origin, name: str) -> int:
         return isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name
 
     return _line(origin, wanted)
+
+
+def repeated(tree: ast.AST) -> Iterator[tuple[int, str, int]]:
+    """Yield what stands twice, as a key of one dictionary or a field of one class, with its line and that of the first.
+
+    Of two Python keeps the last, and says nothing.
+    """
+    for node in ast.walk(tree):
+        first: dict[str, int] = {}
+        for name, line in _names(node):
+            if name in first:
+                yield line, name, first[name]
+            first.setdefault(name, line)
+
+
+def _names(node: ast.AST) -> Iterator[tuple[str, int]]:
+    if isinstance(node, ast.Dict):
+        for key in node.keys:
+            if isinstance(key, ast.Constant) and isinstance(key.value, str):
+                yield key.value, key.lineno
+    elif isinstance(node, ast.ClassDef):
+        for part in node.body:
+            if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
+                yield part.target.id, part.lineno
 
 
 def forget_sources() -> None:
