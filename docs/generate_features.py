@@ -50,8 +50,8 @@ class About:
 
 ABOUT = {
     "count": About("0", _EXACT),
-    "sum": About(_NOTHING, f"integers: none, modulo 2^64; {_ROUNDING}"),
-    "mean": About(_NOTHING, _ROUNDING, "the sum of integers is modulo 2^64 here too"),
+    "sum": About(_NOTHING, f"integers: none, null beyond int64; {_ROUNDING}"),
+    "mean": About(_NOTHING, _ROUNDING, "null where the sum is"),
     "min": About(_NOTHING, _EXACT),
     "max": About(_NOTHING, _EXACT),
     "last": About(_NOTHING, _EXACT, "the newest event's value; ties by (event time, partition, offset)"),

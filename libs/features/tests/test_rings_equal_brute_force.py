@@ -1,11 +1,10 @@
 """Live rings, the offline twin and brute force agree, for any log, any batches, any crash and any moment."""
 
 import random
-import struct
 from collections.abc import Sequence
 from dataclasses import replace
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +12,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_features.cuts import cuts_by_time
-from tidemill_features.plan import EDGE_EVENTS, compile_view
+from tidemill_features.plan import compile_view
 from tidemill_features.reader import Lookup, Place, Reader
-from tidemill_testkit.agreement import agree
-from tidemill_testkit.brute_force import Answer, Logged, Wanted
+from tidemill_testkit.brute_force import Answer, Logged
 from tidemill_testkit.effort import examples
+from tidemill_testkit.ring_agreement import Lived, assert_all_agree, wanted_of
 from tidemill_testkit.ring_world import RingWorld, answers
 
 SECOND = 1_000_000
@@ -145,35 +144,12 @@ VIEWS |= {f"exact {name}": exactly(one) for name, one in VIEWS.items()} | {
 }
 
 
-def wanted_features(declared: definition.View) -> list[Wanted]:
-    plan = compile_view(declared, stream())
-    by_name = {part.name: part for part in declared.features}
-    found = []
-    for feature in plan.features:
-        part, ring = by_name[feature.name.partition(".")[0]], plan.rings[feature.ring]
-        found.append(
-            Wanted(
-                feature.name,
-                definition.AggregationFunction.Name(part.function).removeprefix("AGGREGATION_FUNCTION_").lower(),
-                feature.window_us,
-                ring.hop_us,
-                ring.slots,
-                value=itemgetter(part.expression) if part.expression else None,
-                where=(lambda f: f["amount"] is not None and f["amount"] > 1) if part.where else None,
-                exact_age=not part.window_ms,
-                element=feature.element,
-                edges=tuple(part.edges),
-                quantile=part.quantile,
-                half_life_us=part.half_life_ms * 1000,
-                edge_events=(declared.edge_events or EDGE_EVENTS) if ring.raw else 0,
-                ahead_us=2_500_000,
-            )
-        )
-    return found
+# What the expressions above say of an event.
+MEANINGS = {name: itemgetter(name) for name in FIELDS} | {BIG: lambda f: f["amount"] is not None and f["amount"] > 1}
 
 
 KEYS = [("ann", 1), ("ann", 2), ("bob", 1), ("nobody", 7), (None, 1)]
-WORLDS = {name: RingWorld(one, stream(), KEYS, wanted_features(one)) for name, one in VIEWS.items()}
+WORLDS = {name: RingWorld(one, stream(), KEYS, wanted_of(one, stream(), MEANINGS)) for name, one in VIEWS.items()}
 # Cubes of magnitudes below 1e-100 lose digits, and a skew with them.
 NEAR = st.floats(-9, 9).filter(lambda amount: amount == 0 or abs(amount) > 1e-90)
 AMOUNTS = st.one_of(st.none(), st.sampled_from([0.1, 0.2, 0.3, -0.0, 0.0, 1e16, -1e16, 1.5]), NEAR)
@@ -206,27 +182,12 @@ def logs(draw: Any) -> list[Logged]:
     return records
 
 
-def bits(answer: Answer) -> tuple[str, bool, Any]:
-    value = answer.value
-    if isinstance(value, float):
-        return answer.status, answer.coarse, struct.pack("<d", value)
-    return answer.status, answer.coarse, value if value is None or isinstance(value, str) else int(value)
-
-
 CRASHES = st.lists(st.sampled_from(["", "before", "between"]), max_size=8)
 POLICIES = st.sampled_from([definition.LATE_POLICY_DROP, definition.LATE_POLICY_CORRECT])
 MOMENTS = st.lists(TIMES, min_size=1, max_size=3)
 SIZES = st.lists(st.integers(1, 6), min_size=1, max_size=4)
 Cut = tuple[int, int]
 CUTS = st.tuples(st.integers(0, 40), st.integers(0, 40))
-
-
-class Lived(NamedTuple):
-    """How a worker came by its rings: sizes of batches, crashes, and the offsets up to which it read."""
-
-    sizes: list[int]
-    crashes: list[str]
-    cut: Cut
 
 
 @pytest.mark.parametrize("kind", ["words", "states", "sketches"])
@@ -236,7 +197,7 @@ def test_live_equals_offline_bit_for_bit_and_both_equal_brute_force(
     kind: str, log: list[Logged], policy: Any, sizes: list[int], crashes: list[str], moments: list[int], cut: Cut
 ) -> None:
     world = replace(WORLDS[kind], stream=stream(policy))
-    assert_equal(world, log, Lived(sizes, crashes, cut), moments)
+    assert_all_agree(world, log, Lived(sizes, crashes, cut), moments)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in VIEWS if " " in kind])
@@ -255,7 +216,7 @@ def test_exact_windows_are_cut_at_the_microsecond_live_and_offline(kind: str, se
     shifts_us = [0, 0, 1, -1, SECOND // 2, -3 * SECOND]
     windows_s = [0, 12, 20, 60]
     moments = [dice.choice(log).event_us + dice.choice(windows_s) * SECOND + dice.choice(shifts_us) for _ in range(5)]
-    assert_equal(replace(WORLDS[kind], stream=stream(policy)), log, lived, moments)
+    assert_all_agree(replace(WORLDS[kind], stream=stream(policy)), log, lived, moments)
 
 
 def dense_log(dice: random.Random) -> list[Logged]:
@@ -278,20 +239,6 @@ def dense_log(dice: random.Random) -> list[Logged]:
     return log
 
 
-def assert_equal(world: RingWorld, log: list[Logged], lived: Lived, moments: list[int]) -> None:
-    """Compare the rings, the offline twin and brute force, as of some moments."""
-    seen = [r for r in log if r.offset < lived.cut[r.partition]]
-    store = world.live(seen, lived.sizes, lived.crashes)
-    for as_of_us in moments:
-        read, twin = world.read_view(store, as_of_us), world.offline_view(log, as_of_us, lived.cut)
-        assert read.head_excluded.tolist() == twin.head_excluded.tolist()
-        live, offline = answers(read.features), answers(twin.features)
-        assert [[bits(a) for a in row] for row in live] == [[bits(a) for a in row] for row in offline]
-        for row, want in zip(live, world.expected(seen, as_of_us), strict=True):
-            for wanted, got, answer in zip(world.wanted, row, want, strict=True):
-                assert agree(wanted, got, answer), (wanted.name, as_of_us, got, answer)
-
-
 @pytest.mark.parametrize("exact", [False, True])
 @settings(max_examples=examples(40), deadline=None)
 @given(seed=st.integers(0, 2**32))
@@ -306,7 +253,7 @@ def test_a_float_sum_beyond_the_range_of_floats_and_its_mean_are_null_live_and_o
         aggregation("units_60", 60, "SUM", "units"),
     )
     declared = exactly(declared) if exact else declared
-    world = RingWorld(declared, stream(), KEYS, wanted_features(declared))
+    world = RingWorld(declared, stream(), KEYS, wanted_of(declared, stream(), MEANINGS))
     dice = random.Random(seed)
     largest = dice.choice([0.0, 1.7e308, 1.7e308])
     log = [
@@ -316,7 +263,33 @@ def test_a_float_sum_beyond_the_range_of_floats_and_its_mean_are_null_live_and_o
     lived = Lived(dice.choices(range(1, 7), k=4), [], (dice.randrange(8, 40), dice.randrange(8, 40)))
     moments = [dice.choice(log).event_us + dice.choice([0, 12, 60]) * SECOND for _ in range(4)]
     with np.errstate(over="ignore", invalid="ignore"):
-        assert_equal(world, log, lived, moments)
+        assert_all_agree(world, log, lived, moments)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@settings(max_examples=examples(40), deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_a_sum_of_integers_beyond_int64_and_its_mean_are_null_live_and_offline(exact: bool, seed: int) -> None:
+    declared = view(
+        "large",
+        aggregation("sum_12", 12, "SUM", "units"),
+        aggregation("sum_60", 60, "SUM", "units"),
+        aggregation("mean_60", 60, "MEAN", "units"),
+        aggregation("min_60", 60, "MIN", "units"),
+        aggregation("decayed_60", 60, "DECAYED_SUM", "units", half_life_ms=30_000),
+    )
+    declared = exactly(declared) if exact else declared
+    world = RingWorld(declared, stream(), KEYS, wanted_of(declared, stream(), MEANINGS))
+    dice = random.Random(seed)
+    largest = dice.choice([2**63 - 1, 2**62, 2**60])
+    log = [
+        replace(one, fields={**one.fields, "units": dice.choice([None, largest, -largest, 1, -(2**63)])})
+        for one in dense_log(dice)
+    ]
+    lived = Lived(dice.choices(range(1, 7), k=4), [], (dice.randrange(8, 40), dice.randrange(8, 40)))
+    assert_all_agree(
+        world, log, lived, [dice.choice(log).event_us + dice.choice([0, 12, 60]) * SECOND for _ in range(4)]
+    )
 
 
 @pytest.mark.parametrize("amounts", [(5.0,), (5.0, 7.0, 7.0), (-0.1, 1e-6, 3.0)])
@@ -329,11 +302,11 @@ def test_decayed_values_of_the_oldest_events_that_a_window_may_cover_keep_their_
         aggregation("decayed", 940, "DECAYED_SUM", "amount", half_life_ms=1_000),
     )
     declared.max_age_ms = 0
-    world = RingWorld(declared, stream(), KEYS[:1], wanted_features(declared))
+    world = RingWorld(declared, stream(), KEYS[:1], wanted_of(declared, stream(), MEANINGS))
     fields = {"who": "ann", "zone": 1, "units": None, "label": None}
     log = [Logged(0, at, at, str(at), {**fields, "amount": amount}) for at, amount in enumerate(amounts)]
     # The window begins in the last second of its oldest bucket; the events lie in the first.
-    assert_equal(world, log, Lived([2], [], (9, 9)), [940 * SECOND + 59 * SECOND])
+    assert_all_agree(world, log, Lived([2], [], (9, 9)), [940 * SECOND + 59 * SECOND])
 
 
 @pytest.mark.parametrize("kind", ["words", "states", "exact words", "overflowing words"])

@@ -14,6 +14,7 @@ from tidemill_features.newest import Newest
 from tidemill_features.partials import Dtype, Kind, Partial
 from tidemill_features.sequential import runs_of, states
 from tidemill_features.sketches import add_values
+from tidemill_features.whole_sums import WHOLE_SUM
 
 Ints = NDArray[np.int64]
 
@@ -49,7 +50,10 @@ def _count(memory: Memory, _: Partial, batch: Batch) -> None:
 
 
 def _sum(memory: Memory, partial: Partial, batch: Batch) -> None:
-    np.add.at(memory.typed(partial.dtype), batch.at, batch.values)
+    if partial.dtype is Dtype.INT:
+        WHOLE_SUM.at(memory.words, batch.at, batch.values)
+    else:
+        np.add.at(memory.floats, batch.at, batch.values)
 
 
 def _min(memory: Memory, partial: Partial, batch: Batch) -> None:

@@ -14,7 +14,7 @@ from tidemill_features import moments
 from tidemill_features.decay import weights
 from tidemill_features.inputs import Values
 from tidemill_features.partials import Dtype, Kind, Partial
-from tidemill_features.segments import UFUNCS, Segments, identity_of
+from tidemill_features.segments import Segments, identity_of, ufunc_of
 from tidemill_features.sketches import add_values, blank, merge
 
 Ints = NDArray[np.int64]
@@ -48,7 +48,7 @@ class Simple:
     """A number that merges by one operation."""
 
     def __init__(self, partial: Partial, index: int, rows: int) -> None:
-        self._ufunc = UFUNCS[partial.kind]
+        self._merged: Any = ufunc_of(partial.kind, partial.dtype)
         self.index = index
         floating = partial.dtype is Dtype.FLOAT and partial.kind not in (Kind.LAST, Kind.FIRST)
         dtype = np.float64 if floating else np.int64
@@ -56,7 +56,7 @@ class Simple:
 
     def add(self, slot: Slot) -> None:
         """Merge one slot into each of its rows."""
-        self.held[slot.rows] = self._ufunc(self.held[slot.rows], slot.running[self.index][slot.place])
+        self.held[slot.rows] = self._merged(self.held[slot.rows], slot.running[self.index][slot.place])
 
     def result(self) -> Any:
         """Return the numbers."""

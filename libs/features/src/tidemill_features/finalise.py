@@ -1,7 +1,7 @@
 """From merged partials to a value with its status; one piece of code for reads and for training sets.
 
 - COUNT, RATE, APPROX_DISTINCT and each bin of a HISTOGRAM are 0 of nothing; everything else is null, as in SQL. So are
-  a variance of one value, a skew of equal ones, and what is beyond the range of floats (a mean where its sum is).
+  a variance of one value, a skew of equal ones, and what is beyond the range of its type (a mean where its sum is).
 - NOT_FOUND: no event of this entity was ever folded, or a part of its key is null. The value is null.
 - OUTSIDE_MAX_AGE: the entity's newest event is older than the view's max_age. The value is that of an entity without
   events: counts 0, all else null. A last without a window looks at the age of its own value besides.
@@ -24,6 +24,7 @@ from tidemill_features.expressions_tree import Type
 from tidemill_features.layout import EMPTY
 from tidemill_features.partials import Feature
 from tidemill_features.plan import RingPlan
+from tidemill_features.whole_sums import BEYOND
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -94,13 +95,13 @@ class Known:
         return known[1:]
 
     def of_sum(self, count: Any, total: Any) -> tuple[Bytes, Any]:
-        """Return the same of what is null, too, where the sum of the values that `count` counts is no finite float."""
+        """Return the same of what is null, too, where the sum of the values that `count` counts is beyond its range."""
         known = self._of_sums.get(id(total))
         if known is None:
             status, null = self.of_count(count)
-            finite = np.isfinite(total)
-            if np.count_nonzero(finite) < len(finite):
-                status = np.where(~finite & (status == PRESENT), np.uint8(NULL), status)
+            within = np.isfinite(total) if total.dtype.kind == "f" else total != BEYOND
+            if np.count_nonzero(within) < len(within):
+                status = np.where(~within & (status == PRESENT), np.uint8(NULL), status)
                 null = status != PRESENT
             known = self._of_sums[id(total)] = total, status, null
         return known[1:]
@@ -188,7 +189,7 @@ def _finalised(feature: Feature, merged: Merged, entity: Known, as_of_us: Any) -
         merged = Merged(None, None, merged.value)
     event_us = entity.of_times(merged.event_us)
     if feature.function in _PLAIN:
-        summed = feature.function in _SUMMED and merged.value.dtype.kind == "f"
+        summed = feature.function in _SUMMED
         status, null = entity.of_sum(merged.count, merged.value) if summed else entity.of_count(merged.count)
         value = _calculated(feature, merged)
         if null is not None or value.dtype != np.float64:
@@ -210,7 +211,7 @@ def _finalised(feature: Feature, merged: Merged, entity: Known, as_of_us: Any) -
 _COUNTING = frozenset({p.COUNT, p.RATE, p.HISTOGRAM, p.APPROX_DISTINCT})
 # Null where there is nothing to aggregate, and else a number.
 _PLAIN = frozenset({p.SUM, p.MEAN, p.MIN, p.MAX})
-# Null, too, where the sum of finite floats is beyond their range.
+# Null, too, where the sum is beyond the range of floats or of int64.
 _SUMMED = frozenset({p.SUM, p.MEAN})
 # What an absent event time says of these.
 _OF_EVENTS = frozenset({p.FIRST, p.LAST, p.LAST_K, p.TIME_SINCE_LAST})

@@ -24,6 +24,7 @@ from tidemill_features.layout import (
 )
 from tidemill_features.partials import SKETCHES, Dtype, Feature, Kind, Partial
 from tidemill_features.plan import HEADER_WORDS, WORD_BYTES, RingPlan
+from tidemill_features.whole_sums import WHOLE_SUM
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -168,6 +169,8 @@ class _Window:
         if decaying:
             anchor_us = (self._buckets + 1) * self._plan.hop_us
             lane = lane * weights(self._as_of_us - anchor_us, partial.half_life_us) + 0.0
+        if partial.kind is Kind.SUM and partial.dtype is Dtype.INT:
+            return WHOLE_SUM.accumulate(lane, axis=1)[:, -1]
         if decaying or partial.kind is Kind.SUM:
             # accumulate adds one after the other; reduce adds in pairs, so that bits would hang on the shape.
             return np.add.accumulate(lane, axis=1)[:, -1]

@@ -34,7 +34,7 @@ from tidemill_features.offline_edges import Cells, Merging, OfflineEdges, Spans
 from tidemill_features.partials import SKETCHES, Feature, Kind, Partial
 from tidemill_features.plan import RingPlan, ViewPlan
 from tidemill_features.raw_events import sizes
-from tidemill_features.segments import UFUNCS, Segments, first_newer, identity_of, segments_of
+from tidemill_features.segments import Segments, first_newer, identity_of, segments_of, ufunc_of
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -224,7 +224,7 @@ class _OfflineRing:
         values = self._values(partial, part, ranks, self._view._event_us[events])
         if part.present is not None:
             values = np.where(part.present, values, identity_of(partial.kind, partial.dtype))
-        return segments.scan(UFUNCS[partial.kind], values)
+        return segments.scan(ufunc_of(partial.kind, partial.dtype), values)
 
     def _values(self, partial: Partial, part: Values, ranks: Ints, event_us: Ints) -> Any:
         if partial.kind is Kind.COUNT:

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from tidemill_features.layout import INT64_MAX, INT64_MIN
 from tidemill_features.partials import Dtype, Kind
 from tidemill_features.sequential import Step, states
+from tidemill_features.whole_sums import WHOLE_SUM, WholeSum
 
 Ints = NDArray[np.int64]
 
 # With fewer long segments than this left, each is scanned on its own.
 _FEW = 8
-# How partials merge that are one number.
-UFUNCS = {
+# How partials merge that are one number, but for sums of integers.
+_UFUNCS = {
     Kind.COUNT: np.add,
     Kind.SUM: np.add,
     Kind.DECAYED: np.add,
@@ -31,6 +32,11 @@ UFUNCS = {
     Kind.LAST: np.maximum,
     Kind.NEWEST: np.maximum,
 }
+
+
+def ufunc_of(kind: Kind, dtype: Dtype) -> np.ufunc | WholeSum:
+    """Return how a partial merges that is one number."""
+    return WHOLE_SUM if kind is Kind.SUM and dtype is Dtype.INT else _UFUNCS[kind]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,7 @@ class Segments:
         within = np.arange(len(whose)) - np.repeat(np.cumsum(counts) - counts, counts)
         return whose, self.order[self.start[segment][whose] + within]
 
-    def scan(self, ufunc: np.ufunc, values: Any) -> Any:
+    def scan(self, ufunc: np.ufunc | WholeSum, values: Any) -> Any:
         """Return, per place, `ufunc` over the segment's values up to there, strictly one after the other.
 
         `values`: per event, in arrival order.

@@ -1,16 +1,16 @@
 """What a windowed feature is, in plain Python over all events: the specification that engines are compared with.
 
 It knows nothing of Tidemill's code. Integers, extremes, counts, first and last values are exact; a float sum is given
-twice: as a fraction, and with the rounding of the order that the stored format lays down; where that leaves the range
-of floats, the sum and its mean are null. Variance, skew and decayed sums are fractions or decimals of fifty digits;
-distinct counts, quantiles and top-k are those of all values.
+twice: as a fraction, and with the rounding of the order that the stored format lays down. Where that leaves the range
+of floats, or a sum of integers that of int64, the sum and its mean are null. Variance, skew and decayed sums are
+fractions or decimals of fifty digits; distinct counts, quantiles and top-k are those of all values.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from decimal import Context, Decimal, localcontext
 from fractions import Fraction
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 
@@ -262,8 +262,14 @@ def _ordered_sum(values: list[tuple[Logged, Any]], hop_us: int) -> Any:
     slots: dict[tuple[int, int], Any] = {}
     for event, value in sorted(values, key=lambda pair: (pair[0].partition, pair[0].offset)):
         slot = (event.event_us // hop_us, event.partition)
-        slots[slot] = slots.get(slot, 0) + value
+        slots[slot] = _plus(slots.get(slot, 0), value)
     total: Any = 0
     for slot in sorted(slots):
-        total += slots[slot]
+        total = _plus(total, slots[slot])
     return total
+
+
+def _plus(left: Any, right: Any) -> Any:
+    """Add; a sum of integers is infinite, and stays so, where it or what is added lies beyond ±(2^63 − 1)."""
+    total = left + right
+    return inf if isinstance(total, int) and max(abs(total), abs(right)) >= 2**63 else total

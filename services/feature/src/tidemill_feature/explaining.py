@@ -16,6 +16,7 @@ from tidemill_features.partials import SKETCHES, Dtype, Feature, Kind, Partial
 from tidemill_features.plan import HEADER_WORDS, RingPlan, ViewPlan
 from tidemill_features.raw_events import overflowed, times_of
 from tidemill_features.reader import Result
+from tidemill_features.whole_sums import BEYOND
 
 from tidemill_feature.answers import answer
 
@@ -184,6 +185,8 @@ def _partial(
         return messages.Partial(name=name, bytes=int(words[word]) >> 32)
     if partial.kind in _FROM_IDENTITY and words[word] == blank[word]:
         # The identity: nothing was compared yet.
+        return messages.Partial(name=name)
+    if partial.kind is Kind.SUM and partial.dtype is Dtype.INT and words[word] == BEYOND:
         return messages.Partial(name=name)
     return messages.Partial(name=name, value=_scalar(feature, partial, words, word, shard))
 
