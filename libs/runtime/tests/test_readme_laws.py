@@ -95,7 +95,9 @@ async def test_the_service_in_the_readme_counts_answers_and_stops(
     assert [one["event"] for one in logged if one["event"] in ("ready", "stopping", "stopped")] == [
         *("ready", "stopping", "stopped")
     ]
-    assert all(one["level"] == "info" and one["service"] == "counting" for one in logged), lines
+    # Of a broker that has just begun its client complains that there is no coordinator yet, and asks again.
+    ours = [one for one in logged if not one["logger"].startswith("aiokafka.")]
+    assert {(one["level"], one["service"]) for one in ours} == {("info", "counting")}, lines
     # The address of Redis carries its password.
     assert servers.redis.partition("@")[0] not in lines
 
