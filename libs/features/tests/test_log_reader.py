@@ -15,10 +15,20 @@ from pyiceberg.catalog.sql import SqlCatalog
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.topics import events_topic
 from tidemill_features.admission import rules_of
-from tidemill_features.archive import ARRIVAL_PROPERTY, NAMESPACE, PREDICTIONS_TOPIC, columns_of, counting
+from tidemill_features.archive import (
+    ARRIVAL_PROPERTY,
+    NAMESPACE,
+    PREDICTIONS_TOPIC,
+    TableColumn,
+    columns_of,
+    counting,
+)
+from tidemill_features.archive import KINDS as KEPT_KINDS
 from tidemill_features.columns import column_of
+from tidemill_features.expressions_vector import NEUTRAL
 from tidemill_features.finalise import NOT_FOUND, OUTSIDE_MAX_AGE
 from tidemill_features.iceberg import Archive, arrow_schema
+from tidemill_features.log_columns import LogRows
 from tidemill_features.log_reader import read_inputs
 from tidemill_features.logged import Logged, predicted
 from tidemill_features.training_set import Arrival, StreamLog, TrainingSet, Window
@@ -349,3 +359,25 @@ def test_a_table_of_an_earlier_release_does_not_know_when_its_records_came(tmp_p
     assert inputs.logs["paid"].arrival is None
     (part,) = TrainingSet(given, inputs.logs, inputs.predicted, window).parts()
     assert part.numbers["v.count"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        pa.array([True, None]),
+        pa.array([7, None]),
+        pa.array([2.5, None]),
+        pa.array(["x", None]),
+        pa.array([7, None], pa.timestamp("us", tz="UTC")),
+    ],
+    ids=["bool", "int", "float", "text", "instant"],
+)
+def test_a_field_that_came_back_as_another_type_has_no_values_until_the_log_keeps_it_anew(kept: pa.Array) -> None:
+    rows = LogRows.before(pa.table({"_partition": [0, 0], "_offset": [0, 1], "field": kept}), {})
+    kinds = {kind: arrow_schema([TableColumn("field", name)]).field("field").type for kind, name in KEPT_KINDS.items()}
+    for kind, wanted in kinds.items():
+        column = rows.column("field", kind)
+        fits = kept.type == wanted or (pa.types.is_int64(kept.type) and pa.types.is_float64(wanted))
+        assert column.nulls.tolist() == [not fits, True]
+        if not fits:
+            assert column.values.tolist() == [NEUTRAL[kind]] * 2

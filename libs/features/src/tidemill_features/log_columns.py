@@ -1,6 +1,6 @@
 """Rows of an archived table as the engine's columns: in offset order, up to a limit, converted as they are used."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -69,9 +69,9 @@ class LogRows:
     def column(self, name: str, kind: int) -> Column:
         """Return a column as expressions take it: neutral under nulls, strings shared, instants as microseconds.
 
-        A field that the table does not have yet is null in every row.
+        A field that the table does not have yet, or has as another type, is null in every row.
         """
-        if self._table is None or name not in self._table.column_names:
+        if self._table is None or not _holds(self._table, name, kind):
             nulls = np.ones(len(self._order), dtype=np.bool_)
             return Column(np.full(len(nulls), NEUTRAL[kind], dtype=DTYPES[kind]), nulls)
         raw = _whole(self._table[name]).take(pa.array(self._order))
@@ -86,7 +86,7 @@ class LogRows:
 
     def texts(self, name: str) -> tuple[Column, Coded | None]:
         """Return a column of strings as `column` does, and by its words; None for a field that is not there yet."""
-        if self._table is None or name not in self._table.column_names:
+        if self._table is None or not _holds(self._table, name, definition.FIELD_TYPE_STRING):
             return self.column(name, definition.FIELD_TYPE_STRING), None
         raw = self.raw(name)
         coded = _coded(raw)
@@ -168,6 +168,21 @@ def _coded(raw: pa.Array) -> Coded:
     encoded = raw.fill_null("").dictionary_encode()
     words = np.array([*encoded.dictionary.to_pylist(), None], dtype=np.object_)[:-1]
     return Coded(words, np.asarray(encoded.indices, dtype=np.int64))
+
+
+# As which types a table may keep a field: integers of one that became a float, too, until the next commit.
+_KEPT_AS: Mapping[int, Callable[[pa.DataType], bool]] = {
+    definition.FIELD_TYPE_BOOL: pa.types.is_boolean,
+    definition.FIELD_TYPE_INT64: pa.types.is_int64,
+    definition.FIELD_TYPE_FLOAT64: lambda kept: pa.types.is_float64(kept) or pa.types.is_int64(kept),
+    definition.FIELD_TYPE_STRING: lambda kept: pa.types.is_string(kept) or pa.types.is_large_string(kept),
+    definition.FIELD_TYPE_TIMESTAMP: pa.types.is_timestamp,
+}
+
+
+def _holds(table: pa.Table, name: str, kind: int) -> bool:
+    """Say whether a table has a field as it is now: one that came back as another type, from the next commit on."""
+    return name in table.column_names and _KEPT_AS[kind](table.schema.field(name).type)
 
 
 def _ints(column: Any) -> Ints:
