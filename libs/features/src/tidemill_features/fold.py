@@ -29,7 +29,8 @@ FIRST_ROWS = 64
 UNWRITTEN = 20_000
 # Bytes of the shards that are copied at once to be written: all of them would be memory that is new every time.
 _LOT_BYTES = 96 * 1024
-# Instead of a row: an event without an entity; a shard that is not in memory, later _MISSING less its number.
+# Instead of a row: an event without an entity, or another field that is required; a shard that is not in memory, later
+# _MISSING less its number.
 _NO_ENTITY, _MISSING = -1, -2
 
 
@@ -53,7 +54,10 @@ class Events:
 
 @dataclass(slots=True)
 class Counts:
-    """What became of a view's events; the last two as `ring.Left`, once for each ring that left an event out."""
+    """What became of a view's events; `null_keys`: of those without an entity, or another required field.
+
+    The last two as `ring.Left`, once for each ring that left an event out.
+    """
 
     folded: int = 0
     null_keys: int = 0
@@ -130,7 +134,7 @@ class ViewShards:
     def find(self, events: Events) -> Rows:
         """Return where the shards of events lie, and which must be loaded before they can be folded into."""
         columns = [events.columns[name] for name in self.plan.entity]
-        nulls = np.logical_or.reduce([column.nulls for column in columns])
+        nulls = np.logical_or.reduce([events.columns[name].nulls for name in self.plan.required])
         coded = events.coded.get(self.plan.entity[0])
         if coded is None or len(columns) > 1 or self.forgot:
             rows = self._lookup(events.partition, _keys_at(columns, slice(None)))

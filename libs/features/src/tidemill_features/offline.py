@@ -93,7 +93,8 @@ class OfflineView:
         self._entities = Entities([events.columns[name] for name in plan.entity])
         codes = self._entities.codes
         order = np.lexsort((events.offset, events.partition))
-        order = order[codes[order] >= 0]
+        mine = (codes >= 0) & ~np.logical_or.reduce([events.columns[name].nulls for name in plan.required])
+        order = order[mine[order]]
         self._code = codes[order]
         self._partition = np.asarray(events.partition[order], np.int64)
         self._offset = events.offset[order]

@@ -87,13 +87,18 @@ class RingPlan:
 
 @dataclass(frozen=True, slots=True)
 class ViewPlan:
-    """A view, ready to be folded and read."""
+    """A view, ready to be folded and read.
+
+    `required`: the fields without which an event is none of the view's: those of the entity, and those it reads that
+    may not be null. The offline log has events without them where a definition was broken on purpose.
+    """
 
     name: str
     stream: str
     hash: str
     entity: tuple[str, ...]
     entity_types: tuple[Type, ...]
+    required: tuple[str, ...]
     partitions: int
     max_age_us: int
     inputs: tuple[Input, ...]
@@ -160,6 +165,7 @@ class _Compiler:
             hash=view_hash(view, self._stream),
             entity=tuple(view.entity),
             entity_types=tuple(self._entity_type(name) for name in view.entity),
+            required=self._required(),
             partitions=self._stream.partitions,
             max_age_us=view.max_age_ms * 1000 or longest_us,
             inputs=tuple(self._inputs.all),
@@ -168,6 +174,11 @@ class _Compiler:
         )
         self._check_budget(plan)
         return plan
+
+    def _required(self) -> tuple[str, ...]:
+        expressions = [one for part in self._inputs.all for one in (part.expression, part.where) if one is not None]
+        read = {name for one in expressions for name in one.columns if not self._schema[name].nullable}
+        return (*self._view.entity, *sorted(read - set(self._view.entity)))
 
     def _entity_type(self, name: str) -> Type:
         if name not in self._schema:
