@@ -59,6 +59,33 @@ async def failure(error: TidemillError) -> grpc.aio.AioRpcError:
     return failed.value
 
 
+@pytest.mark.parametrize("letter", ["z", "%", "é", "水"])
+async def test_a_long_refusal_reaches_its_caller_by_name(letter: str) -> None:
+    # More than 8 KiB of metadata is dropped by the client, which then sees RESOURCE_EXHAUSTED and no reason.
+    long = letter * 20_000
+    failed = await failure(Poison(Reason.UNKNOWN_FIELD, f"no field {long!r}", field=long, fix=f"leave out {long!r}"))
+    assert failed.code() is grpc.StatusCode.INVALID_ARGUMENT
+    refusal = rpc_errors.from_rpc(failed)
+    assert isinstance(refusal, Poison)
+    assert refusal.reason is Reason.UNKNOWN_FIELD
+    assert str(refusal).startswith(f"no field '{letter}")
+    assert refusal.field.startswith(letter)
+    assert refusal.fix.startswith("leave out")
+
+
+async def test_of_many_violations_the_first_are_named_and_all_counted() -> None:
+    several = [(f"streams.wide.fields.a_{number}", "another type; breaks events in the log") for number in range(500)]
+    failed = await failure(Poison(Reason.BREAKING_CHANGE, "it breaks", field=several[0][0], violations=several))
+    assert failed.code() is grpc.StatusCode.FAILED_PRECONDITION
+    status, bad = status_pb2.Status(), details.BadRequest()
+    status.ParseFromString(dict(failed.trailing_metadata() or ())[rpc_errors.DETAILS_KEY])
+    assert any(detail.Unpack(bad) for detail in status.details)
+    named = [(one.field, one.description) for one in bad.field_violations]
+    assert 20 < len(named) < 500
+    assert named == several[: len(named)]
+    assert failed.details() == f"it breaks (the first {len(named)} of 500 are named)"
+
+
 async def test_progress_passes_positions_in_and_out() -> None:
     async def stage(offsets: Offsets, event_time_us: int) -> Reached:
         assert offsets == {Partition("a", 1): 7}

@@ -12,6 +12,15 @@ from tidemill_runtime.errors import Overloaded, Poison, Retryable, TidemillError
 
 DOMAIN = "tidemill"
 DETAILS_KEY = "grpc-status-details-bin"
+# Clients drop an answer with more than 8 KiB of metadata and see RESOURCE_EXHAUSTED instead. The message goes twice: by
+# itself with what is not printable ASCII as %XX, and in the status, which some clients count in base64.
+_MESSAGE_BYTES = 1_800
+_STATUS_BYTES = 4_096
+_FIX_BYTES = 500
+_FIELD_BYTES = 200
+_VIOLATION_BYTES = 1_000
+# What protobuf puts before a violation.
+_FRAME_BYTES = 4
 
 _CODES = {
     Reason.UNKNOWN_STREAM: grpc.StatusCode.NOT_FOUND,
@@ -43,17 +52,19 @@ def reason_of(error: TidemillError) -> Reason:
 
 
 def to_status(error: TidemillError) -> tuple[grpc.StatusCode, status_pb2.Status]:
-    """Return the code and the rich status of an error."""
+    """Return the code and the rich status of an error, cut to what gRPC carries."""
     reason = reason_of(error)
     code = code_of(reason)
-    message = "the service failed; its log says why" if reason is Reason.HANDLER else _text(error)
+    message = "the service failed; its log says why" if reason is Reason.HANDLER else _cut(_text(error), _MESSAGE_BYTES)
     status = status_pb2.Status(code=code.value[0], message=message)
-    metadata = {"fix": error.fix} if isinstance(error, Poison) and error.fix else {}
+    metadata = {"fix": _cut(error.fix, _FIX_BYTES)} if isinstance(error, Poison) and error.fix else {}
     _pack(status, details.ErrorInfo(reason=reason.value.upper(), domain=DOMAIN, metadata=metadata))
     if isinstance(error, Poison) and error.field:
         named = error.violations or [(error.field, _text(error))]
-        found = [details.BadRequest.FieldViolation(field=field, description=text) for field, text in named]
+        found = _violations(named, _STATUS_BYTES - status.ByteSize())
         _pack(status, details.BadRequest(field_violations=found))
+        if len(found) < len(named):
+            status.message += f" (the first {len(found)} of {len(named)} are named)"
     if isinstance(error, Retryable):
         retry = details.RetryInfo()
         retry.retry_delay.FromMilliseconds(int((error.retry_after_s or 0.1) * 1000))
@@ -103,6 +114,29 @@ def _retry_after_s(found: Iterable[AnyMessage]) -> float | None:
 def _text(error: TidemillError) -> str:
     fix = error.fix if isinstance(error, Poison) else ""
     return f"{error}; {fix}" if fix else str(error)
+
+
+def _violations(named: Iterable[tuple[str, str]], room: int) -> list[details.BadRequest.FieldViolation]:
+    """Return as many violations as fit, and the first whatever the room: the bounds of its texts leave some."""
+    found: list[details.BadRequest.FieldViolation] = []
+    for field, text in named:
+        one = details.BadRequest.FieldViolation(
+            field=_cut(field, _FIELD_BYTES), description=_cut(text, _VIOLATION_BYTES)
+        )
+        room -= one.ByteSize() + _FRAME_BYTES
+        if found and room < 0:
+            break
+        found.append(one)
+    return found
+
+
+def _cut(text: str, room: int) -> str:
+    """Return a text that takes at most about `room` bytes where gRPC writes what is not printable ASCII as %XX."""
+    for place, character in enumerate(text):
+        room -= 1 if " " <= character <= "~" and character != "%" else 3 * len(character.encode(errors="replace"))
+        if room < 0:
+            return text[:place] + "…"
+    return text
 
 
 def _pack(status: status_pb2.Status, detail: object) -> None:
