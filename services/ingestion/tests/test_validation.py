@@ -80,7 +80,12 @@ BAD = [
     (but(note="x" * 3000), Reason.OVERSIZED, ""),
     (but(note="\ud800"), Reason.BAD_UTF8, "note"),
     (but(**{"a\ud800": 1}), Reason.BAD_UTF8, "a\\ud800"),
+    (but(**{"a\ud800": math.nan}), Reason.NON_FINITE, "a\\ud800"),
+    (but(größe="\ud800"), Reason.BAD_UTF8, "größe"),
     (but(extra=1), Reason.UNKNOWN_FIELD, "extra"),
+    (but(**{"e" * 1_000: 1}), Reason.UNKNOWN_FIELD, "e" * 100),
+    (but(**{"e" * 1_000: math.nan}), Reason.NON_FINITE, "e" * 100),
+    (but(**{"e" * 1_000: "\ud800"}), Reason.BAD_UTF8, "e" * 100),
     (but(fare=...), Reason.MISSING_FIELD, "fare"),
     (but(ride_id=...), Reason.MISSING_FIELD, "ride_id"),
     (but(ride_id=None), Reason.NULL_KEY, "ride_id"),
@@ -125,6 +130,7 @@ def test_each_class_of_bad_input_has_its_named_reason(data: bytes, reason: Reaso
     assert verdict.message
     # What goes to the caller must itself be UTF-8.
     assert (verdict.message + verdict.field).encode()
+    assert len(verdict.message) < 300
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from tidemill_ingestion.verdicts import Refusal, Valid
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 _NO_INT64 = "the integer does not fit into 64 bits"
 DEFAULT_MAX_BYTES = 64 * 1024
+# Of a field that nobody declared, whose name is its sender's: answers would be larger than the events.
+_NAME_CHARS = 100
 _TYPE_NAMES = {
     definition.FIELD_TYPE_BOOL: "true or false",
     definition.FIELD_TYPE_INT64: "an integer",
@@ -54,12 +56,13 @@ class Explainer:
         decoded = self._decode(data)
         if isinstance(decoded, Refusal):
             return decoded
-        unknown = sorted(decoded.keys() - self._names)
-        if unknown:
+        unknown = min(decoded.keys() - self._names, default=None)
+        if unknown is not None:
+            name = unknown[:_NAME_CHARS]
             return Refusal(
                 Reason.UNKNOWN_FIELD,
-                unknown[0],
-                f"stream {self._stream!r} declares no field {unknown[0]!r}: leave it out, or declare and apply it",
+                name,
+                f"stream {self._stream!r} declares no field {name!r}: leave it out, or declare and apply it",
             )
         for field in self._fields:
             refusal = self._check_field(field, decoded)
@@ -95,13 +98,16 @@ class Explainer:
     def _unreadable(self, event: dict[str, Any], error: orjson.JSONDecodeError) -> Refusal:
         """Name what a strict decoder rejects and Python's reads: NaN, infinities, halves of surrogate pairs."""
         for name, value in event.items():
+            cut = name[:_NAME_CHARS]
+            # What goes to the sender must itself be UTF-8.
+            shown = cut.encode(errors="backslashreplace").decode()
             if _beyond_float(value):
                 if name in self._integers and isinstance(value, int):
                     return Refusal(Reason.OUT_OF_RANGE, name, f"field {name!r}: {_NO_INT64}")
-                message = f"field {name!r} is not finite: send a finite number, or null where the field may be null"
-                return Refusal(Reason.NON_FINITE, name, message)
+                message = f"field {cut!r} is not finite: send a finite number, or null where the field may be null"
+                return Refusal(Reason.NON_FINITE, shown, message)
             if not _encodable(name) or (isinstance(value, str) and not _encodable(value)):
-                return Refusal(Reason.BAD_UTF8, ascii(name)[1:-1], "a \\u escape is half of a surrogate pair")
+                return Refusal(Reason.BAD_UTF8, shown, "a \\u escape is half of a surrogate pair")
         return Refusal(Reason.UNDECODABLE, "", f"no JSON: {error}")
 
     def _check_field(self, field: definition.Field, event: dict[str, Any]) -> Refusal | None:
