@@ -31,6 +31,7 @@ from tidemill_feature.adapters.reads import Reads
 from tidemill_feature.adapters.redis_store import RedisStore
 from tidemill_feature.adapters.rpc import BuildingServicer
 from tidemill_feature.adapters.view_book import ViewBook
+from tidemill_feature.book import Book
 from tidemill_feature.registered import Definitions
 from tidemill_feature.settings import Settings
 from tidemill_runtime.grpc_server import GrpcServer
@@ -303,6 +304,15 @@ class Door:
         assert response.status_code == 200, response.text
         found: dict[str, Any] = response.json()
         return found
+
+    def redefine(self, view: definition.View) -> str:
+        """Register a view anew, whose former version answers until its rings are built; return its hash."""
+        versions = self.known.closures(since_us=1)
+        closure = definition.Definition(streams=[fraud_world.STREAM], views=[view])
+        record = definition.DefinitionRecord(kind="view", name=view.name, revision=2, definition=closure)
+        self.known.fold(to_json(record))
+        self.known.take(Book(versions=versions))
+        return self.known.plans[view.name].hash
 
 
 @pytest.fixture

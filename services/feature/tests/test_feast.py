@@ -47,6 +47,24 @@ async def test_a_pipeline_that_looks_up_no_view_is_refused_as_a_feature_service(
     assert problem["detail"] == "pipeline 'bare' looks up no view"
 
 
+async def test_what_only_the_version_has_that_is_being_built_is_unavailable(door: Door) -> None:
+    changed = definition.View.FromString(PAYER.SerializeToString())
+    changed.features.add().CopyFrom(changed.features[3])
+    changed.features[-1].name = "largest"
+    new = door.redefine(changed)
+    # The former version answers for both.
+    found = await door.feast(features=["payer:payments"], entities={"payer": ["ann"]})
+    assert found["results"][1]["values"] == [0]
+    body: dict[str, Any]
+    for wanted in ("payer:largest", f"payer@{new.removeprefix('sha256:')}:payments"):
+        body = {"features": [wanted], "entities": {"payer": ["ann"]}}
+        response = await door.http.post("/get-online-features", json=body)
+        assert (response.status_code, response.json()["reason"]) == (503, "unavailable"), response.text
+    body = {"feature_service": "fraud", "entities": {"card": []}, "full_feature_names": True}
+    response = await door.http.post("/get-online-features", json=body)
+    assert (response.status_code, response.json()["reason"]) == (503, "unavailable"), response.text
+
+
 BAD_BODIES: list[tuple[dict[str, Any], int, str]] = [
     ({"features": ["payer:payments"], "entities": {"payer": [7]}}, 400, "wrong_type"),
     ({"features": ["payer:payments"], "entities": {"payer": ["x" * 1_000_000]}}, 413, "oversized"),

@@ -106,6 +106,17 @@ async def test_a_version_that_was_defined_anew_or_retired_is_refused_by_name(doo
         assert await reason_of(door, keys("payer", "ann", view_hash=version)) == "unknown_view"
 
 
+async def test_a_version_of_another_entity_answers_for_none_that_is_being_built(door: Door) -> None:
+    assert (await door.get(keys("payer", "ann"))).views[0].rows[0].values[0].value.int64_value == 10
+    changed = definition.View.FromString(PAYER.SerializeToString())
+    changed.entity[:] = ["card"]
+    door.redefine(changed)
+    # A card of that name is no payer.
+    assert await reason_of(door, keys("payer", "ann")) == "unavailable"
+    with pytest.raises(grpc.aio.AioRpcError, match="still being built"):
+        await door.stub.ExplainFeatures(messages.ExplainFeaturesRequest(view="payer", key=key("ann")))
+
+
 async def test_a_window_that_begins_before_what_is_kept_is_marked_in_rows_and_columns(
     door: Door,
 ) -> None:

@@ -8,7 +8,7 @@ OUTSIDE_MAX_AGE is withheld, which Feast's own Redis store does not do.
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from tidemill_features.finalise import FeatureValues
 from tidemill_features.layout import EntityValue
 from tidemill_features.plan import ViewPlan
 from tidemill_features.reader import Lookup, Result
-from tidemill_runtime.errors import Poison
+from tidemill_runtime.errors import Poison, Retryable
 
 from tidemill_feature.reading import check_instant, check_rows, check_text, key_bytes_max, plan_of
 from tidemill_feature.registered import Definitions
@@ -54,10 +54,14 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What is asked for: `sources` are views, each with the entities that it is looked up by."""
+    """What is asked for: `sources` are views, each with the entities that it is looked up by.
+
+    `pinned`: those of which a version was named.
+    """
 
     sources: list[tuple[ViewPlan, tuple[str, ...]]]
     columns: list[Column]
+    pinned: set[int] = field(default_factory=set)
 
 
 def select(features: Sequence[str], service: str | None, definitions: Definitions, *, full_names: bool) -> Selection:
@@ -91,6 +95,8 @@ def _of_references(references: Sequence[str], definitions: Definitions, *, full_
         if name not in sources:
             sources[name] = len(selection.sources)
             selection.sources.append((plan, plan.entity))
+        if version:
+            selection.pinned.add(sources[name])
         selection.columns.append(Column(_name(name, feature, full_names), sources[name], feature))
     return selection
 
@@ -203,9 +209,16 @@ def check_characters(text: str, field: str) -> None:
 
 
 def answer(selection: Selection, entities: Entities, result: Result) -> dict[str, Any]:
-    """Return the answer as Feast's server writes it: a vector per column, entities first."""
+    """Return the answer as Feast's server writes it: a vector per column, entities first.
+
+    Raises `Retryable` where rings still hold a former version of a view that is not what was asked for.
+    """
     names = [*entities, *(column.name for column in selection.columns)]
     found = [{feature.name: feature for feature in view.features} for view in result.views]
+    for place, ((plan, _), view) in enumerate(zip(selection.sources, result.views, strict=True)):
+        lacking = any(column.feature not in found[place] for column in selection.columns if column.source == place)
+        if lacking or (place in selection.pinned and view.view_hash != plan.hash):
+            raise Retryable(f"this version of view {view.view!r} is still being built", retry_after_s=1)
     vectors = [_given(values) for values in entities.values()]
     vectors += [_vector(found[column.source][column.feature]) for column in selection.columns]
     return {"metadata": {"feature_names": names}, "results": vectors}

@@ -6,6 +6,7 @@ from functools import lru_cache
 from time import perf_counter
 from typing import Protocol
 
+from tidemill_features.plan import ViewPlan
 from tidemill_features.reader import Lookup, Place, Reader, Request, Result
 from tidemill_runtime.errors import Retryable
 
@@ -45,7 +46,8 @@ class Reads:
     ) -> Result:
         """Return the values of all look-ups as of one instant, once the rings include the positions asked for.
 
-        Raises `Retryable` while a view is being built. The deadline of the caller ends a wait.
+        Raises `Retryable` while a view is being built that no former version stands in for. The deadline of the caller
+        ends a wait.
         """
         began = perf_counter()
         metrics.read_rows.observe(sum([len(lookup.keys) for lookup in wanted]))
@@ -68,9 +70,16 @@ class Reads:
             result = reader.values(asked, raws, as_of_us)
             if not result.moved:
                 break
-        if unready := {lookup.view for lookup in wanted}.intersection(result.unready):
+        unready = {lookup.view for lookup in wanted}.intersection(result.unready)
+        unready |= {view.reader.plan.name for view in asked.views if not self._keyed_alike(view.reader.plan)}
+        if unready:
             raise Retryable(f"view {', '.join(sorted(unready))} is still being built from the log", retry_after_s=1)
         return asked, raws, result
+
+    def _keyed_alike(self, plan: ViewPlan) -> bool:
+        """Say whether keys of the view as it is registered are keys of the version that answers."""
+        registered = self.definitions.plans.get(plan.name, plan)
+        return (plan.entity, plan.entity_types) == (registered.entity, registered.entity_types)
 
     def _current(self, wanted: Sequence[Lookup]) -> Reader:
         """Return the reader of these views."""
