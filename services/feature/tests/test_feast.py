@@ -27,6 +27,13 @@ async def test_feast_answers_by_column_with_entities_first(door: Door) -> None:
     assert payments["values"] == [0, None, None]
 
 
+async def test_a_reference_names_a_version_by_its_hash_or_its_first_digits(door: Door) -> None:
+    whole = door.hashes["payer"]
+    for version in (whole, whole.removeprefix("sha256:"), whole.removeprefix("sha256:")[:8]):
+        found = await door.feast(features=[f"payer@{version}:payments"], entities={"payer": ["ann"]})
+        assert found["metadata"]["feature_names"] == ["payer", "payments"]
+
+
 async def test_feast_full_names_and_a_pipeline_as_a_feature_service(door: Door) -> None:
     found = await door.feast(feature_service="fraud", entities={"card": ["ann"]}, full_feature_names=True)
     names = found["metadata"]["feature_names"]

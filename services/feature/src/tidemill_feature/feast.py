@@ -83,7 +83,8 @@ def _of_references(references: Sequence[str], definitions: Definitions, *, full_
     sources: dict[str, int] = {}
     for reference in references:
         check_characters(reference, "features")
-        view, colon, feature = reference.partition(":")
+        # The last colon: a whole hash has one of its own.
+        view, colon, feature = reference.rpartition(":")
         if not colon:
             raise Poison(Reason.UNDECODABLE, f"{reference!r} is no feature", field="features", fix="write view:feature")
         name, _, version = view.partition("@")
