@@ -59,9 +59,11 @@ async def test_where_a_certificate_is_given_http_is_https(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("settings", [GrpcSettings, HttpSettings])
 @pytest.mark.parametrize("half", ["tls_cert", "tls_key"])
-def test_half_a_certificate_is_refused_rather_than_served_in_the_open(settings: type[Door], half: str) -> None:
+def test_half_a_certificate_is_refused_rather_than_served_in_the_open(
+    settings: type[Door], half: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValidationError, match="tls_cert and tls_key are given together"):
-        settings(**{half: __file__})
+        settings(**{half: str(Authority(tmp_path, "tests").file)})
 
 
 def _fetch(port: int, path: str, body: bytes | None = None) -> tuple[int, dict[str, str], str]:

@@ -16,6 +16,7 @@ from tidemill_runtime.settings import (
     split_address,
     unknown_variables,
 )
+from tidemill_testkit.authority import Authority
 
 STARS = "*" * 10
 
@@ -109,9 +110,47 @@ def test_an_address_without_a_port_is_refused(address: str) -> None:
         split_address(address)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        # A port beyond 16 bits was taken modulo 65,536 by both servers.
+        ("HTTP__LISTEN", "127.0.0.1:99999"),
+        ("GRPC__LISTEN", "8080"),
+        ("KAFKA__BOOTSTRAP", ""),
+        ("KAFKA__BOOTSTRAP", "broker:http"),
+        ("KAFKA__BOOTSTRAP", "broker:99999"),
+        ("KAFKA__BOOTSTRAP", "one:1,,two:2"),
+        ("KAFKA__TOPIC_PREFIX", "our/"),
+    ],
+)
+def test_an_address_that_nothing_can_be_reached_at_is_a_wrong_setting(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"TIDEMILL_SAMPLE_{name}", value)
+    with pytest.raises(ValidationError, match=name.lower().replace("__", ".")):
+        Settings()
+
+
+@pytest.mark.parametrize("bootstrap", ["broker", "broker:1", "a:1, b:2", "[::1]:9092", "10.0.0.1:9092"])
+def test_brokers_are_hosts_with_or_without_a_port(bootstrap: str) -> None:
+    assert KafkaSettings(bootstrap=bootstrap).bootstrap == bootstrap
+
+
+def test_files_that_are_no_certificate_and_its_key_are_named_at_once(tmp_path: Path) -> None:
+    text = tmp_path / "note.txt"
+    text.write_text("no certificate\n")
+    with pytest.raises(ValidationError, match=r"note\.txt is no PEM file"):
+        GrpcSettings(tls_ca=str(text))
+    one, other = (Authority(tmp_path / name, name).pair("server") for name in ("one", "other"))
+    with pytest.raises(ValidationError, match="is not the key"):
+        GrpcSettings(tls_cert=str(one.certificate), tls_key=str(other.key))
+    GrpcSettings(tls_cert=str(one.certificate), tls_key=str(one.key))
+    with pytest.raises(ValidationError, match="given with ssl_certfile"):
+        KafkaSettings(ssl_keyfile=str(one.key))
+
+
 def test_a_dsn_is_completed_by_the_other_settings_and_comes_first(tmp_path: Path) -> None:
-    authority = tmp_path / "ca.pem"
-    authority.write_text("")
+    authority = Authority(tmp_path, "tests").file
     rest = {"password": SecretStr("p@/s"), "sslmode": "verify-full", "ssl_ca_file": str(authority)}
     bare = PostgresSettings.model_validate({"dsn": "postgresql://u@h:1/d", **rest}).url()
     assert bare == f"postgresql://u:p%40%2Fs@h:1/d?sslmode=verify-full&sslrootcert={quote(str(authority), safe='')}"

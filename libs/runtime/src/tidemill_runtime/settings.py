@@ -8,6 +8,7 @@ import os
 import re
 import ssl
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
@@ -17,6 +18,7 @@ from tidemill_contracts.topics import DEFAULT_PREFIX
 
 MEBIBYTE = 1024 * 1024
 _REDIS_PORT = 6379
+_LAST_PORT = 65_535
 _STARS = "*" * 10
 # Up to the last @: whoever forgets to quote one in a password should not find its end in a log.
 # Host and port, of which either may be left out.
@@ -37,6 +39,8 @@ class Group(BaseModel):
 def _readable(path: str) -> str:
     if not os.access(path, os.R_OK) or os.path.isdir(path):
         raise ValueError(f"{path} is no file that this process may read")
+    if b"-----BEGIN " not in Path(path).read_bytes():
+        raise ValueError(f"{path} is no PEM file: it has no line that begins -----BEGIN")
     return path
 
 
@@ -57,6 +61,23 @@ def _address(url: str, form: str, schemes: Collection[str]) -> str:
     if not fits:
         raise ValueError(f"write {form}, with / # ? @ [ ] of a user name or password as %2F %23 %3F %40 %5B %5D")
     return url
+
+
+def _listening(address: str) -> str:
+    split_address(address)
+    return address
+
+
+def _brokers(bootstrap: str) -> str:
+    """Return the addresses, each of which is a host, with a port or without one."""
+    for broker in bootstrap.split(","):
+        if not (found := _HOST.fullmatch(broker.strip())) or not found[1] or not _is_port((found[2] or ":1")[1:]):
+            raise ValueError(f"{broker.strip()!r} is no broker: write host:port, comma separated")
+    return bootstrap
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and int(text) <= _LAST_PORT
 
 
 def _redis_address(url: str) -> str:
@@ -83,7 +104,9 @@ def _client_tls(ca: str | None, cert: str | None, key: str | None, *, verify_hos
 class KafkaSettings(Group):
     """Where Kafka is and how to log in."""
 
-    bootstrap: str = Field(default="127.0.0.1:9092", description="host:port of one or more brokers, comma separated")
+    bootstrap: Annotated[str, AfterValidator(_brokers)] = Field(
+        default="127.0.0.1:9092", description="host:port of one or more brokers, comma separated"
+    )
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
     sasl_username: str | None = None
@@ -91,7 +114,9 @@ class KafkaSettings(Group):
     ssl_cafile: Pem | None = Field(default=None, description="CA of the brokers; the system's store where absent")
     ssl_certfile: Pem | None = Field(default=None, description="client certificate, for mutual TLS")
     ssl_keyfile: Pem | None = None
-    topic_prefix: str = Field(default=DEFAULT_PREFIX, description="put before every logical topic name")
+    topic_prefix: str = Field(
+        default=DEFAULT_PREFIX, pattern=r"^[A-Za-z0-9._-]*$", description="put before every logical topic name"
+    )
     instance: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z0-9._-]+$",
@@ -103,6 +128,12 @@ class KafkaSettings(Group):
     def _sasl_is_complete(self) -> "KafkaSettings":
         if self.security_protocol.startswith("SASL") and not (self.sasl_username and self.sasl_password):
             raise ValueError(f"{self.security_protocol} needs sasl_username and sasl_password")
+        return self
+
+    @model_validator(mode="after")
+    def _key_has_certificate(self) -> "KafkaSettings":
+        if self.ssl_keyfile and not self.ssl_certfile:
+            raise ValueError("ssl_keyfile is given with ssl_certfile; without it no certificate is shown")
         return self
 
     def client_kwargs(self) -> dict[str, Any]:
@@ -261,7 +292,9 @@ class PostgresSettings(Group):
 class Door(Group):
     """Where a server listens, and its TLS."""
 
-    listen: str = Field(default="127.0.0.1:0", description="host:port; port 0 takes a free one")
+    listen: Annotated[str, AfterValidator(_listening)] = Field(
+        default="127.0.0.1:0", description="host:port; port 0 takes a free one"
+    )
     tls_cert: Pem | None = Field(default=None, description="certificate chain (PEM); TLS is on where it is given")
     tls_key: Pem | None = None
 
@@ -269,6 +302,12 @@ class Door(Group):
     def _certificate_has_key(self) -> Self:
         if bool(self.tls_cert) != bool(self.tls_key):
             raise ValueError("tls_cert and tls_key are given together")
+        if self.tls_cert and self.tls_key:
+            try:
+                # gRPC would say that it cannot bind; for an encrypted key a terminal would be asked.
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.tls_cert, self.tls_key, password="")
+            except ssl.SSLError as error:
+                raise ValueError(f"{self.tls_key} is not the key, unencrypted, of {self.tls_cert}: {error}") from error
         return self
 
 
@@ -317,8 +356,8 @@ def split_address(address: str) -> tuple[str, int]:
     Raises `ValueError` where there is no port.
     """
     host, separator, port = address.rpartition(":")
-    if not separator or not port.isdigit():
-        raise ValueError(f"{address!r} is no address: write host:port")
+    if not separator or not _is_port(port):
+        raise ValueError(f"{address!r} is no address: write host:port, the port at most {_LAST_PORT:,}")
     return host.strip("[]"), int(port)
 
 
