@@ -503,6 +503,24 @@ async def test_a_consumer_with_lag_that_does_not_advance_is_not_live_and_ends_th
     assert "no progress" in health.live()["stream:laws"]
 
 
+async def test_the_lag_of_a_topic_is_that_of_all_partitions_held_and_of_no_others(
+    kafka: KafkaSettings, make_topic: MakeTopic
+) -> None:
+    await make_topic("t", partitions=3)
+    options = StreamOptions("lagging", stall_s=0.5)
+    stuck = Collecting([Retryable("not yet") for _ in range(1_000)])
+
+    def lag() -> float | None:
+        return REGISTRY.get_sample_value("tidemill_stream_lag_records", {"group": "lagging", "topic": "t"})
+
+    async with Producer(kafka) as producer:
+        await producer.send_all([Outgoing("t", b"v", partition=number) for number in (0, 0, 0, 1)])
+        async with running(StreamRunner(stuck, kafka, options, topics=["t"])) as runner:
+            await aeventually(lambda: lag() == 4)
+            runner.subscribe([])
+            await aeventually(lambda: lag() == 0)
+
+
 async def test_an_idle_or_busy_consumer_is_live(kafka: KafkaSettings, make_topic: MakeTopic) -> None:
     await make_topic("t")
     health = Health()

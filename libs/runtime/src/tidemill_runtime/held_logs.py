@@ -1,5 +1,6 @@
 """The logs of the partitions that a consumer holds: where they begin and end, and what of them was lost."""
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -22,6 +23,8 @@ class HeldLogs:
         self._consumer = consumer
         self._kafka = kafka
         self._group = group
+        # Topics of which partitions were held when the lag was last told.
+        self._told: Collection[str] = ()
 
     def partition(self, place: TopicPartition) -> Partition:
         """Return a partition under its logical name."""
@@ -84,16 +87,18 @@ class HeldLogs:
 
         Asked of the broker, since a consumer that receives nothing knows of no lag.
         """
-        if not positions:
-            return 0
         try:
-            ends = await self.ends(positions)
+            ends = await self.ends(positions) if positions else {}
         except (KafkaError, IllegalStateError):
             return None
-        lags = {partition: max(0, end - positions[partition]) for partition, end in ends.items()}
-        for partition, behind in lags.items():
-            metrics.stream_lag.labels(self._group, partition.topic).set(behind)
-        return sum(lags.values())
+        # What was taken away is another worker's, which tells of it.
+        lags = Counter(dict.fromkeys(self._told, 0))
+        for partition, end in ends.items():
+            lags[partition.topic] += max(0, end - positions[partition])
+        for topic, behind in lags.items():
+            metrics.stream_lag.labels(self._group, topic).set(behind)
+        self._told = {partition.topic for partition in ends}
+        return lags.total()
 
     def _offsets(self, found: Mapping[TopicPartition, int]) -> dict[Partition, int]:
         return {self.partition(place): offset for place, offset in found.items()}
