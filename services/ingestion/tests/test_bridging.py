@@ -4,10 +4,12 @@ import json
 from dataclasses import dataclass, field
 
 import pytest
+from pydantic import ValidationError
 from tidemill_contracts.dead_letters import redriven_headers
 from tidemill_contracts.ingestion.v1 import ingestion_pb2 as messages
 from tidemill_contracts.reasons import Reason
 from tidemill_ingestion.bridging import event_of
+from tidemill_ingestion.settings import Settings
 from tidemill_ingestion.verdicts import Refusal
 
 
@@ -83,3 +85,27 @@ def test_what_is_no_event_has_a_reason(record: Raw, reason: Reason) -> None:
     refused = event_of(record)
     assert isinstance(refused, Refusal)
     assert refused.reason is reason
+
+
+@pytest.mark.parametrize(
+    ("bridges", "wrong"),
+    [
+        # Its events come back as records to be copied, and what is refused as letters to be judged.
+        ("t.events.rides=rides", "'t.events.rides' would feed itself"),
+        ("t.events.rides.dlq=rides", "would feed itself"),
+        ("raw=walks,t.events.walks=rides,t.events.rides=walks", "would feed itself"),
+        ("raw=", "write name=value"),
+        ("=rides", "write name=value"),
+        ("raw", "write name=value"),
+        ("raw=rides,raw=walks", "name each once"),
+    ],
+)
+def test_bridges_that_could_not_do_what_they_say_are_wrong_settings(bridges: str, wrong: str) -> None:
+    with pytest.raises(ValidationError, match=wrong):
+        Settings.model_validate({"roles": "bridge", "bridges": bridges, "kafka": {"topic_prefix": "t."}})
+
+
+def test_a_stream_may_feed_another() -> None:
+    bridges = "raw=rides, t.events.rides=walks,t.events.walks=runs"
+    settings = Settings.model_validate({"roles": "bridge", "bridges": bridges, "kafka": {"topic_prefix": "t."}})
+    assert settings.bridges == {"raw": "rides", "t.events.rides": "walks", "t.events.walks": "runs"}

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
+from tidemill_contracts.topics import dead_letter_topic, events_topic
 from tidemill_runtime.settings import MEBIBYTE, ServiceSettings
 
 from tidemill_ingestion.brake import Limit
@@ -95,17 +96,34 @@ class Settings(ServiceSettings):
         if not isinstance(value, str):
             return value
         pairs = [part.partition("=") for part in value.split(",") if part.strip()]
-        if wrong := [name for name, equals, _ in pairs if not equals]:
+        if wrong := ["".join(pair) for pair in pairs if not all(map(str.strip, pair))]:
             raise ValueError(f"{wrong[0].strip()!r}: write name=value, comma separated")
-        return {name.strip(): given.strip() for name, _, given in pairs}
+        found = {name.strip(): given.strip() for name, _, given in pairs}
+        if len(found) < len(pairs):
+            raise ValueError(f"name each once: {value!r}")
+        return found
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if "bridge" in self.roles and not self.bridges:
             raise ValueError("the role bridge needs bridges: which topic feeds which stream")
+        if circles := [topic for topic in self.bridges if self._feeds_itself(topic)]:
+            # Every record would be copied again and again: what came before is told for the stream's window alone.
+            raise ValueError(f"bridges: {circles[0]!r} would feed itself; name a topic that producers write themselves")
         if wrong := [name for name, share in self.bad_shares.items() if not 0 <= share <= 1]:
             raise ValueError(f"bad_shares: the share of {wrong[0]!r} lies between 0 and 1")
         return self
+
+    def _feeds_itself(self, topic: str) -> bool:
+        """Return whether what a bridge writes of a topic, events and dead letters, comes back to it."""
+        reached, ahead = set[str](), [topic]
+        while ahead and topic not in reached:
+            if stream := self.bridges.get(ahead.pop()):
+                events = events_topic(stream)
+                written = {self.kafka.physical(name) for name in (events, dead_letter_topic(events))} - reached
+                reached |= written
+                ahead += written
+        return topic in reached
 
     def limit_of(self, stream: str) -> Limit:
         """Return how bad a stream may be before it pauses."""
