@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from time import time_ns
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from tidemill_feature.adapters.archived_history import ArchivedHistory
 from tidemill_feature.replaying import Chunk
 from tidemill_features.archive import event_columns
 from tidemill_features.iceberg import Archive, arrow_schema
+from tidemill_features.upkeep import FAN_IN, Upkeep
+from tidemill_runtime.errors import Retryable
 
 pytestmark = pytest.mark.servers
 
@@ -32,10 +35,10 @@ FILES, ROWS = 4, 11
 SPAN = (3, FILES * ROWS - 2)
 
 
-def archive(dsn: str, warehouse: str) -> None:
+def archive(dsn: str, warehouse: str, files: int = FILES) -> None:
     """Write files of two partitions, where every seventh record repeats the one nine before it."""
     table = Archive(dsn, warehouse)
-    for number in range(FILES):
+    for number in range(files):
         places = [(partition, number * ROWS + row) for partition in range(2) for row in range(ROWS)]
         values = {
             "_partition": [partition for partition, _ in places],
@@ -90,3 +93,40 @@ def test_chunks_of_any_size_say_the_same_in_order(
     assert [after for after, before in zip(found["offset"], found["repeated"], strict=True) if before >= 0] == [
         offset for offset in range(*SPAN) if offset % 7 == 0 and offset - 9 >= SPAN[0]
     ]
+
+
+def test_files_that_upkeep_takes_away_from_a_long_reading_are_read_again_where_they_were_merged_into(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archived_history, "CHUNK_OFFSETS", 5)
+    archive(database, str(tmp_path), files=2 * FAN_IN)
+    history = ArchivedHistory(database, str(tmp_path))
+    span = (0, 2 * FAN_IN * ROWS)
+
+    async def interrupted() -> int:
+        count = 0
+        async for chunk in history.chunks(STREAM, ("payer",), 1, span):
+            count += len(chunk.offset)
+            if count == 5:
+                keep_up(database, str(tmp_path))
+        return count
+
+    with pytest.raises(Retryable, match=r"offline log.*\.parquet"):
+        asyncio.run(interrupted())
+
+    async def again() -> list[int]:
+        return [
+            offset async for chunk in history.chunks(STREAM, ("payer",), 1, span) for offset in chunk.offset.tolist()
+        ]
+
+    assert asyncio.run(again()) == [*range(*span)]
+
+
+def keep_up(dsn: str, warehouse: str) -> None:
+    """Merge the table's files and let everything else go."""
+    table = Archive(dsn, warehouse)
+    table.offsets("events.paid")
+    in_an_hour_ms = time_ns() // 1_000_000 + 3_600_000
+    done = table.keep_up("events.paid", in_an_hour_ms, Upkeep(keep_snapshots=1, keep_s=0.0, orphan_s=0.0))
+    assert done.merged_files
+    assert done.deleted_files

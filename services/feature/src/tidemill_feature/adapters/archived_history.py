@@ -103,8 +103,13 @@ class _Reader:
 
 
 async def _translated(call: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
-    """Call in a thread of its own. Raises `Retryable` while the catalogue is away."""
+    """Call in a thread of its own.
+
+    Raises `Retryable` while the catalogue or a file is away: one that was read for long may have been merged meanwhile.
+    """
     try:
         return await asyncio.to_thread(call, *arguments, **named)
     except OperationalError as error:
         raise Retryable(f"PostgreSQL (Iceberg catalogue): {error.orig!r}") from error
+    except OSError as error:
+        raise Retryable(f"the offline log's files: {error}") from error
