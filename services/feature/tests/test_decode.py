@@ -110,6 +110,30 @@ def test_what_is_within_the_limits_is_an_event_whether_or_not_poison_lies_beside
         assert len(StreamDecoder(stream).decode([Raw(value), *beside]).values) == good
 
 
+@pytest.mark.parametrize(
+    ("until", "good"),
+    [
+        (None, True),
+        ("0001-01-01T00:00:00Z", True),
+        ("0001-01-01T00:00:00-01:00", True),
+        # No calendar has the year before, nor the one after.
+        ("0001-01-01T00:00:00+01:00", False),
+        ("9999-12-31T23:59:59.999999Z", True),
+        ("9999-12-31T23:59:59+01:00", True),
+        ("9999-12-31T23:59:59-01:00", False),
+    ],
+)
+def test_an_instant_that_utc_cannot_write_is_poison_in_any_field(until: str | None, good: bool) -> None:
+    stream = definition.Stream()
+    stream.CopyFrom(STREAM)
+    stream.fields.add(name="until", type=definition.FIELD_TYPE_TIMESTAMP, nullable=True)
+    for beside in ([], [Raw(b"")]):
+        found = StreamDecoder(stream).decode([Raw(but(until=until)), *beside])
+        assert len(found.values) == good
+        refused = {(one.poison.reason, one.poison.field) for one in found.refused}
+        assert ((Reason.OUT_OF_RANGE, "until") in refused) != good
+
+
 def test_watermarks_and_identities_are_read_alike_whether_or_not_poison_lies_beside_them() -> None:
     records = [
         Raw(b"{}", headers=(("ce_type", WATERMARK_TYPE.encode()),)),

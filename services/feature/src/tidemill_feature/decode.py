@@ -7,7 +7,7 @@ they are gone through one by one; and that one is looked at once more, slowly, t
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import MAXYEAR, MINYEAR, UTC, datetime, timedelta
 from operator import attrgetter
 from typing import Annotated, Any, NamedTuple
 
@@ -92,6 +92,8 @@ class StreamDecoder:
         self._decode = msgspec.json.Decoder(event).decode
         self._getters = {name: attrgetter(attribute) for name, attribute in attributes.items()}
         self._time = self._getters[stream.time_field]
+        kept = [name for name, kind in self.types.items() if kind == definition.FIELD_TYPE_TIMESTAMP]
+        self._instants = [(name, self._getters[name]) for name in kept if name != stream.time_field]
         self._max_future_us = stream.max_future_ms * 1000
 
     def decode(self, records: Sequence[Record]) -> Decoded:
@@ -114,6 +116,8 @@ class StreamDecoder:
         if ((event_us < EARLIEST_US) | (event_us >= LATEST_US)).any():
             return None
         if self._max_future_us and (event_us > written_ms * 1000 + self._max_future_us).any():
+            return None
+        if any(_unwritable(instant) for _, get in self._instants for instant in map(get, values)):
             return None
         return Decoded(offsets, event_us, written_ms, identities, values, [])
 
@@ -172,7 +176,18 @@ class StreamDecoder:
                 field=self.stream.time_field,
                 fix=f"at most {self.stream.max_future_ms / 1000:.0f} s are allowed",
             )
+        for name, get in self._instants:
+            if _unwritable(get(event)):
+                message = "in UTC the instant lies outside the years 1 to 9999"
+                raise Poison(Reason.OUT_OF_RANGE, message, field=name, fix="leave out its offset: end it in Z")
         return event, event_us
+
+
+def _unwritable(instant: datetime | None) -> bool:
+    """Say whether its offset carries an instant out of the years that calendars have: no log or answer can hold it."""
+    if instant is None or instant.year not in _EDGES:
+        return False
+    return not _FIRST_US <= _us(instant) <= _LAST_US
 
 
 def _ints(values: list[int]) -> Ints:
@@ -202,6 +217,9 @@ def _lists(records: Sequence[Record]) -> Read:
     return Read(offsets, written_ms, [record.value or b"" for record in events], identities)
 
 
+_EDGES = (MINYEAR, MAXYEAR)
+_FIRST_US = (datetime(MINYEAR, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_LAST_US = (datetime(MAXYEAR, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC) - _EPOCH) // _MICROSECOND
 _WATERMARK = WATERMARK_TYPE.encode()
 _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
