@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.instants import parse_us
 from tidemill_features.logged import Logged, predicted
@@ -51,6 +52,26 @@ def test_an_instant_that_was_null_is_null() -> None:
     one = replace(logged("a"), request_json=[json.dumps({"id": "a", "at": None})])
     rows = predicted(one, stream("asked"), [], ["id", "at"])
     assert rows.columns["at"].nulls.tolist() == [True]
+
+
+OLD = {"bool": True, "int": 7, "float": 0.5, "text": "cash", "instant": "2013-01-01T00:00:00Z"}
+FITTING = {
+    definition.FIELD_TYPE_BOOL: {"bool": True},
+    definition.FIELD_TYPE_INT64: {"int": 7},
+    definition.FIELD_TYPE_FLOAT64: {"int": 7.0, "float": 0.5},
+    definition.FIELD_TYPE_STRING: {"text": "cash", "instant": "2013-01-01T00:00:00Z"},
+    definition.FIELD_TYPE_TIMESTAMP: {"instant": parse_us("2013-01-01T00:00:00Z")},
+}
+
+
+@pytest.mark.parametrize("kind", FITTING)
+def test_what_was_logged_when_the_field_had_another_type_is_null(kind: "definition.FieldType.ValueType") -> None:
+    asked = stream("asked")
+    asked.fields.add(name="tip", type=kind, nullable=True)
+    before = replace(logged(*OLD), request_json=[json.dumps({"id": name, "tip": OLD[name]}) for name in OLD])
+    column = predicted(before, asked, [], ["tip"]).columns["tip"]
+    found = zip(OLD, column.values.tolist(), column.nulls.tolist(), strict=True)
+    assert {name: value for name, value, null in found if not null} == FITTING[kind]
 
 
 def test_a_partition_that_the_positions_do_not_name_was_not_seen() -> None:

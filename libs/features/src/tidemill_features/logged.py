@@ -1,6 +1,6 @@
 """Logged predictions as rows of a training set: what was asked, when, and up to which offsets it saw; pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -67,10 +67,30 @@ def _parsed(texts: Sequence[str], names: Sequence[str]) -> list[Any]:
     return found
 
 
+# What JSON's values of each type are to Python, to which a boolean is an integer, too.
+_WRITTEN_AS: Mapping[int, frozenset[type]] = {
+    definition.FIELD_TYPE_BOOL: frozenset({bool}),
+    definition.FIELD_TYPE_INT64: frozenset({int}),
+    definition.FIELD_TYPE_FLOAT64: frozenset({float, int}),
+    definition.FIELD_TYPE_STRING: frozenset({str}),
+    definition.FIELD_TYPE_TIMESTAMP: frozenset({str}),
+}
+
+
 def _column(values: list[Any], kind: "definition.FieldType.ValueType") -> Column:
+    """Return a field's values; one that was logged when the field had another type is null."""
+    fitting = _WRITTEN_AS[kind]
+    values = [value if type(value) in fitting else None for value in values]
     if kind == definition.FIELD_TYPE_TIMESTAMP:
-        values = [None if value is None else parse_us(value) for value in values]
+        values = [None if value is None else _instant(value) for value in values]
     return column_of(values, kind)
+
+
+def _instant(text: str) -> int | None:
+    try:
+        return parse_us(text)
+    except ValueError:
+        return None
 
 
 def _cuts(logged: Logged, stream: definition.Stream) -> Ints:
