@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from oracle import StreamLog, WrongError, compare, computed, wanted_of
+from oracle import MEANINGS, StreamLog, WrongError, compare, computed
 from sqlalchemy.exc import OperationalError
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.topics import events_topic
@@ -18,6 +18,7 @@ from tidemill_features.log_reader import LogReader
 from tidemill_features.offline import Rows, features_at
 from tidemill_features.plan import compile_view
 from tidemill_runtime.errors import Retryable
+from tidemill_testkit.ring_agreement import wanted_of
 from workload import keys_of
 
 _BEGINNING_US = 0
@@ -52,7 +53,7 @@ class OfflineLog:
 
     def check_view(self, view: definition.View, log: StreamLog, instants: Sequence[int]) -> None:
         """Compare rows of a training set, every entity at some instants, with brute force. Raises `WrongError`."""
-        plan, keys, wanted = compile_view(view, log.stream), keys_of(view), wanted_of(view, log.stream)
+        plan, keys, wanted = compile_view(view, log.stream), keys_of(view), wanted_of(view, log.stream, MEANINGS)
         archived = LogReader(self._archive, {}).stream(log.stream, sorted(plan.columns), _BEGINNING_US)
         plan = replace(plan, partitions=max(plan.partitions, archived.partitions))
         for as_of_us in instants:

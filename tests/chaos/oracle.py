@@ -2,29 +2,24 @@
 letters with its bytes, checkpoints and committed offsets are at the log's end."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from operator import itemgetter
 from typing import Any
 
 from tidemill_contracts.dead_letters import LETTER, OFFSET, PARTITION, REASON, TOPIC
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.topics import events_topic
 from tidemill_features.finalise import FeatureValues
-from tidemill_features.plan import EDGE_EVENTS, compile_view
+from tidemill_features.plan import compile_view
 from tidemill_testkit.agreement import agree
 from tidemill_testkit.brute_force import Answer, Logged, Wanted, brute_force, counted
+from tidemill_testkit.ring_agreement import Meanings, wanted_of
 from workload import POISON_HEADER
 
 STATUSES = {1: "PRESENT", 2: "NULL", 3: "NOT_FOUND", 4: "OUTSIDE_MAX_AGE", 5: "BEYOND_KEPT"}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_FUNCTIONS = {
-    value: name.removeprefix("AGGREGATION_FUNCTION_").lower() for name, value in definition.AggregationFunction.items()
-}
-_PREDICATES: Mapping[str, Callable[[dict[str, Any]], Any]] = {
-    "amount > 1": lambda fields: fields["amount"] is not None and fields["amount"] > 1,
-}
+MEANINGS: Meanings = {"amount > 1": lambda fields: fields["amount"] is not None and fields["amount"] > 1}
 Place = tuple[int, int]
 
 
@@ -113,39 +108,11 @@ class StreamLog:
 
     def answers(self, view: definition.View, keys: Sequence[tuple[Any, ...]], as_of_us: int) -> list[list[Answer]]:
         """Return the features of each entity by brute force."""
-        plan, wanted = compile_view(view, self.stream), wanted_of(view, self.stream)
+        plan, wanted = compile_view(view, self.stream), wanted_of(view, self.stream, MEANINGS)
         by_key: dict[tuple[Any, ...], list[Logged]] = {}
         for event in self.counted():
             by_key.setdefault(tuple(event.fields[name] for name in view.entity), []).append(event)
         return [[brute_force(one, by_key.get(key, []), as_of_us, plan.max_age_us) for one in wanted] for key in keys]
-
-
-def wanted_of(view: definition.View, stream: definition.Stream) -> list[Wanted]:
-    """Return a view's features as brute force takes them."""
-    plan, by_name = compile_view(view, stream), {part.name: part for part in view.features}
-    found = []
-    for feature in plan.features:
-        # Some aggregations have several features: name.0, name.1 …
-        part, ring = by_name[feature.name.partition(".")[0]], plan.rings[feature.ring]
-        found.append(
-            Wanted(
-                feature.name,
-                _FUNCTIONS[part.function],
-                feature.window_us,
-                ring.hop_us,
-                ring.slots,
-                value=itemgetter(part.expression) if part.expression else None,
-                where=_PREDICATES[part.where] if part.where else None,
-                exact_age=not part.window_ms,
-                element=feature.element,
-                edges=tuple(part.edges),
-                quantile=part.quantile,
-                half_life_us=part.half_life_ms * 1000,
-                edge_events=(view.edge_events or EDGE_EVENTS) if ring.raw else 0,
-                ahead_us=ring.ahead_us,
-            )
-        )
-    return found
 
 
 def computed(features: Sequence[FeatureValues], row: int) -> Iterator[Answer]:

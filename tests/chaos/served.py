@@ -7,13 +7,14 @@ from typing import Any
 
 import grpc
 from machines import Worker
-from oracle import STATUSES, StreamLog, WrongError, compare, wanted_of
+from oracle import MEANINGS, STATUSES, StreamLog, WrongError, compare
 from tidemill_contracts.canonical import view_hash
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.feature.v1 import feature_pb2 as messages
 from tidemill_contracts.feature.v1.feature_pb2_grpc import FeatureServiceStub
 from tidemill_contracts.progress.v1 import progress_pb2 as progress
 from tidemill_testkit.brute_force import Answer
+from tidemill_testkit.ring_agreement import wanted_of
 from workload import keys_of
 
 PATIENCE_S = 60.0
@@ -33,7 +34,7 @@ async def check_served(
         stub: Any = FeatureServiceStub(channel)
         for view, log in views:
             for as_of_us in instants:
-                keys, wanted = keys_of(view), wanted_of(view, log.stream)
+                keys, wanted = keys_of(view), wanted_of(view, log.stream, MEANINGS)
                 asked = messages.ViewKeys(view=view.name, keys=[_entity(key) for key in keys])
                 request = messages.GetFeaturesRequest(views=[asked], as_of_us=as_of_us, include=ends)
                 response = await _asked(stub, request, view_hash(view, log.stream), worker)

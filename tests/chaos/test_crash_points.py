@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from memory_redis import MemoryRedis
-from oracle import StreamLog, compare, computed, wanted_of
+from oracle import MEANINGS, StreamLog, compare, computed
 from tidemill_contracts.canonical import to_json
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.topics import events_topic
@@ -30,6 +30,7 @@ from tidemill_runtime.batches import Assignment, Batch, Refused
 from tidemill_runtime.errors import Retryable
 from tidemill_runtime.positions import Partition
 from tidemill_runtime.settings import KafkaSettings
+from tidemill_testkit.ring_agreement import wanted_of
 from workload import Producing, Shape, keys_of, moments, random_shape
 
 PROJECT = "p"
@@ -275,7 +276,7 @@ def check_view(world: World, reader: Reader, view: definition.View, log: StreamL
     result = reader.values(request, [world.redis.get(key) for key in request.keys], as_of_us)
     assert not result.unready
     features = result.views[0].features
-    wanted = wanted_of(view, log.stream)
+    wanted = wanted_of(view, log.stream, MEANINGS)
     for row, (key, want) in enumerate(zip(keys, log.answers(view, keys, as_of_us), strict=True)):
         compare(f"{view.name} as of {as_of_us}", key, wanted, computed(features, row), want)
 

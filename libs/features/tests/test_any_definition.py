@@ -87,7 +87,6 @@ def either(fields: dict[str, Any]) -> bool | None:
 
 
 MEANINGS: Meanings = {
-    **{name: unless_null(lambda value: value, name) for name in FIELDS},
     "coalesce(units, 7)": lambda fields: 7 if fields["units"] is None else fields["units"],
     "abs(units)": unless_null(abs, "units"),
     "case when flag then units else 3 end": lambda fields: fields["units"] if fields["flag"] else 3,

@@ -3,15 +3,15 @@
 import itertools
 import random
 import signal
-from operator import itemgetter
 from typing import Any
 
 import pytest
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.feature.v1 import feature_pb2 as messages
-from tidemill_features.plan import EDGE_EVENTS, compile_view
+from tidemill_features.plan import compile_view
 from tidemill_testkit.agreement import agree
-from tidemill_testkit.brute_force import Answer, Wanted, brute_force, counted
+from tidemill_testkit.brute_force import Answer, brute_force, counted
+from tidemill_testkit.ring_agreement import wanted_of
 
 pytestmark = pytest.mark.servers
 
@@ -66,31 +66,6 @@ EXACTLY = definition.View(
     features=EVERYTHING.features,
     budget_bytes=1_000_000,
 )
-
-
-def wanted_of(view: definition.View, stream: definition.Stream) -> list[Wanted]:
-    plan, found = compile_view(view, stream), []
-    parts = {part.name: part for part in view.features}
-    for feature in plan.features:
-        part, ring = parts[feature.name.partition(".")[0]], plan.rings[feature.ring]
-        name = part.expression
-        found.append(
-            Wanted(
-                feature.name,
-                definition.AggregationFunction.Name(part.function).removeprefix("AGGREGATION_FUNCTION_").lower(),
-                feature.window_us,
-                ring.hop_us,
-                ring.slots,
-                value=itemgetter(name) if name else None,
-                element=feature.element,
-                edges=tuple(part.edges),
-                quantile=part.quantile,
-                half_life_us=part.half_life_ms * 1000,
-                edge_events=EDGE_EVENTS if ring.raw else 0,
-                ahead_us=ring.ahead_us,
-            )
-        )
-    return found
 
 
 def payments(seed: int, count: int, at_us: int) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
@@ -13,6 +15,7 @@ from tidemill_testkit.ring_world import RingWorld, answers
 
 # What an expression says of an event's fields, by its text.
 Meanings = Mapping[str, Callable[[dict[str, Any]], Any]]
+NOTHING: Meanings = MappingProxyType({})
 
 
 class Lived(NamedTuple):
@@ -23,8 +26,8 @@ class Lived(NamedTuple):
     cut: Sequence[int]
 
 
-def wanted_of(declared: definition.View, stream: definition.Stream, meanings: Meanings) -> list[Wanted]:
-    """Return what brute force is told of a view's features."""
+def wanted_of(declared: definition.View, stream: definition.Stream, meanings: Meanings = NOTHING) -> list[Wanted]:
+    """Return what brute force is told of a view's features; a text without a meaning is the name of a field."""
     plan = compile_view(declared, stream)
     by_name = {part.name: part for part in declared.features}
     found = []
@@ -37,8 +40,8 @@ def wanted_of(declared: definition.View, stream: definition.Stream, meanings: Me
                 feature.window_us,
                 ring.hop_us,
                 ring.slots,
-                value=meanings[part.expression] if part.expression else None,
-                where=meanings[part.where] if part.where else None,
+                value=meanings.get(part.expression, itemgetter(part.expression)) if part.expression else None,
+                where=meanings.get(part.where, itemgetter(part.where)) if part.where else None,
                 exact_age=not part.window_ms,
                 element=feature.element,
                 edges=tuple(part.edges),
