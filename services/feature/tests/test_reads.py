@@ -10,6 +10,7 @@ from google.rpc import error_details_pb2, status_pb2
 from tidemill_contracts.canonical import to_json
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.feature.v1 import feature_pb2 as messages
+from tidemill_contracts.progress.v1 import progress_pb2 as progress
 from tidemill_testkit.fraud_world import MINUTE_US, NOON_US, PAYER, STREAM
 
 # conftest's Door; test modules cannot import it under importlib mode.
@@ -104,6 +105,16 @@ async def test_a_version_that_was_defined_anew_or_retired_is_refused_by_name(doo
     door.known.fold(to_json(record))
     for version in (old, new, ""):
         assert await reason_of(door, keys("payer", "ann", view_hash=version)) == "unknown_view"
+
+
+async def test_a_view_that_is_retired_while_a_read_waits_for_positions_is_refused_by_name(door: Door) -> None:
+    never = [progress.TopicPartitionOffset(topic="events.paid", partition=0, next_offset=10**9)]
+    waiting = asyncio.create_task(reason_of(door, keys("payer", "ann"), include=never))
+    await asyncio.sleep(0.2)
+    assert not waiting.done()
+    record = definition.DefinitionRecord(kind="view", name="payer", revision=2, retired=True)
+    door.known.fold(to_json(record))
+    assert await waiting == "unknown_view"
 
 
 async def test_a_version_of_another_entity_answers_for_none_that_is_being_built(door: Door) -> None:

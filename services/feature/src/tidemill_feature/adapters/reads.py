@@ -11,6 +11,7 @@ from tidemill_features.reader import Lookup, Place, Reader, Request, Result
 from tidemill_runtime.errors import Retryable
 
 from tidemill_feature import metrics
+from tidemill_feature.reading import plan_of
 from tidemill_feature.registered import Definitions
 from tidemill_feature.settings import Settings
 
@@ -46,8 +47,8 @@ class Reads:
     ) -> Result:
         """Return the values of all look-ups as of one instant, once the rings include the positions asked for.
 
-        Raises `Retryable` while a view is being built that no former version stands in for. The deadline of the caller
-        ends a wait.
+        Raises `Poison` for a view that is not registered any more, `Retryable` while a view is being built that no
+        former version stands in for. The deadline of the caller ends a wait.
         """
         began = perf_counter()
         metrics.read_rows.observe(sum([len(lookup.keys) for lookup in wanted]))
@@ -90,8 +91,10 @@ class Reads:
 
     def _reader_of(self, views: frozenset[str]) -> Reader:
         """Return a reader of these views as they are registered now: it fetches no other stream's checkpoints."""
+        # A view may have been retired while a caller waits for positions.
+        names = [plan_of(view, self.definitions).name for view in sorted(views)]
         # Old versions too: one answers until its successor is built.
-        plans = [plan for view in sorted(views) for plan in self.definitions.versions[view]]
+        plans = [plan for name in names for plan in self.definitions.versions[name]]
         return Reader(plans, project=self._settings.project, group=self._settings.group)
 
 
