@@ -436,3 +436,23 @@ async def test_any_order_of_predictions_labels_and_repeats_ends_as_brute_force_s
         assert {
             place: [label for state, label in labels if state != never] for place, labels in made.items()
         } == expected
+
+
+async def test_an_outcome_is_kept_as_long_as_its_prediction_may_still_wait(world: World) -> None:
+    world.settings = world.settings.model_copy(update={"keep_outcomes_days": 30})
+    async with world.running():
+        await world.apply(world.defined(label=definition.Label(wait_ms=40 * 86_400_000)))
+        await world.watermark(START)
+        await world.predict("a", START + HOUR)
+        await world.land("a", START + 2 * HOUR, 20.0)
+        await world.settle(START)
+        await world.watermark(START + 32 * DAY)
+        # A page is deleted after each batch.
+        for minute in range(6):
+            await world.watermark(START + 32 * DAY + minute)
+            await world.settle(START + 32 * DAY + minute)
+        await world.watermark(START + 41 * DAY)
+        await world.settle(START + 41 * DAY)
+        assert [(one.revision, one.label) for one in await world.outcomes()] == [(1, 1.0)]
+        seen = await stats(world)
+        assert (seen.joined, seen.never, seen.pending) == (1, 0, 0)

@@ -263,11 +263,10 @@ class Evaluator:
 
     async def _forget(self, connection: Any, pipeline: str, now_us: int) -> None:
         labels_us = now_us - self._spans.keep_predictions_days * DAY_US
-        before = findings.Retention(
-            labels_us - self._registered.waits[pipeline].us,
-            labels_us,
-            now_us - self._spans.keep_outcomes_days * DAY_US,
-        )
+        predictions_us = labels_us - self._registered.waits[pipeline].us
+        # Without its outcome, a prediction that is kept would be joined a second time.
+        outcomes_us = min(predictions_us, now_us - self._spans.keep_outcomes_days * DAY_US)
+        before = findings.Retention(predictions_us, labels_us, outcomes_us)
         await findings.forget(connection, pipeline, before)
 
 
