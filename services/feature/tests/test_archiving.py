@@ -2,12 +2,14 @@
 
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import duckdb_extension_avro
 import duckdb_extension_iceberg
+import psycopg2
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from pyiceberg.catalog.sql import SqlCatalog
@@ -19,6 +21,7 @@ from tidemill_contracts.serving.v1 import records_pb2 as serving
 from tidemill_contracts.topics import events_topic, fixed_topics, stream_topics
 from tidemill_feature.adapters.archive import ArchivePipeline, Limits
 from tidemill_feature.adapters.online_role import OnlineRole
+from tidemill_features import iceberg
 from tidemill_features.archive import PREDICTIONS_TOPIC, table_name
 from tidemill_features.iceberg import Archive, catalogue_uri
 from tidemill_features.log_columns import LogRows
@@ -361,3 +364,26 @@ async def test_the_predictions_table_reads_as_it_is(database: str, tmp_path: Pat
     assert rows is not None
     assert snapshot
     assert name in rows["prediction_id"].to_pylist()
+
+
+@pytest.mark.servers
+async def test_a_catalogue_that_says_nothing_is_waited_for_and_not_for_ever(
+    database: str, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL on a machine that froze, or behind a network that swallows packets, refuses nothing."""
+    worker = Worker(database, tmp_path, name)
+    await worker.restored()
+    await worker.take(0, 3)
+    await worker.pipeline.flush()
+    await worker.take(3, 5)
+    monkeypatch.setattr(iceberg, "_SILENCE_S", 0.5)
+    with closing(psycopg2.connect(database)) as connection, connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE iceberg.iceberg_tables")
+        with pytest.raises(StateLost, match="says nothing"):
+            await worker.pipeline.flush()
+        with pytest.raises(Retryable, match="says nothing"):
+            await worker.restored()
+    assert await worker.restored() == 3
+    await worker.take(3, 5)
+    await worker.pipeline.flush()
+    assert held(database, tmp_path, worker.topic) == list(range(5))

@@ -4,10 +4,13 @@ Extra `offline`. Everything blocks.
 """
 
 from collections.abc import Mapping, Sequence
+from select import POLLIN, POLLOUT, poll
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import psycopg2
 import pyarrow as pa
+from psycopg2.extensions import POLL_OK, POLL_WRITE, set_wait_callback
 from pyiceberg.catalog import Catalog
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import CommitFailedException, NoSuchTableError
@@ -63,10 +66,25 @@ _PROPERTIES = {
 }
 # The catalogue's tables lie in a schema of their own.
 _CATALOGUE_SCHEMA = "iceberg"
+# Shorter than a consumer may stand still: the other roles of its process would end with it.
+_SILENCE_S = 30.0
 
 
 class ArchiveMovedError(Exception):
     """Another writer has moved the table on: what is buffered may be in it already."""
+
+
+def _await_server(connection: Any) -> None:
+    """Wait for PostgreSQL's answer; the client alone would wait for ever for a server that is frozen or cut off."""
+    while (state := connection.poll()) != POLL_OK:
+        ready = poll()
+        ready.register(connection.fileno(), POLLOUT if state == POLL_WRITE else POLLIN)
+        if not ready.poll(_SILENCE_S * 1000):
+            raise psycopg2.OperationalError(f"the server says nothing for {_SILENCE_S:g} s")
+
+
+# Of the whole process, where nothing else speaks to PostgreSQL through this client.
+set_wait_callback(_await_server)
 
 
 def catalogue_uri(dsn: str) -> str:
