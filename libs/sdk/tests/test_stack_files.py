@@ -11,9 +11,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from tidemill.stack import unprivileged
 from tidemill.stack.keys import ensure_key_pair
 from tidemill.stack.logs import LogFile, last_lines
+from tidemill.stack.plan import Layout
 from tidemill.stack.programs import Account
+from tidemill.stack.servers import passwords
 from tidemill.stack.spec import StackError
-from tidemill.stack.state import process_started, write_private
+from tidemill.stack.state import process_started, read_state, write_private
 from tidemill.stack.wheels import locked_jars, verify_jars
 
 
@@ -55,6 +57,18 @@ def test_the_tail_of_a_log_that_is_opened_again_begins_there(tmp_path: Path) -> 
     log.write(b"four\n")
     assert log.tail(5) == ["four"], "the rest was rotated away"
     log.close()
+
+
+@pytest.mark.parametrize("content", ["", "{", "null", "[]", '{"name": "local"}', "\x00\x00"])
+def test_a_state_that_is_none_is_like_no_state_and_such_passwords_are_told(tmp_path: Path, content: str) -> None:
+    layout = Layout(tmp_path)
+    layout.state_file.write_text(content)
+    assert read_state(layout.state_file) is None
+    layout.secrets_file.write_text(content)
+    with pytest.raises(StackError, match=r"secrets\.json does not hold the servers' passwords"):
+        passwords(layout)
+    layout.secrets_file.unlink()
+    assert passwords(layout) == passwords(layout)
 
 
 def test_a_private_file_is_readable_by_its_owner_alone(tmp_path: Path) -> None:

@@ -23,12 +23,21 @@ SERVICE_STOP_DEADLINE_S = 30.0
 
 
 def passwords(layout: Layout) -> dict[str, str]:
-    """Return the servers' passwords, made once: loopback is open to every user of the machine."""
+    """Return the servers' passwords, made once: loopback is open to every user of the machine.
+
+    Raises: StackError when their file holds something else.
+    """
     if not layout.secrets_file.exists():
         made = {name: secrets.token_hex(16) for name in ("postgres", "redis")}
         write_private(layout.secrets_file, json.dumps(made))
-    found: dict[str, str] = json.loads(layout.secrets_file.read_text())
-    return found
+    try:
+        found = json.loads(layout.secrets_file.read_text())
+        return {name: found[name] for name in ("postgres", "redis")}
+    except (ValueError, LookupError, TypeError) as error:
+        raise StackError(
+            f"{layout.secrets_file} does not hold the servers' passwords: put it back, or delete the stack with its "
+            "data by `tidemill down --wipe`"
+        ) from error
 
 
 def endpoints_of(spec: StackSpec, ports: Mapping[str, int], secret: Mapping[str, str]) -> Endpoints:

@@ -71,12 +71,14 @@ def write_state(path: Path, state: StackState) -> None:
 
 
 def read_state(path: Path) -> StackState | None:
-    """Return what the file says, or None where there is none."""
+    """Return what the file says, or None where there is none that says it.
+
+    A machine that lost its power leaves an empty one, another checkout one of another form: no supervisor runs by it.
+    """
     try:
-        text = path.read_text()
-    except FileNotFoundError:
+        return StackState.from_json(json.loads(path.read_text()))
+    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    return StackState.from_json(json.loads(text))
 
 
 def process_started(pid: int) -> int | None:
