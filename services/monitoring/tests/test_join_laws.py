@@ -7,6 +7,8 @@ from typing import Any
 
 import asyncpg
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.instants import from_timestamp, parse_us
 from tidemill_contracts.monitoring.v1 import monitoring_pb2 as messages
@@ -456,3 +458,30 @@ async def test_an_outcome_is_kept_as_long_as_its_prediction_may_still_wait(world
         assert [(one.revision, one.label) for one in await world.outcomes()] == [(1, 1.0)]
         seen = await stats(world)
         assert (seen.joined, seen.never, seen.pending) == (1, 0, 0)
+
+
+async def test_after_a_start_the_clock_does_not_wait_for_predictions_that_nobody_can_read(world: World) -> None:
+    async with world.running():
+        await world.apply()
+        await world.watermark(START)
+        for number in range(12):
+            await world.predict(f"a{number}", START + HOUR)
+        await world.settle()
+        await world.watermark(START + 2 * HOUR)
+        await world.settle(START + 2 * HOUR)
+    for number in range(12):
+        await world.predict(f"b{number}", START + HOUR)
+    await world.written()
+    admin = AIOKafkaAdminClient(**world.kafka.client_kwargs())
+    await admin.start()
+    topic = "serving.predictions.v1"
+    ends = {place: end for place, end in world.ends.items() if place[0] == topic}
+    deleted = {
+        TopicPartition(world.kafka.physical(topic), place[1]): RecordsToDelete(end) for place, end in ends.items()
+    }
+    await admin.delete_records(deleted)
+    await admin.close()
+    async with world.running():
+        await world.watermark(START + 3 * HOUR)
+        await world.settle(START + 3 * HOUR)
+        assert from_timestamp((await stats(world)).clock) == START + 3 * HOUR

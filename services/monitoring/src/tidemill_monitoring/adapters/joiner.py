@@ -123,7 +123,8 @@ class Joiner(Pipeline[EventTimes, Effects]):
                 partition: end
                 for partition, end in assignment.end.items()
                 if (partition.topic == PREDICTIONS or times.added(partition))
-                and self._offsets.get(partition, assignment.begin[partition]) < end
+                # What Kafka has deleted meanwhile never comes.
+                and max(self._offsets.get(partition, 0), assignment.begin[partition]) < end
             }
         )
         # A partition that was never read starts at the log's beginning, whatever a group of this name once committed.
