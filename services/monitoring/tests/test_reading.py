@@ -180,3 +180,19 @@ def test_a_batch_says_who_was_heard_and_how_far_what_the_clock_waits_for_is_read
     step(times, Batch({logged: [Written(prediction.SerializeToString())]}), NOW_US, registered)
     # All but the one that was heard are silent.
     assert times.clock([landed, other], NOW_US) == AT_US
+
+
+def test_what_is_kept_from_the_group_is_waited_for_no_longer_than_it_takes_to_read_it() -> None:
+    registered, logged = Registered(), Partition(PREDICTIONS, 0)
+    registered.fold_definition(
+        to_json(definition.DefinitionRecord(kind="pipeline", name="late", definition=found_definition()))
+    )
+    (landed,) = registered.partitions("late")
+    added = Partition(landed.topic, 1)
+    times = EventTimes({landed: AT_US}, whole={landed.topic: 1}, now_us=0)
+    times.hold({logged: 6, added: 2})
+    step(times, Batch({}, {logged: 5}), NOW_US, registered)
+    step(times, Batch({}, {added: 2}), NOW_US, registered)
+    assert times.clock([landed, added], NOW_US) is None
+    step(times, Batch({}, {logged: 6}), NOW_US, registered)
+    assert times.clock([landed, added], NOW_US) == AT_US

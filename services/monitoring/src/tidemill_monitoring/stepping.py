@@ -39,7 +39,6 @@ def step(times: EventTimes, batch: Batch, now_us: int, registered: Registered) -
             refused += _read_predictions(records, partition, times, found_predictions, logged)
             if (newest_us := times.newest(partition)) is not None:
                 newest[partition] = newest_us
-            times.read(partition, records[-1].offset + 1)
             continue
         plan = registered.plans.get(partition.topic)
         if plan is None:
@@ -48,6 +47,9 @@ def step(times: EventTimes, batch: Batch, now_us: int, registered: Registered) -
         if (reached := times.newest(partition)) is not None:
             newest[partition] = reached
         times.hear(partition, now_us)
+    # Of what was refused before, or is for others, only that it was read is known here.
+    for partition, next_offset in batch.next_offsets.items():
+        times.read(partition, next_offset)
     clocks = clocks_of(times, registered, now_us)
     effects = Effects(
         list(found_predictions.values()),
