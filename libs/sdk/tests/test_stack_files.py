@@ -2,6 +2,7 @@
 
 import os
 import stat
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from tidemill.stack import unprivileged
+from tidemill.stack.control import socket_path
 from tidemill.stack.keys import ensure_key_pair
 from tidemill.stack.logs import LogFile, last_lines
 from tidemill.stack.plan import Layout
@@ -162,3 +164,9 @@ def test_a_folder_of_ours_is_not_a_link_that_someone_left(tmp_path: Path, monkey
     with pytest.raises(StackError, match="belongs to someone else"):
         unprivileged.own_folder("trap")
     assert stat.S_IMODE(unprivileged.own_folder("mine").stat().st_mode) == 0o755
+
+
+def test_a_deep_folder_for_temporary_files_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("deep" * 30)))
+    with pytest.raises(StackError, match="let TMPDIR name a folder with a shorter path"):
+        socket_path(tmp_path)

@@ -14,6 +14,8 @@ from typing import Any
 from tidemill.stack.spec import StackError
 
 REQUEST_BYTES_MAX = 65_536
+# Of a Unix socket's path: 107 on Linux, 103 on macOS.
+SOCKET_BYTES_MAX = 103
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
@@ -23,16 +25,19 @@ def remove_stale(path: Path) -> None:
 
 
 def socket_path(home: Path) -> Path:
-    """Return where the supervisor of this home listens: a short path, since a Unix socket's may have 107 bytes.
+    """Return where the supervisor of this home listens: a short path, since a Unix socket's is bounded.
 
-    Raises: StackError when the folder belongs to someone else.
+    Raises: StackError when the folder belongs to someone else, or the folder for temporary files is too deep.
     """
     folder = Path(tempfile.gettempdir(), f"tidemill-{os.geteuid()}")
+    path = folder / f"{hashlib.sha256(str(home).encode()).hexdigest()[:16]}.sock"
+    if len(os.fsencode(path)) > SOCKET_BYTES_MAX:
+        raise StackError(f"{path} is too long for a socket: let TMPDIR name a folder with a shorter path")
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise StackError(f"{folder} must be a folder of yours with mode 0700; remove it and try again")
-    return folder / f"{hashlib.sha256(str(home).encode()).hexdigest()[:16]}.sock"
+    return path
 
 
 async def serve(path: Path, handler: Handler) -> asyncio.Server:
