@@ -16,6 +16,7 @@ from tidemill_contracts import dead_letters as dlq
 from tidemill_contracts.reasons import Reason
 from tidemill_contracts.topics import stream_topics
 from tidemill_runtime.batches import Assignment, Batch, Fetch, Pipeline, Record, Refused, Restored, Step, StreamOptions
+from tidemill_runtime.consumer import GroupListener
 from tidemill_runtime.dead_letters import DeadLetterLimit, DeadLetters
 from tidemill_runtime.errors import Fatal, Poison, Retryable, Stalled, StateLost
 from tidemill_runtime.health import Health
@@ -444,6 +445,46 @@ async def test_a_second_worker_takes_over_half_and_nothing_is_lost_or_committed_
 async def _spread(producer: Producer, values: list[bytes]) -> None:
     for n, value in enumerate(values):
         await producer.send(Outgoing("t", value, partition=n % 4))
+
+
+class Reluctant(Collecting):
+    """Is told later to apply anything."""
+
+    ready, attempts = False, 0
+
+    async def apply(self, effects: list[bytes]) -> None:
+        self.attempts += 1
+        if not self.ready:
+            raise Retryable("not yet")
+        await super().apply(effects)
+
+
+async def test_what_is_repeated_goes_on_amid_a_rebalance_that_waits_for_it(
+    kafka: KafkaSettings, make_topic: MakeTopic, caplog: pytest.LogCaptureFixture
+) -> None:
+    await make_topic("t", partitions=2)
+    pipeline, heir = Reluctant(), Collecting()
+    async with Producer(kafka) as producer, running(StreamRunner(pipeline, kafka, OPTIONS, topics=["t"])) as first:
+        await fill(producer, "t", [b"a"])
+        await aeventually(lambda: pipeline.attempts)
+        async with running(StreamRunner(heir, kafka, OPTIONS, topics=["t"])) as second:
+            await aeventually(lambda: "because it is rebalancing" in caplog.text, claim="the first worker knows of it")
+            before = pipeline.attempts
+            await aeventually(lambda: pipeline.attempts > before, OPTIONS.session_ms / 2000, claim="tried again")
+            pipeline.ready = True
+            await aeventually(lambda: first.positions.next and second.positions.next)
+    assert (pipeline.applied, heir.applied) == ([b"a"], []), "what was handed over was finished first"
+
+
+async def test_the_heartbeat_of_a_join_begins_before_the_next_one_ends_it() -> None:
+    order: list[str] = []
+
+    async def revoked() -> None:
+        order.append("revoked")
+
+    asyncio.get_running_loop().call_soon(order.append, "the heartbeat begins")
+    await GroupListener(revoked, lambda: None).on_partitions_revoked(set())
+    assert order == ["the heartbeat begins", "revoked"]
 
 
 async def test_topics_may_come_later_and_change(kafka: KafkaSettings, make_topic: MakeTopic) -> None:

@@ -114,6 +114,8 @@ class GroupListener:
         self._assigned = assigned
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        # Let the client's heartbeat begin: cancelled before that, it would end the task that looks after the group.
+        await asyncio.sleep(0)
         await self._revoked()
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:

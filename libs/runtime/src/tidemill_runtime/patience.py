@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -13,6 +14,8 @@ from tidemill_runtime.retries import delays
 from tidemill_runtime.standing import Standing
 
 R = TypeVar("R")
+
+_POLL_S = 0.1
 
 
 class Abandoned(Exception):  # noqa: N818 -- control flow, not an error: the batch in work will be read again
@@ -65,5 +68,8 @@ class Patience:
     async def _pause(self, seconds: float) -> None:
         self._consumer.pause(*self._consumer.assignment())
         await sleep_unless(self._stopping, seconds)
-        # An empty poll says that the consumer lives; without it the group would expel the worker.
-        await self._consumer.getmany(timeout_ms=0)
+        # An empty poll says that the consumer lives; without it the group would expel the worker. Amid a rebalance it
+        # would not return before that is over, which may wait for what is attempted here.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_POLL_S):
+                await self._consumer.getmany(timeout_ms=0)

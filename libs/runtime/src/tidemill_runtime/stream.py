@@ -310,7 +310,7 @@ class StreamRunner(Component, Generic[S, E]):
             await self._committer.commit()
         restored = await self._retried(lambda: self._restored(assignment))
         held = {partition: offset for partition, offset in restored.offsets.items() if partition in start}
-        start |= self._logs.starts(held, assignment, clamped=clamped)
+        start |= self._logs.starts(held, assignment, clamped=False)
         self._standing.excused = True
         await self._retried(lambda: self._sieve.recall(start, assignment.end))
         if epoch != self._epoch:
