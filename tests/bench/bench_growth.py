@@ -31,9 +31,8 @@ VIEW = view("payer", [12], ("COUNT", "MEAN"))
 
 async def settled(kafka: KafkaSettings, redis_url: str, project: str, keys: int) -> None:
     """Write an empty shard of every key that a single partition may have."""
-    look = TopicLook(kafka.client_kwargs())
-    topic = kafka.physical(TOPIC)
-    topic_id = (await look.topics([topic]))[topic].id
+    look = TopicLook(kafka)
+    topic_id = (await look.topics([TOPIC]))[TOPIC].id
     await look.close()
     plan = compile_view(VIEW, stream())
     prefix, suffix = shard_prefix(project, plan.hash), shard_suffix(plan.rings[0], 0)

@@ -58,7 +58,7 @@ class Life:
         self.settings = KafkaSettings(bootstrap=machines.kafka.bootstrap, topic_prefix=f"{folder.name}.")
         self._producing = Producing(schedule.seed, schedule.shape.streams)
         self._producer = Producer(self.settings, ack_timeout_s=5)
-        self._look = TopicLook(self.settings.client_kwargs())
+        self._look = TopicLook(self.settings)
         self._sending: set[asyncio.Task[None]] = set()
         self._redrives: set[asyncio.Task[Any]] = set()
         # The worker of each place, and those that were replaced while they were frozen.
@@ -292,7 +292,7 @@ class Life:
     async def _checkpoints(self, stream: str, count: int) -> dict[int, int]:
         keys = [checkpoint_key(self.project, GROUP, events_topic(stream), number) for number in range(count)]
         points = [Checkpoint.unpack(raw) if raw else None for raw in await self._redis.client.mget(keys)]
-        topic = self.settings.physical(events_topic(stream))
+        topic = events_topic(stream)
         topic_id = (await self._look.topics([topic]))[topic].id
         # What was folded from a log that is gone may have come as far by chance.
         return {n: point.next_offset if point and point.topic_id == topic_id else 0 for n, point in enumerate(points)}

@@ -91,8 +91,7 @@ def schedule(seed: int, only: str = "") -> Schedule:
     if chance.random() < 0.4:
         acts.append(Act("start", "b"))
         draw.places.append("b")
-    # A table goes on where its topic ended: of one that was made anew it knows nothing.
-    weights = FAULTS | ({"archive": 40, "redrive": 20, "recreate": 0} if archived else {})
+    weights = FAULTS | ({"archive": 40, "redrive": 20, "recreate": 20} if archived else {})
     if archived:
         acts.append(Act("start", ARCHIVER))
     for _ in range(chance.randint(1, 4)):

@@ -122,6 +122,7 @@ def predictions(draw: st.DrawFn) -> list[dict[str, Any]]:
     found = []
     for number in range(draw(st.integers(0, 6))):
         cut = {"0": draw(st.integers(0, 60)), "1": draw(st.integers(0, 30))}
+        as_of = draw(st.integers(0, 200))
         found.append(
             {
                 "_partition": 0,
@@ -129,7 +130,9 @@ def predictions(draw: st.DrawFn) -> list[dict[str, Any]]:
                 "prediction_id": draw(st.sampled_from(["p1", "p2", f"q{number}"])),
                 "pipeline": draw(st.sampled_from(["p", "p", "other"])),
                 "join_key": draw(st.sampled_from(KEYS)),
-                "as_of_us": draw(st.integers(0, 200)) * SECOND,
+                "as_of_us": as_of * SECOND,
+                # Perhaps before any record of the log that is there now.
+                "_available_us": (as_of + draw(st.sampled_from([0, 0, 300]))) * SECOND,
                 "positions": json.dumps({"events.paid": cut}),
                 "request_json": json.dumps({"id": "a", "who": draw(st.sampled_from(PEOPLE))}),
             }
@@ -184,6 +187,7 @@ def reference(
         [row["request_json"] for row in mine],
         [row["positions"] for row in mine],
         np.arange(len(mine)),
+        np.array([row["_available_us"] for row in mine], np.int64),
     )
     asked_stream, paid_stream = given.streams
     found = predicted(rows, asked_stream, [paid_stream], ["id", "who"])
@@ -276,7 +280,8 @@ def test_whom_a_prediction_could_not_have_known_yet_it_does_not_know(tmp_path: P
         request = json.dumps({"id": key, "who": "x"})
         row = {"_partition": 0, "_offset": place, "prediction_id": key, "pipeline": "p", "join_key": key}
         positions = json.dumps({"events.paid": {"0": cut}})
-        logged.append({**row, "as_of_us": 190 * SECOND, "positions": positions, "request_json": request})
+        row |= {"as_of_us": 190 * SECOND, "_available_us": 190 * SECOND}
+        logged.append({**row, "positions": positions, "request_json": request})
     archive = written(tmp_path, given, Log(), paid, logged)
     window = Window(180 * SECOND, 400 * SECOND)
     inputs = read_inputs(archive, given, window, {})

@@ -204,6 +204,20 @@ def test_a_prediction_sees_what_its_positions_say_whatever_its_time() -> None:
     assert np.isnan(table([Request("a", 30)], landings, predicted("a", 30, (0, 0))).numbers["o.worst"]).all()
 
 
+def test_a_prediction_that_saw_a_topic_of_before_is_no_row_and_its_request_is_read_by_time() -> None:
+    # The topic was made anew in minute 60, and what had happened before was sent again.
+    landings = [Landing("x", 10, 20.0, came=60), Landing("y", 20, 90.0, came=60), Landing("a", 50, 30.0, came=61)]
+    asked = predicted("a", 31, (1, 0))
+    for logged, at, worst in ((31.0, 30, 90.0), (59.9, 30, 90.0), (60.0, 31, 20.0)):
+        logged_us = np.array([round(logged * MINUTE_US)])
+        found = table([Request("a", 30)], landings, replace(asked, logged_us=logged_us))
+        assert found.as_of_us.tolist() == [at * MINUTE_US]
+        assert found.numbers["o.worst"].tolist() == [worst]
+    # One that had seen nothing is the same of either topic.
+    unseen = replace(predicted("a", 31, (0, 0)), logged_us=np.array([31 * MINUTE_US]))
+    assert table([Request("a", 30)], landings, unseen).as_of_us.tolist() == [31 * MINUTE_US]
+
+
 def test_a_request_that_nobody_predicted_does_not_see_itself() -> None:
     described = closure()
     described.views[0].stream = "asked"

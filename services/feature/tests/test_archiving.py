@@ -12,6 +12,7 @@ import duckdb_extension_iceberg
 import psycopg2
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 from pyiceberg.catalog.sql import SqlCatalog
 from tidemill_contracts.catalogue import Catalogue
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
@@ -21,6 +22,7 @@ from tidemill_contracts.serving.v1 import records_pb2 as serving
 from tidemill_contracts.topics import events_topic, fixed_topics, stream_topics
 from tidemill_feature.adapters.archive import ArchivePipeline, Limits
 from tidemill_feature.adapters.online_role import OnlineRole
+from tidemill_feature.adapters.topic_ids import TopicLook
 from tidemill_features import iceberg
 from tidemill_features.archive import PREDICTIONS_TOPIC, table_name
 from tidemill_features.iceberg import Archive, catalogue_uri
@@ -34,9 +36,12 @@ from tidemill_runtime.positions import Offsets, Partition
 from tidemill_runtime.producer import Producer
 from tidemill_runtime.settings import KafkaSettings
 from tidemill_testkit.click_world import Row, event, stream
+from tidemill_testkit.eventually import aeventually
 from tidemill_testkit.plugin import Servers
 
 LIMITS = Limits(10_000_000)
+# The end of a log that holds whatever a test takes from it.
+LONG = 1_000_000
 # Look after the tables at every commit, keep the newest snapshot only, and delete at once what nothing names.
 EAGER = Limits(10_000_000, 1e-9, Upkeep(keep_snapshots=1, keep_s=0.0, orphan_s=-60.0))
 
@@ -45,18 +50,24 @@ class Worker:
     """One offline worker over a stream of its own; `Worker` again is the same one after a crash."""
 
     def __init__(
-        self, dsn: str, warehouse: Path, name: str, limits: Limits = LIMITS, online: OnlineRole | None = None
+        self,
+        dsn: str,
+        warehouse: Path,
+        name: str,
+        limits: Limits = LIMITS,
+        online: OnlineRole | None = None,
+        look: TopicLook | None = None,
     ) -> None:
         self.topic = events_topic(name)
         self.place = Partition(self.topic, 0)
         self.name = name
         catalogue = Catalogue(streams={name: stream(name)})
         self.streams = catalogue.streams
-        self.pipeline = ArchivePipeline(dsn, str(warehouse), catalogue, limits, online)
+        self.pipeline = ArchivePipeline(dsn, str(warehouse), catalogue, limits, online, look)
 
-    async def restored(self) -> int:
-        """Restore, and return from where the log is read."""
-        assignment = Assignment({self.place: 0}, {self.place: 0}, {self.place: 0})
+    async def restored(self, end: int = LONG) -> int:
+        """Restore where the log ends so, and return from where it is read."""
+        assignment = Assignment({self.place: 0}, {self.place: 0}, {self.place: end})
         return (await self.pipeline.restore(assignment)).offsets[self.place]
 
     async def take(self, first: int, end: int, **fields: Any) -> None:
@@ -67,6 +78,22 @@ class Worker:
 def held(dsn: str, warehouse: Path, topic: str) -> list[Any]:
     rows, _ = Archive(dsn, str(warehouse)).read(topic)
     return [] if rows is None else sorted(rows["_offset"].to_pylist())
+
+
+async def make_anew(kafka: KafkaSettings, name: str) -> None:
+    """Create a stream's topic; one that is there is deleted first."""
+    admin = AIOKafkaAdminClient(**kafka.client_kwargs())
+    await admin.start()
+    topic = kafka.physical(events_topic(name))
+
+    async def gone() -> bool:
+        return topic not in await admin.list_topics()
+
+    if not await gone():
+        await admin.delete_topics([topic])
+        await aeventually(gone, 20, claim=f"{topic} is deleted")
+    await create_topics(kafka.client_kwargs(), stream_topics([(name, 1)]), kafka.topic_prefix)
+    await admin.close()
 
 
 @pytest.fixture
@@ -88,6 +115,67 @@ async def test_a_worker_resumes_from_what_the_table_holds(database: str, tmp_pat
     await second.take(10, 20)
     await second.pipeline.flush()
     assert held(dsn, tmp_path, first.topic) == list(range(20))
+
+
+@pytest.mark.servers
+async def test_a_topic_that_is_made_anew_gets_a_table_of_its_own(
+    servers: Servers, topic_prefix: str, database: str, tmp_path: Path, name: str
+) -> None:
+    kafka = KafkaSettings(bootstrap=servers.kafka, topic_prefix=topic_prefix)
+    await make_anew(kafka, name)
+    look = TopicLook(kafka)
+    worker = Worker(database, tmp_path, name, EAGER, look=look)
+    await worker.restored()
+    await worker.take(0, 10)
+    await worker.pipeline.flush()
+    await worker.take(10, 12)
+    first = (await look.topics([worker.topic]))[worker.topic].id.hex()
+    await make_anew(kafka, name)
+    # What is buffered may be of either topic.
+    with pytest.raises(StateLost, match="is another topic than before"):
+        await worker.pipeline.flush()
+    assert await worker.restored(4) == 0, "its offsets are others'"
+    await worker.take(0, 4, user="new")
+    await worker.pipeline.flush()
+    await make_anew(kafka, name)
+    # This time while nobody looks, and so long that the former offsets are there again.
+    second = Worker(database, tmp_path, name, EAGER, look=look)
+    assert await second.restored(20) == 0
+    await second.take(0, 20, user="newest")
+    await second.pipeline.flush()
+    assert held(database, tmp_path, worker.topic) == list(range(20))
+    assert await second.restored(20) == 20, "it is the same topic as before"
+    # What was archived of the first is there, though upkeep has deleted since what the other tables do not name.
+    aside = catalogue_of(database, tmp_path).load_table(("tidemill", f"{table_name(worker.topic)}_{first}"))
+    assert sorted(aside.scan().to_arrow()["_offset"].to_pylist()) == list(range(10))
+    await worker.pipeline.close()
+
+
+@pytest.mark.servers
+async def test_records_that_kafka_has_lost_are_given_up_and_those_in_their_place_are_rows(
+    database: str, tmp_path: Path, name: str
+) -> None:
+    worker = Worker(database, tmp_path, name)
+    await worker.restored()
+    await worker.take(0, 10, user="before")
+    await worker.pipeline.flush()
+    # The end may have been asked for before another worker moved both on.
+    with pytest.raises(StateLost, match="moved on, or lost its end"):
+        await worker.restored(7)
+    assert await worker.restored(10) == 10
+    assert held(database, tmp_path, worker.topic) == list(range(10))
+    with pytest.raises(StateLost, match="moved on, or lost its end"):
+        await worker.restored(7)
+    assert await worker.restored(7) == 7
+    assert held(database, tmp_path, worker.topic) == list(range(7))
+    await worker.take(7, 9, user="after")
+    await worker.pipeline.flush()
+    rows = table_of(database, tmp_path, worker.topic).read(["_offset", "user"]).to_pylist()
+    assert sorted((row["_offset"], row["user"]) for row in rows) == [
+        *((offset, "before") for offset in range(7)),
+        (7, "after"),
+        (8, "after"),
+    ]
 
 
 @pytest.mark.servers
@@ -356,7 +444,7 @@ async def test_duckdb_reads_a_table_as_it_is_before_and_after_its_files_were_mer
 async def test_the_predictions_table_reads_as_it_is(database: str, tmp_path: Path, name: str) -> None:
     pipeline = ArchivePipeline(database, str(tmp_path), Catalogue(), LIMITS)
     place = Partition(PREDICTIONS_TOPIC, 0)
-    await pipeline.restore(Assignment({place: 0}, {place: 0}, {place: 0}))
+    await pipeline.restore(Assignment({place: 0}, {place: 0}, {place: LONG}))
     record = serving.PredictionRecord(prediction_id=name, pipeline="x", join_key="k", as_of_us=3)
     await pipeline.apply(Batch({place: [Row("t", 0, 0, b"k", record.SerializeToString(), [])]}))
     await pipeline.flush()

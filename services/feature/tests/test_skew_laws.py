@@ -195,7 +195,8 @@ async def measured(world: Any, count: int) -> list[records.SkewRecord]:
     return [from_json(one.value, records.SkewRecord()) for one in await aeventually(there)]
 
 
-async def test_skew_is_zero_where_brute_force_was_served_and_names_what_was_not(world: Any, database: str) -> None:
+async def serving_and_service(world: Any, database: str) -> tuple[Serving, Any]:
+    """Return what logs predictions, and the service in both roles, which samples all of them."""
     for topic in (PREDICTIONS, "monitoring.outcomes.v1", SKEW):
         await world.create(topic, 1)
     served = Serving(world)
@@ -209,6 +210,11 @@ async def test_skew_is_zero_where_brute_force_was_served_and_names_what_was_not(
         SKEW_SHARE="1",
         SKEW_PAUSE_S="0",
     )
+    return served, process
+
+
+async def test_skew_is_zero_where_brute_force_was_served_and_names_what_was_not(world: Any, database: str) -> None:
+    served, process = await serving_and_service(world, database)
     first_us, days = world.noon_us, []
     for day in range(3):
         day_us = first_us + day * DAY_US
@@ -250,3 +256,33 @@ async def test_skew_is_zero_where_brute_force_was_served_and_names_what_was_not(
     assert "look at the rings of view payer" in broken.summary
     assert {(one.prediction_id, one.feature) for one in broken.examples} <= set(wrong)
     assert broken.examples
+
+
+async def test_predictions_that_saw_a_topic_of_before_are_not_compared_with_the_one_made_anew(
+    world: Any, database: str
+) -> None:
+    served, process = await serving_and_service(world, database)
+    logged = 0
+    for day in range(3):
+        day_us = world.noon_us + day * DAY_US
+        await world.pay(payments(day_us, 60))
+        await process.reached(await world.ends())
+        await served.predict(requests(day_us), day_us + 60_000_000)
+        logged += 2 * 7
+        archived = [*await world.ends(), TopicPartitionOffset(topic=PREDICTIONS, next_offset=logged)]
+        await process.progress.WaitProgress(WaitProgressRequest(stage="offline", offsets=archived), timeout=60)
+        if day == 0:
+            # Other payments come to the same offsets, of the same days too.
+            await world.recreate("events.paid", 2)
+            # Until then what is read, and the offsets that it names, are the former topic's.
+            await aeventually(lambda: process.output.read_text().count("the_log_is_another_one") == 2)
+            world.log.records.clear()
+            others = payments(day_us, 60)
+            await world.pay(
+                {**one, "id": f"{one['id']}'", "fields": {**one["fields"], "amount": 9.0}} for one in others
+            )
+    await served.close()
+    before, after = (await measured(world, 2))[:2]
+    assert (before.rows, before.compared, dict(before.left_out)) == (0, 0, {"not_archived": 7})
+    # The rings of the view's next build are not those that this test reads.
+    assert (after.rows, dict(after.left_out)) == (7, {})

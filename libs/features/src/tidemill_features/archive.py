@@ -31,6 +31,8 @@ OFFSETS_PROPERTY = "tidemill.offsets"
 # Property of a table whose `_available_us` is when records came to the log; in older tables it is the pipeline clock at
 # a commit, which may be weeks later.
 ARRIVAL_PROPERTY, ARRIVAL = "tidemill.available", "log"
+# Property of a table: the id that Kafka gave its topic, in hexadecimal.
+TOPIC_ID_PROPERTY = "tidemill.topic-id"
 # Between source and id of an identity; and what begins one whose parts are in hexadecimal.
 _JOINER, _SPELT = b"\x1f", b"\x1e"
 

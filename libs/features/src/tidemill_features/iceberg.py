@@ -29,6 +29,7 @@ from tidemill_features.archive import (
     LONG,
     NAMESPACE,
     STRING,
+    TOPIC_ID_PROPERTY,
     Filter,
     TableColumn,
     offsets_of,
@@ -36,7 +37,7 @@ from tidemill_features.archive import (
     table_name,
 )
 from tidemill_features.iceberg_files import keep_up, widen, widened_names
-from tidemill_features.log_table import LogTable, at_newest
+from tidemill_features.log_table import LogTable, at_newest, expression_of
 from tidemill_features.upkeep import Done, Upkeep
 
 _TYPES: Mapping[str, IcebergType] = {
@@ -123,14 +124,60 @@ class Archive:
         location = warehouse if "://" in warehouse else f"file://{warehouse}"
         self._catalogue: Catalog = SqlCatalog(NAMESPACE, uri=uri, warehouse=location)
         self._tables: dict[str, Table] = {}
+        # What Kafka says of topics, in hexadecimal.
+        self._topic_ids: dict[str, str] = {}
 
     @classmethod
     def over(cls, catalogue: Catalog) -> "Archive":
         """Return the tables of a catalogue that is open already."""
         archive = cls.__new__(cls)
         archive._catalogue = catalogue
-        archive._tables = {}
+        archive._tables, archive._topic_ids = {}, {}
         return archive
+
+    def follow(self, topic: str, topic_id: bytes) -> str | None:
+        """Hold a topic's table to the log that Kafka gave this id; a table that knows of none is taken to be of it.
+
+        The table of another log is set aside, under a name with that log's id, which is returned: a topic that was
+        made anew has the offsets of the former again. Raises `ArchiveMovedError` where another writer is doing so.
+        """
+        known = self._topic_ids[topic] = topic_id.hex()
+        name = table_name(topic)
+        try:
+            table = self._catalogue.load_table((NAMESPACE, name))
+            was = table.properties.get(TOPIC_ID_PROPERTY)
+            if was is None:
+                with table.transaction() as transaction:
+                    transaction.set_properties({TOPIC_ID_PROPERTY: known})
+            if was in (None, known):
+                return None
+            self._catalogue.rename_table((NAMESPACE, name), (NAMESPACE, f"{name}_{was}"))
+        except NoSuchTableError:
+            return None
+        except (CommitFailedException, TableExistsError) as error:
+            raise ArchiveMovedError(f"{topic}: {error}") from error
+        self._tables.pop(topic, None)
+        return f"{name}_{was}"
+
+    def cut(self, topic: str, ends: Mapping[int, int]) -> int:
+        """Give up what lies at some offsets and after them, by partition, and return how many rows that were.
+
+        Raises `ArchiveMovedError` where another writer commits first.
+        """
+        table = self._catalogue.load_table((NAMESPACE, table_name(topic)))
+        beyond = expression_of(Filter(spans={number: (end, None) for number, end in ends.items()}))
+        rows: int = table.scan(beyond, ("_offset",)).to_arrow().num_rows
+        summary = summary_of({**_held(table), **ends})
+        try:
+            with table.transaction() as transaction:
+                if rows:
+                    transaction.delete(beyond, snapshot_properties=summary)
+                # What was read there may have brought no row.
+                transaction.append(table.schema().as_arrow().empty_table(), snapshot_properties=summary)
+        except CommitFailedException as error:
+            raise ArchiveMovedError(f"{topic}: {error}") from error
+        self._tables[topic] = table
+        return rows
 
     def offsets(self, topic: str) -> dict[int, int]:
         """Return next offset by partition of what the topic's table holds, read anew; empty without a table."""
@@ -201,10 +248,16 @@ class Archive:
         return table.read(names, Filter(at_least=dict([at_least] if at_least else []))), table.snapshot_id
 
     def _create(self, topic: str, columns: Sequence[TableColumn]) -> Table:
-        name = (NAMESPACE, table_name(topic))
+        name, properties, location = table_name(topic), _PROPERTIES, None
+        if (topic_id := self._topic_ids.get(topic)) is not None:
+            properties = {**properties, TOPIC_ID_PROPERTY: topic_id}
+            # Not where a table lies that was set aside: upkeep deletes what its own table does not name.
+            location = f"{self._catalogue.properties['warehouse']}/{NAMESPACE}/{name}_{topic_id}"
         self._catalogue.create_namespace_if_not_exists(NAMESPACE)
         try:
-            table = self._catalogue.create_table(name, schema=iceberg_schema(columns), properties=_PROPERTIES)
+            table = self._catalogue.create_table(
+                (NAMESPACE, name), iceberg_schema(columns), location, properties=properties
+            )
         except TableExistsError as error:
             raise ArchiveMovedError(f"{topic}: made by another writer") from error
         self._tables[topic] = table

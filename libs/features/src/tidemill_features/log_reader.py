@@ -30,7 +30,7 @@ Limits = Mapping[tuple[str, int], int]
 
 _PLACE = ("_partition", "_offset", "_event_us")
 _ARRIVED = ("_partition", "_offset", "_available_us")
-_LOGGED = ("prediction_id", "join_key", "as_of_us", "positions", "request_json")
+_LOGGED = ("prediction_id", "join_key", "as_of_us", "positions", "request_json", "_available_us")
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,7 @@ class LogReader:
             rows.strings("request_json"),
             positions,
             codes,
+            rows.ints("_available_us") if table is not None and table.knows_arrival else None,
         )
 
     def _table(self, topic: str) -> LogTable | None:

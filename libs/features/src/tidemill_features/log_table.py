@@ -63,9 +63,14 @@ class LogTable:
         """Return a lower bound of an integer column, from what the files say of themselves; None without rows."""
         return min(self._bounds(name, "lower_bounds"), default=None)
 
+    @property
+    def knows_arrival(self) -> bool:
+        """Whether `_available_us` is when records came to the log."""
+        return self._table.properties.get(ARRIVAL_PROPERTY) == ARRIVAL
+
     def first_arrival_us(self) -> int | None:
         """Return when the first record came to the log; None without rows, and for a table that does not know."""
-        return self.oldest("_available_us") if self._table.properties.get(ARRIVAL_PROPERTY) == ARRIVAL else None
+        return self.oldest("_available_us") if self.knows_arrival else None
 
     def newest(self, name: str) -> int | None:
         """Return an upper bound of an integer column, from what the files say of themselves; None without rows."""

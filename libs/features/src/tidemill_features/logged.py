@@ -24,7 +24,7 @@ class Logged:
     """Columns of the archived predictions of one pipeline, in the order of the log.
 
     `positions_code[i]` is the place in `positions` of row i's: JSON, topic to {partition: next offset}; rows that read
-    the rings together share one.
+    the rings together share one. `logged_us`: when they came to the log, None where that is not known.
     """
 
     prediction_id: Sequence[str]
@@ -33,6 +33,7 @@ class Logged:
     request_json: Sequence[str]
     positions: Sequence[str]
     positions_code: Ints
+    logged_us: Ints | None = None
 
 
 def predicted(
@@ -55,6 +56,7 @@ def predicted(
             name: _column(list(map(attrgetter(f"f{place}"), parsed)), kinds[name]) for place, name in enumerate(names)
         },
         cuts={stream.name: _cuts(logged, stream)[logged.positions_code[rows]] for stream in streams},
+        logged_us=None if logged.logged_us is None else logged.logged_us[rows],
     )
 
 

@@ -122,6 +122,7 @@ class Asked:
     """Requests: `join_key` object[n], their fields, and per stream the cuts int64[n, partitions] (UNNAMED: by time).
 
     `places`: int64[n, 2], partition and offset of a request's own record, -1 of a prediction; None where all are.
+    `logged_us`: when predictions came to the log; None of requests, and where that is not known.
     """
 
     join_key: Objects
@@ -129,6 +130,7 @@ class Asked:
     columns: Mapping[str, Column]
     cuts: Mapping[str, Ints]
     places: Ints | None = None
+    logged_us: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.as_of_us)
@@ -141,6 +143,7 @@ class Asked:
             {name: take(column, rows) for name, column in self.columns.items()},
             {stream: cuts[rows] for stream, cuts in self.cuts.items()},
             None if self.places is None else self.places[rows],
+            None if self.logged_us is None else self.logged_us[rows],
         )
 
 
@@ -162,6 +165,7 @@ class TrainingSet:
         pipeline = closure.pipelines[0]
         streams = {stream.name: stream for stream in closure.streams}
         self._vector = compile_vector(pipeline, {view.name: view for view in closure.views}, streams)
+        predicted = predicted.take(saw(predicted, logs))
         partitions = partitions_of(self._vector, logs, predicted.cuts)
         requests = requested(logs[pipeline.request], pipeline.label.by)
         asked = joined(_inside(predicted, window), _inside(requests, window), predicted.join_key, partitions)
@@ -265,6 +269,19 @@ def partitions_of(vector: PipelineVector, logs: Mapping[str, StreamLog], cuts: M
 def asks_whether_seen(plan: ViewPlan) -> bool:
     """Return whether a value of the view depends on whether its entity was ever seen: a count, of nothing, is 0."""
     return any(feature.function not in _ALIKE for feature in plan.features)
+
+
+def saw(predicted: Asked, logs: Mapping[str, StreamLog]) -> Bools:
+    """Return the predictions that saw these logs: offsets say nothing of a topic that was made anew since.
+
+    One that was logged before a stream's first record came to its log, and yet names an offset, saw another log.
+    """
+    found = np.ones(len(predicted), np.bool_)
+    for stream, cuts in predicted.cuts.items():
+        log = logs.get(stream)
+        if predicted.logged_us is not None and log is not None and log.arrival is not None:
+            found &= (predicted.logged_us >= log.arrival.first_us) | (cuts <= 0).all(axis=1)
+    return found
 
 
 def requested(log: StreamLog, by: str) -> Asked:

@@ -48,6 +48,12 @@ archive_rows = counter("feature_archive_rows", "Rows appended to the offline log
 archive_commits = counter("feature_archive_commits", "Snapshots committed to the offline log.", ("topic",))
 archive_conflicts = counter("feature_archive_conflicts", "Commits refused because another writer was first.")
 archive_refused = counter("feature_archive_refused", "Records left out of the offline log as poison.", ("topic",))
+archive_set_aside = counter(
+    "feature_archive_set_aside", "Tables of the offline log set aside since their topic was made anew.", ("topic",)
+)
+archive_cut = counter(
+    "feature_archive_cut_rows", "Rows of the offline log given up since Kafka has lost their records.", ("topic",)
+)
 archive_seconds = histogram("feature_archive_commit_seconds", "One commit of one table of the offline log.")
 archive_merged = counter("feature_archive_merged_files", "Small files of the offline log merged.", ("topic",))
 archive_expired = counter("feature_archive_expired_snapshots", "Snapshots of the offline log let go.", ("topic",))

@@ -5,13 +5,14 @@ a worker that was killed before its offsets were committed, is then seen for wha
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from time import monotonic, time_ns
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import pyarrow as pa
+import structlog
 from sqlalchemy.exc import OperationalError
 from tidemill_contracts.catalogue import Catalogue
 from tidemill_contracts.topics import events_topic
@@ -26,10 +27,16 @@ from tidemill_runtime.retries import delays
 from tidemill_feature import metrics
 from tidemill_feature.adapters.column_fetch import column_fetch
 from tidemill_feature.adapters.online_role import OnlineRole
+from tidemill_feature.adapters.topic_ids import TopicLook
 from tidemill_feature.archiving import Buffer, Rows, Run, event_rows, outcome_rows, prediction_rows
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # How often it is looked, in about a second, whether the online role has come as far.
 _LOOKS = 6
+
+log = structlog.get_logger(__name__)
 
 
 def archived_topics(catalogue: Catalogue) -> list[str]:
@@ -49,17 +56,31 @@ class Limits:
 class ArchivePipeline(Pipeline[None, Batch]):
     """Buffers what the runner reads; one commit per table at each flush, and upkeep after one when it is time.
 
-    Whether a record is an event is for the online role to say (ADR 0034); `online` is None where there is none.
+    Whether a record is an event is for the online role to say (ADR 0034); `online` is None where there is none. What
+    is archived is of the topics that `look` finds (ADR 0040); None where no Kafka is.
     """
 
+    keeps_offsets = True
+
     def __init__(
-        self, dsn: str, warehouse: str, catalogue: Catalogue, limits: Limits, online: OnlineRole | None = None
+        self,
+        dsn: str,
+        warehouse: str,
+        catalogue: Catalogue,
+        limits: Limits,
+        online: OnlineRole | None = None,
+        look: TopicLook | None = None,
     ) -> None:
         self._dsn = dsn
         self._warehouse = warehouse
         self._catalogue = catalogue
         self._limits = limits
         self._online = online
+        self._look = look
+        # Of the topics, when it was last begun.
+        self._ids: dict[str, bytes] = {}
+        # Tables beyond the log's end, when it was last asked for.
+        self._beyond: Offsets = {}
         # By which rows are made: as of the last look.
         self._streams = dict(catalogue.streams)
         # Topics whose definition has changed since the online role's dead letters were looked up.
@@ -77,24 +98,56 @@ class ArchivePipeline(Pipeline[None, Batch]):
     async def restore(self, assignment: Assignment) -> Restored[None]:
         self._buffer.clear()
         self._topics = sorted({place.topic for place in assignment.start})
-        offsets = await asyncio.to_thread(self._offsets, self._topics)
+        self._ids = await self._topic_ids(self._topics)
+        offsets = await asyncio.to_thread(self._translated, self._offsets, self._topics)
+        offsets |= await self._cut(assignment, offsets)
         self._streams = dict(self._catalogue.streams)
         self._start = {place: offsets.get(place, 0) for place in assignment.start}
         return Restored(None, self._start)
+
+    async def _topic_ids(self, topics: Iterable[str]) -> dict[str, bytes]:
+        found = {} if self._look is None else await self._look.topics(topics)
+        return {name: topic.id for name, topic in found.items()}
+
+    async def _cut(self, assignment: Assignment, offsets: Offsets) -> Offsets:
+        """Let the tables end where the logs do, and return where that is of those that ended later.
+
+        Where Kafka has lost the end of a log, other records come to those offsets. It is believed only where the end
+        was asked for after the table was seen beyond it: another worker may have moved both on meanwhile.
+        """
+        lost = {place: end for place, end in assignment.end.items() if offsets.get(place, 0) > end}
+        seen, self._beyond = self._beyond, {place: offsets[place] for place in lost}
+        if unsure := [place for place, end in lost.items() if seen.get(place, 0) <= end]:
+            raise StateLost(f"{', '.join(f'{p.topic}[{p.number}]' for p in sorted(unsure))}: moved on, or lost its end")
+        for topic in sorted({place.topic for place in lost}):
+            ends = {place.number: end for place, end in lost.items() if place.topic == topic}
+            rows = await asyncio.to_thread(self._translated, self._open().cut, topic, ends)
+            metrics.archive_cut.labels(topic).inc(rows)
+            log.error("the_log_lost_its_end", topic=topic, ends=ends, then=f"{rows} rows of its table are given up")
+        return lost
 
     def step(self, state: None, batch: Batch, now_us: int) -> Step[None, Batch]:
         return Step(None, batch)
 
     async def apply(self, effects: Batch) -> None:
         if self._buffer.full:
-            await self._append_all()
+            await self.flush()
         # Last, since it is done once: what raises is tried again.
         self._buffer.add(effects if self._online is None else self._online.sieve.sift(effects))
         metrics.archive_buffered.set(self._buffer.rows)
 
     async def flush(self) -> None:
+        # After everything that is buffered was read: what is appended is of the topic that it is taken for.
+        known = {} if self._look is None else await self._look.known(self._ids)
+        if replaced := sorted(name for name, topic in known.items() if topic.id != self._ids[name]):
+            raise StateLost(f"{', '.join(replaced)} is another topic than before")
         if self._buffer.read:
             await self._append_all()
+
+    async def close(self) -> None:
+        """Give up connections."""
+        if self._look is not None:
+            await self._look.close()
 
     async def _append_all(self) -> None:
         """Append what is decided; wait a little, then let the runner wait, for the online role to decide the rest."""
@@ -138,14 +191,23 @@ class ArchivePipeline(Pipeline[None, Batch]):
             self._archive = Archive(self._dsn, self._warehouse)
         return self._archive
 
-    def _offsets(self, topics: list[str]) -> Mapping[Partition, int]:
+    def _offsets(self, topics: list[str]) -> dict[Partition, int]:
+        archive = self._open()
+        for topic, topic_id in self._ids.items():
+            if (aside := archive.follow(topic, topic_id)) is not None:
+                metrics.archive_set_aside.labels(topic).inc()
+                log.error("the_log_is_another_one", topic=topic, then=f"its rows so far stay in the table {aside}")
+        return {
+            Partition(topic, number): offset for topic in topics for number, offset in archive.offsets(topic).items()
+        }
+
+    def _translated(self, call: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+        """Call, and raise `Retryable` while the catalogue or a file is away."""
         try:
-            archive = self._open()
-            return {
-                Partition(topic, number): offset
-                for topic in topics
-                for number, offset in archive.offsets(topic).items()
-            }
+            return call(*arguments, **named)
+        except ArchiveMovedError as error:
+            metrics.archive_conflicts.inc()
+            raise StateLost(str(error)) from error
         except OperationalError as error:
             raise Retryable(f"PostgreSQL (Iceberg catalogue): {error.orig!r}") from error
         except OSError as error:

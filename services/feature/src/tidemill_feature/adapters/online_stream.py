@@ -60,9 +60,8 @@ class OnlinePipeline(Pipeline[OnlineState, Work]):
         self._definitions = definitions
         self._store, self._builds, self._book = stores.rings, stores.builds, stores.book
         self._builder = builder
-        self._kafka = kafka
         self._sizes = sizes
-        self._look = TopicLook(kafka.client_kwargs())
+        self._look = TopicLook(kafka)
         self._state: OnlineState | None = None
         # Since the service started, over all assignments.
         self.streams: dict[str, StreamCounts] = {}
@@ -289,9 +288,7 @@ class OnlinePipeline(Pipeline[OnlineState, Work]):
         raise StateLost("another worker has moved the rings of other partitions on")
 
     async def _asked(self, streams: Iterable[str]) -> dict[str, Topic]:
-        topics = {self._kafka.physical(events_topic(stream)): events_topic(stream) for stream in streams}
-        found = await self._look.topics(topics)
-        return {topics[name]: topic for name, topic in found.items()}
+        return await self._look.topics(map(events_topic, streams))
 
     def _streams(self, registered: Mapping[str, RegisteredStream], starts: Iterable[Start]) -> dict[str, StreamState]:
         live: dict[bytes, ViewPlan] = {}

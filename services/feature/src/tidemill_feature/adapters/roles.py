@@ -28,6 +28,7 @@ from tidemill_feature.adapters.keeper import Keeper
 from tidemill_feature.adapters.online_role import OnlineRole
 from tidemill_feature.adapters.online_stream import OnlinePipeline, Stores
 from tidemill_feature.adapters.redis_store import RedisStore
+from tidemill_feature.adapters.topic_ids import TopicLook
 from tidemill_feature.adapters.view_book import ViewBook
 from tidemill_feature.registered import Definitions
 from tidemill_feature.schemas import Schemas
@@ -168,6 +169,7 @@ async def open_offline(
             Upkeep(merge_bytes=settings.upkeep_merge_bytes, keep_s=settings.snapshot_keep_s),
         ),
         OnlineRole(settings.kafka, settings.group, feed.reached),
+        TopicLook(settings.kafka),
     )
     runner: StreamRunner[Any, Any] = StreamRunner(
         pipeline,
@@ -186,8 +188,11 @@ async def open_offline(
         ),
         health=health,
     )
-    async with _measured(settings, definitions, runner):
-        yield Role("offline", runner, lambda: archive.archived_topics(definitions.catalogue))
+    try:
+        async with _measured(settings, definitions, runner):
+            yield Role("offline", runner, lambda: archive.archived_topics(definitions.catalogue))
+    finally:
+        await pipeline.close()
 
 
 @asynccontextmanager

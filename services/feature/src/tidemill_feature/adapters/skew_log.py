@@ -27,6 +27,7 @@ _PLACE = ("_partition", "_offset")
 _KEYS = ("prediction_id", "join_key")
 _NUMBERS = ("as_of_us", "model_version")
 _ASKED = ("positions", "request_json")
+_LOGGED = "_available_us"
 # Predictions of earlier releases were archived without these.
 _SERVED = ("definition_hash", "features")
 
@@ -51,6 +52,8 @@ class _Row(NamedTuple):
     request_json: str
     definition_hash: str
     features: str
+    # When it came to the log; None where that is not known.
+    logged_us: int | None
 
     @property
     def cuts(self) -> Mapping[str, Mapping[str, int]]:
@@ -95,8 +98,10 @@ class SkewLog:
         schemas = self._schemas.of(pipeline)
         given = {row.prediction_id: row_of(vector, schemas.get(row.model_version, ()), row.features) for row in rows}
         rows = kept(rows, "redefined", lambda row: bool(given[row.prediction_id]))
-        held = {topic: self._archive.offsets(topic) for topic in sorted({t for row in rows for t in row.cuts})}
-        rows = kept(rows, "not_archived", lambda row: _covers(held, row.cuts))
+        topics = sorted({topic for row in rows for topic in row.cuts})
+        held = {topic: self._archive.offsets(topic) for topic in topics}
+        begun = {topic: self._begun_us(topic) for topic in topics}
+        rows = kept(rows, "not_archived", lambda row: _covers(held, row.cuts) and _saw(begun, row))
         if rows and self._events(vector, rows) > self._sampling.most_events:
             rows = kept(rows, "beyond_bound", lambda row: False)
         found: list[Difference] = []
@@ -118,6 +123,10 @@ class SkewLog:
         places, beyond = chosen(list(keys.values()), self._sampling.share, self._sampling.most_rows)
         ids = list(keys)
         return [ids[place] for place in places], beyond
+
+    def _begun_us(self, topic: str) -> int | None:
+        table = self._archive.table(topic)
+        return None if table is None else table.first_arrival_us()
 
     def _vector(self, name: str) -> PipelineVector:
         catalogue = self._catalogue
@@ -158,12 +167,13 @@ def _rows(table: LogTable, pipeline: str, ids: Sequence[str], period: Period) ->
     """Return the first record of each prediction, in the order of the log."""
     at_least, equal = {"as_of_us": period.from_us}, {"pipeline": pipeline}
     wanted = Filter(at_least=at_least, equal=equal, among={"prediction_id": ids})
-    rows = LogRows.before(table.read([*_PLACE, *_KEYS, *_NUMBERS, *_ASKED, *_SERVED], wanted), {})
+    rows = LogRows.before(table.read([*_PLACE, *_KEYS, *_NUMBERS, *_ASKED, *_SERVED, _LOGGED], wanted), {})
     numbers = [rows.ints(name).tolist() for name in _NUMBERS]
     served = [rows.column(name, definition.FIELD_TYPE_STRING).values.tolist() for name in _SERVED]
     found: dict[str, _Row] = {}
     keys, asked = [rows.strings(name) for name in _KEYS], [rows.strings(name) for name in _ASKED]
-    for values in zip(*keys, *numbers, *asked, *served, strict=True):
+    logged = rows.ints(_LOGGED).tolist() if table.knows_arrival else [None] * len(rows)
+    for values in zip(*keys, *numbers, *asked, *served, logged, strict=True):
         found.setdefault(values[0], _Row(*values))
     return list(found.values())
 
@@ -172,4 +182,12 @@ def _covers(held: Mapping[str, Mapping[int, int]], cuts: Mapping[str, Mapping[st
     """Say whether the log has everything before the cuts."""
     return all(
         held[topic].get(int(number), 0) >= offset for topic, mine in cuts.items() for number, offset in mine.items()
+    )
+
+
+def _saw(begun: Mapping[str, int | None], row: _Row) -> bool:
+    """Say whether a prediction saw these logs: one that was logged before they began saw others of their names."""
+    return all(
+        row.logged_us is None or (began := begun[topic]) is None or row.logged_us >= began or not any(mine.values())
+        for topic, mine in row.cuts.items()
     )

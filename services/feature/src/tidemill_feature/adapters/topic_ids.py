@@ -1,10 +1,10 @@
 """The id that Kafka gave each topic when it was created: a re-created topic of the same name has another."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import KafkaError, for_code
+from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError, for_code
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import (
     Boolean,
@@ -16,6 +16,7 @@ from aiokafka.protocol.types import (
     TaggedFields,
 )
 from tidemill_runtime.errors import Retryable
+from tidemill_runtime.settings import KafkaSettings
 
 _METADATA = 3
 _VERSION = 12
@@ -112,21 +113,29 @@ class Topic(NamedTuple):
 class TopicLook:
     """Asks Kafka about topics over a connection of its own, kept open."""
 
-    def __init__(self, client_kwargs: Mapping[str, Any]) -> None:
-        self._client_kwargs = client_kwargs
+    def __init__(self, kafka: KafkaSettings) -> None:
+        self._kafka = kafka
         self._client: Any = None
 
     async def topics(self, names: Iterable[str]) -> dict[str, Topic]:
-        """Return what there is to know of each (physical) topic.
+        """Return what there is to know of each topic, by logical name.
 
         Raises `Retryable` while Kafka does not know one or is away.
         """
         wanted = list(names)
+        found = await self.known(wanted)
+        if missing := sorted(set(wanted) - found.keys()):
+            raise Retryable(f"Kafka does not know the topic {', '.join(missing)}")
+        return found
+
+    async def known(self, names: Iterable[str]) -> dict[str, Topic]:
+        """Return what there is to know of the topics that Kafka knows. Raises `Retryable` while it is away."""
+        wanted = list(map(self._kafka.physical, names))
         if not wanted:
             return {}
         try:
             if self._client is None:
-                self._client = AIOKafkaClient(**self._client_kwargs)
+                self._client = AIOKafkaClient(**self._kafka.client_kwargs())
                 await self._client.bootstrap()
             response = await self._client.send(self._client.get_random_node(), _MetadataRequest(wanted))
         except BaseException as error:
@@ -136,9 +145,11 @@ class TopicLook:
             raise
         found = {}
         for error_code, name, topic_id, _, partitions, *_ in response.topics:
+            if error_code == UnknownTopicOrPartitionError.errno:
+                continue
             if error_code:
                 raise Retryable(f"Kafka: topic {name}: {for_code(error_code)!r}")
-            found[name] = Topic(topic_id, len(partitions))
+            found[self._kafka.logical(name)] = Topic(topic_id, len(partitions))
         return found
 
     async def close(self) -> None:
