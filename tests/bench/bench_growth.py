@@ -14,10 +14,10 @@ from uuid import uuid4
 from paid import TOPIC, Pace, Took, entry, fill, stopwatch, stream, view, working
 from redis.asyncio import Redis
 from tidemill.stack.endpoints import Endpoints
-from tidemill_feature.adapters.topic_ids import TopicLook
 from tidemill_features.layout import empty_shard, shard_keys, shard_prefix, shard_suffix
 from tidemill_features.plan import compile_view
 from tidemill_runtime.settings import KafkaSettings
+from tidemill_runtime.topic_ids import TopicLook
 
 # Keys and partitions.
 CASES = ((1_000, 1), (30_000, 1), (1_000_000, 1), (1_000, 8))

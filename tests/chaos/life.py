@@ -20,12 +20,12 @@ from tidemill_contracts.canonical import to_json
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.progress.v1 import progress_pb2 as progress
 from tidemill_contracts.topics import dead_letter_topic, events_topic
-from tidemill_feature.adapters.topic_ids import TopicLook
 from tidemill_features.layout import Checkpoint, checkpoint_key
 from tidemill_runtime.errors import Retryable, TidemillError
 from tidemill_runtime.outgoing import Outgoing
 from tidemill_runtime.producer import Producer
 from tidemill_runtime.settings import KafkaSettings
+from tidemill_runtime.topic_ids import TopicLook
 from tidemill_testkit.eventually import aeventually
 from tidemill_testkit.nursery import Nursery
 from workload import Producing, moments

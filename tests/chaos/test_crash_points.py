@@ -21,7 +21,6 @@ from tidemill_contracts.topics import events_topic
 from tidemill_feature.adapters import online_stream
 from tidemill_feature.adapters.builder import NoHistory
 from tidemill_feature.adapters.roles import online_pipeline
-from tidemill_feature.adapters.topic_ids import Topic
 from tidemill_feature.registered import Definitions
 from tidemill_feature.sizes import Sizes
 from tidemill_features.layout import DEFAULT_GROUP, Checkpoint, checkpoint_key
@@ -30,6 +29,7 @@ from tidemill_runtime.batches import Assignment, Batch, Refused
 from tidemill_runtime.errors import Retryable
 from tidemill_runtime.positions import Partition
 from tidemill_runtime.settings import KafkaSettings
+from tidemill_runtime.topic_ids import Topic
 from tidemill_testkit.ring_agreement import wanted_of
 from workload import Producing, Shape, keys_of, moments, random_shape
 

@@ -22,7 +22,6 @@ from tidemill_contracts.serving.v1 import records_pb2 as serving
 from tidemill_contracts.topics import events_topic, fixed_topics, stream_topics
 from tidemill_feature.adapters.archive import ArchivePipeline, Limits
 from tidemill_feature.adapters.online_role import OnlineRole
-from tidemill_feature.adapters.topic_ids import TopicLook
 from tidemill_features import iceberg
 from tidemill_features.archive import PREDICTIONS_TOPIC, table_name
 from tidemill_features.iceberg import Archive, catalogue_uri
@@ -35,6 +34,7 @@ from tidemill_runtime.errors import Poison, Retryable, StateLost
 from tidemill_runtime.positions import Offsets, Partition
 from tidemill_runtime.producer import Producer
 from tidemill_runtime.settings import KafkaSettings
+from tidemill_runtime.topic_ids import TopicLook
 from tidemill_testkit.click_world import Row, event, stream
 from tidemill_testkit.eventually import aeventually
 from tidemill_testkit.plugin import Servers

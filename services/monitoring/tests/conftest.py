@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
 from pydantic import SecretStr
 from tidemill_contracts.canonical import from_json, to_json
 from tidemill_contracts.cloudevents import EVENT_TYPE, Attributes, to_headers, watermark
@@ -161,6 +162,23 @@ class World:
         name = found.pipelines[0].name
         record = definition.DefinitionRecord(kind="pipeline", name=name, revision=1, hash="sha256:d", definition=found)
         await self.send("registry.pipelines.v1", to_json(record), f"pipeline/{name}")
+
+    async def make_anew(self, *streams: str) -> None:
+        """Delete the topics of streams, and create them again."""
+        admin = AIOKafkaAdminClient(**self.kafka.client_kwargs())
+        await admin.start()
+        names = [self.kafka.physical(events_topic(stream)) for stream in streams]
+        await admin.delete_topics(names)
+
+        async def gone() -> bool:
+            return not set(names) & set(await admin.list_topics())
+
+        await aeventually(gone, claim="the topics are deleted")
+        await admin.close()
+        for place in [place for place in self.ends if place[0].removeprefix("events.") in streams]:
+            del self.ends[place]
+        topics = list(stream_topics((stream, PARTITIONS) for stream in streams))
+        await create_topics(self.kafka.client_kwargs(), topics, self.kafka.topic_prefix)
 
     async def deploy(self, champion: int, at_us: int, **more: Any) -> None:
         """Write a deployment; `challenger=` and `step=` begin a rollout."""

@@ -14,6 +14,7 @@ from tidemill_contracts.instants import from_timestamp, parse_us
 from tidemill_contracts.monitoring.v1 import monitoring_pb2 as messages
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
 from tidemill_monitoring.adapters import store
+from tidemill_testkit.eventually import aeventually
 
 HOUR = 3_600_000_000
 DAY = 24 * HOUR
@@ -485,3 +486,37 @@ async def test_after_a_start_the_clock_does_not_wait_for_predictions_that_nobody
         await world.watermark(START + 3 * HOUR)
         await world.settle(START + 3 * HOUR)
         assert from_timestamp((await stats(world)).clock) == START + 3 * HOUR
+
+
+async def test_a_topic_that_is_made_anew_is_read_from_its_beginning(world: World) -> None:
+    async with world.running():
+        await world.apply()
+        for number in range(20):
+            await world.predict(f"a{number}", START + HOUR)
+            await world.land(f"a{number}", START + 2 * HOUR, 30.0)
+        await world.watermark(START + 3 * HOUR)
+        await world.settle(START + 3 * HOUR)
+        assert (await stats(world)).joined == 20
+    # While nobody looks, and shorter than what was read of the former one.
+    await world.make_anew("landed", "asked")
+    for number in range(3):
+        await world.predict(f"b{number}", START + 4 * HOUR)
+        await world.land(f"b{number}", START + 5 * HOUR, 30.0)
+    await world.watermark(START + 6 * HOUR)
+    async with world.running():
+        await world.settle(START + 6 * HOUR)
+        assert (await stats(world)).joined == 23
+        # While it runs, and so long that the former offsets are there again.
+        await world.make_anew("landed", "asked")
+        for number in range(40):
+            await world.predict(f"c{number}", START + 7 * HOUR)
+            await world.land(f"c{number}", START + 8 * HOUR, 30.0)
+        await world.watermark(START + 9 * HOUR)
+        await world.settle(START + 9 * HOUR)
+
+        async def joined() -> bool:
+            return bool((await stats(world)).joined == 63)
+
+        await aeventually(joined)
+        assert from_timestamp((await stats(world)).clock) == START + 9 * HOUR
+    assert len(await world.outcomes()) == 63, "each once"

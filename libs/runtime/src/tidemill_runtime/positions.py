@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tidemill_runtime.errors import Fatal
+from tidemill_runtime.errors import Fatal, StateLost
 
 
 class Partition(NamedTuple):
@@ -35,6 +35,25 @@ def start_offset(partition: Partition, wanted: int | None, begin: int, end: int)
             "the topic was re-created or truncated; reset the group's offsets and its state together"
         )
     return max(wanted, begin), max(0, begin - wanted)
+
+
+class LostEnds:
+    """Finds logs that end before what was read of them: Kafka has lost their end.
+
+    That is believed only where the end was asked for after it was seen: at first it was asked for before, and whoever
+    held the partition until now may have moved both on meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._seen: Offsets = {}
+
+    def among(self, read: Offsets, ends: Offsets) -> dict[Partition, int]:
+        """Return where the logs end that end too early. Raises `StateLost` where that is not sure yet."""
+        found = {partition: end for partition, end in ends.items() if read.get(partition, 0) > end}
+        seen, self._seen = self._seen, {partition: read[partition] for partition in found}
+        if unsure := sorted(partition for partition, end in found.items() if seen.get(partition, 0) <= end):
+            raise StateLost(f"{', '.join(f'{p.topic}[{p.number}]' for p in unsure)}: moved on, or lost its end")
+        return found
 
 
 @dataclass(eq=False, slots=True)

@@ -16,6 +16,7 @@ from tidemill_runtime.outbox import OutboxRelay
 from tidemill_runtime.producer import Producer
 from tidemill_runtime.progress import ProgressServicer
 from tidemill_runtime.stream import StreamRunner
+from tidemill_runtime.topic_ids import TopicLook
 
 from tidemill_monitoring.adapters.evaluator import Evaluator, Spans
 from tidemill_monitoring.adapters.following import Following
@@ -50,7 +51,9 @@ async def open_service(settings: Settings, health: Health) -> AsyncIterator[None
         journal = await enter(Journal(told, settings.kafka))
         evaluator = Evaluator(registered, Spans(**settings.model_dump(include=set(Spans._fields))))
         waits = {"idle_us": int(settings.idle_timeout_s * 1e6), "lost_after_us": int(settings.lost_after_s * 1e6)}
-        joiner = Joiner(leadership, journal, registered, evaluator, **waits)
+        look = TopicLook(settings.kafka)
+        stack.push_async_callback(look.close)
+        joiner = Joiner(leadership, journal, registered, evaluator, look, **waits)
         policy = Policy(pool, registered, relay, joiner.board)
         letters = DeadLetters(decided, settings.kafka, settings.group)
         options = StreamOptions(

@@ -21,13 +21,13 @@ from tidemill_features.iceberg import Archive, ArchiveMovedError, arrow_schema
 from tidemill_features.upkeep import Upkeep
 from tidemill_runtime.batches import Assignment, Batch, Fetch, Pipeline, Restored, Step
 from tidemill_runtime.errors import Retryable, StateLost
-from tidemill_runtime.positions import Offsets, Partition
+from tidemill_runtime.positions import LostEnds, Offsets, Partition
 from tidemill_runtime.retries import delays
+from tidemill_runtime.topic_ids import TopicLook
 
 from tidemill_feature import metrics
 from tidemill_feature.adapters.column_fetch import column_fetch
 from tidemill_feature.adapters.online_role import OnlineRole
-from tidemill_feature.adapters.topic_ids import TopicLook
 from tidemill_feature.archiving import Buffer, Rows, Run, event_rows, outcome_rows, prediction_rows
 
 P = ParamSpec("P")
@@ -79,8 +79,7 @@ class ArchivePipeline(Pipeline[None, Batch]):
         self._look = look
         # Of the topics, when it was last begun.
         self._ids: dict[str, bytes] = {}
-        # Tables beyond the log's end, when it was last asked for.
-        self._beyond: Offsets = {}
+        self._lost_ends = LostEnds()
         # By which rows are made: as of the last look.
         self._streams = dict(catalogue.streams)
         # Topics whose definition has changed since the online role's dead letters were looked up.
@@ -112,13 +111,9 @@ class ArchivePipeline(Pipeline[None, Batch]):
     async def _cut(self, assignment: Assignment, offsets: Offsets) -> Offsets:
         """Let the tables end where the logs do, and return where that is of those that ended later.
 
-        Where Kafka has lost the end of a log, other records come to those offsets. It is believed only where the end
-        was asked for after the table was seen beyond it: another worker may have moved both on meanwhile.
+        Where Kafka has lost the end of a log, other records come to those offsets.
         """
-        lost = {place: end for place, end in assignment.end.items() if offsets.get(place, 0) > end}
-        seen, self._beyond = self._beyond, {place: offsets[place] for place in lost}
-        if unsure := [place for place, end in lost.items() if seen.get(place, 0) <= end]:
-            raise StateLost(f"{', '.join(f'{p.topic}[{p.number}]' for p in sorted(unsure))}: moved on, or lost its end")
+        lost = self._lost_ends.among(offsets, assignment.end)
         for topic in sorted({place.topic for place in lost}):
             ends = {place.number: end for place, end in lost.items() if place.topic == topic}
             rows = await asyncio.to_thread(self._translated, self._open().cut, topic, ends)

@@ -12,8 +12,9 @@ from tidemill_features.fold import Counts, ViewShards
 from tidemill_features.plan import ViewPlan
 from tidemill_runtime.batches import Assignment, Batch, Fetch, Pipeline, Restored, Step
 from tidemill_runtime.errors import Retryable, StateLost
-from tidemill_runtime.positions import Partition
+from tidemill_runtime.positions import LostEnds, Partition
 from tidemill_runtime.settings import KafkaSettings
+from tidemill_runtime.topic_ids import Topic, TopicLook
 
 from tidemill_feature import metrics
 from tidemill_feature.adapters.builder import Builder
@@ -21,7 +22,6 @@ from tidemill_feature.adapters.building_site import Job
 from tidemill_feature.adapters.column_fetch import column_fetch
 from tidemill_feature.adapters.folding import fold
 from tidemill_feature.adapters.redis_store import Move, RedisStore
-from tidemill_feature.adapters.topic_ids import Topic, TopicLook
 from tidemill_feature.adapters.view_book import ViewBook
 from tidemill_feature.building import Fault, Found, Start, start_partition
 from tidemill_feature.decode import StreamDecoder
@@ -71,8 +71,7 @@ class OnlinePipeline(Pipeline[OnlineState, Work]):
         self._looked_s = 0.0
         # Partitions that took over what was built; its checkpoint goes once the partition's own says so.
         self._joined: set[Partition] = set()
-        # Checkpoints beyond the log's end, when it was last asked for.
-        self._beyond: dict[Partition, int] = {}
+        self._lost_ends = LostEnds()
 
     async def restore(self, assignment: Assignment) -> Restored[OnlineState]:
         """Begin where the checkpoints say; what Redis has lost is read again from the log."""
@@ -121,20 +120,12 @@ class OnlinePipeline(Pipeline[OnlineState, Work]):
         for partition in partitions:
             topic, begin, end = self._topics[partition.topic], assignment.begin[partition], assignment.end[partition]
             found[partition] = Found(stored[partition], built[partition], topic.id, topic.partitions, begin, end)
-        self._believe_ends(found)
+        # Of a log that is another one nothing was read.
+        read = {
+            p: one.stored.next_offset for p, one in found.items() if one.stored and one.fault is not Fault.MADE_ANEW
+        }
+        self._lost_ends.among(read, assignment.end)
         return found
-
-    def _believe_ends(self, found: Mapping[Partition, Found]) -> None:
-        """Believe that a log lost its end only where the end was asked for after a checkpoint beyond it was seen.
-
-        At first it was asked for before: whoever held the partition until now may have moved both on meanwhile.
-        """
-        seen, self._beyond = self._beyond, {}
-        for partition, one in found.items():
-            if one.fault is Fault.LOST_END and one.stored is not None:
-                self._beyond[partition] = one.stored.next_offset
-        if unsure := {partition for partition in self._beyond if seen.get(partition, 0) <= found[partition].end}:
-            raise StateLost(f"{', '.join(f'{p.topic}[{p.number}]' for p in sorted(unsure))}: moved on, or lost its end")
 
     async def _note_versions(self, found: Mapping[Partition, Found]) -> None:
         """Write into the book what is folded from now on, and take in what others wrote."""

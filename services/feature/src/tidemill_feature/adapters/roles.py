@@ -20,6 +20,7 @@ from tidemill_runtime.progress import Reached
 from tidemill_runtime.redis_client import Client, redis_client
 from tidemill_runtime.settings import KafkaSettings
 from tidemill_runtime.stream import StreamRunner
+from tidemill_runtime.topic_ids import TopicLook
 
 from tidemill_feature.adapters.builder import Builder, History, LaterHistory
 from tidemill_feature.adapters.cluster_store import ring_store
@@ -28,7 +29,6 @@ from tidemill_feature.adapters.keeper import Keeper
 from tidemill_feature.adapters.online_role import OnlineRole
 from tidemill_feature.adapters.online_stream import OnlinePipeline, Stores
 from tidemill_feature.adapters.redis_store import RedisStore
-from tidemill_feature.adapters.topic_ids import TopicLook
 from tidemill_feature.adapters.view_book import ViewBook
 from tidemill_feature.registered import Definitions
 from tidemill_feature.schemas import Schemas

@@ -6,14 +6,18 @@ Positions and everything they led to commit together, so that a crash at any poi
 """
 
 from collections.abc import Mapping, Sequence
+from time import monotonic
 from typing import Any
 
+import structlog
 from tidemill_contracts.instants import to_timestamp
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
 from tidemill_runtime.batches import Assignment, Batch, Pipeline, Restored, Step
-from tidemill_runtime.positions import Partition
+from tidemill_runtime.errors import Retryable, StateLost
+from tidemill_runtime.positions import LostEnds, Partition
 from tidemill_runtime.producer import Outgoing
 from tidemill_runtime.progress import to_wire
+from tidemill_runtime.topic_ids import TopicLook
 
 from tidemill_monitoring import metrics, records
 from tidemill_monitoring.adapters import store
@@ -56,13 +60,33 @@ SELECT p.pipeline, p.last_tick_us, p.champion_since_us,
        coalesce(p.swept_us, p.sweep_from_us - coalesce(w.wait_us, 0)) AS sweep_from_us
 FROM monitoring.pipeline p LEFT JOIN unnest($1::text[], $2::bigint[]) AS w(pipeline, wait_us) USING (pipeline)
 """
+# The topics whose positions are of another one by now.
+_MADE_ANEW = """
+SELECT topic FROM monitoring.topic JOIN unnest($1::text[], $2::bytea[]) AS now(topic, id) USING (topic)
+WHERE topic.id <> now.id
+"""
+_TOPICS = """
+INSERT INTO monitoring.topic (topic, id) SELECT * FROM unnest($1::text[], $2::bytea[])
+ON CONFLICT (topic) DO UPDATE SET id = excluded.id
+"""
+_MOVE = """
+UPDATE monitoring.position SET next_offset = moved.next_offset
+FROM unnest($1::text[], $2::int[], $3::bigint[]) AS moved(topic, partition, next_offset)
+WHERE position.topic = moved.topic AND position.partition = moved.partition
+"""
+# How often it is looked whether the topics are still those that are read.
+_LOOK_S = 5.0
 # Records read without anything to save; more than these a restart should not have to read again.
 _UNSAVED_LIMIT = 20_000
 _STATES = {LABELLED: "labelled", NEVER: "never", CORRECTED: "corrected", ASSUMED: "assumed"}
 
+log = structlog.get_logger(__name__)
+
 
 class Joiner(Pipeline[EventTimes, Effects]):
     """Joins predictions with labels and evaluates what becomes of them; `boards` is shared with the policy."""
+
+    keeps_offsets = True
 
     def __init__(
         self,
@@ -70,6 +94,7 @@ class Joiner(Pipeline[EventTimes, Effects]):
         journal: Journal,
         registered: Registered,
         evaluator: Evaluator,
+        look: TopicLook,
         *,
         idle_us: int = 0,
         lost_after_us: int = 60_000_000,
@@ -78,6 +103,11 @@ class Joiner(Pipeline[EventTimes, Effects]):
         self._journal = journal
         self._registered = registered
         self._evaluator = evaluator
+        self._look = look
+        # Of the topics that are read, when that was last begun.
+        self._ids: dict[str, bytes] = {}
+        self._looked_s = 0.0
+        self._lost_ends = LostEnds()
         self._idle_us = idle_us
         self._lost_after_us = lost_after_us
         self.boards: dict[str, Board] = {}
@@ -101,7 +131,10 @@ class Joiner(Pipeline[EventTimes, Effects]):
         """Read everything from PostgreSQL; the group's committed offsets do not count beside the positions there."""
         await self._journal.published()
         await self._leadership.renew()
+        found = await self._look.topics({place.topic for place in assignment.start})
+        self._ids, self._looked_s = {name: topic.id for name, topic in found.items()}, monotonic()
         async with self._leadership.transaction() as connection:
+            await self._follow_logs(connection, assignment)
             rows = await connection.fetch("SELECT topic, partition, next_offset, newest_us FROM monitoring.position")
             await self._journal.recover(connection)
             await self._load(connection)
@@ -129,6 +162,38 @@ class Joiner(Pipeline[EventTimes, Effects]):
         )
         # A partition that was never read starts at the log's beginning, whatever a group of this name once committed.
         return Restored(times, {**assignment.begin, **self._offsets})
+
+    async def _follow_logs(self, connection: Any, assignment: Assignment) -> None:
+        """Move positions of logs that are others by now: to the beginning, or to the end that Kafka has not lost.
+
+        What is read a second time changes nothing.
+        """
+        ids = [list(self._ids), list(self._ids.values())]
+        anew = {row["topic"] for row in await connection.fetch(_MADE_ANEW, *ids)}
+        held = await connection.fetch("SELECT topic, partition, next_offset FROM monitoring.position")
+        read = {Partition(row["topic"], row["partition"]): row["next_offset"] for row in held}
+        moved = {place: 0 for place in read if place.topic in anew}
+        lost = self._lost_ends.among({place: at for place, at in read.items() if place not in moved}, assignment.end)
+        for topic in sorted(anew | {place.topic for place in lost}):
+            log.error("the_log_is_another_one", topic=topic, then="it is read from where it was not read before")
+        places = [(*place, at) for place, at in {**moved, **lost}.items()]
+        if places:
+            await connection.execute(_MOVE, *map(list, zip(*places, strict=True)))
+        await connection.execute(_TOPICS, *ids)
+
+    async def flush(self) -> None:
+        """Look now and then whether the topics are still those that are read. Raises `StateLost` where one is not."""
+        if monotonic() - self._looked_s < _LOOK_S:
+            return
+        self._looked_s = monotonic()
+        try:
+            known = await self._look.known(self._ids)
+        except Retryable as error:
+            # The consumer meets the same and waits.
+            log.info("topics_not_looked_at", error=str(error))
+            return
+        if replaced := sorted(name for name, topic in known.items() if topic.id != self._ids[name]):
+            raise StateLost(f"{', '.join(replaced)} is another topic than before")
 
     def _told_topics(self) -> set[str]:
         """Return the topics of pipelines that have had a clock: all partitions that there were then had spoken."""

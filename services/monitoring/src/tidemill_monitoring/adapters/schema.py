@@ -71,6 +71,12 @@ CREATE TABLE IF NOT EXISTS monitoring.position (
     PRIMARY KEY (topic, partition)
 ) WITH (fillfactor = 40);
 
+-- The id that Kafka gave a topic, of which the positions are.
+CREATE TABLE IF NOT EXISTS monitoring.topic (
+    topic text PRIMARY KEY,
+    id bytea NOT NULL
+);
+
 CREATE TABLE IF NOT EXISTS monitoring.published (
     topic text NOT NULL,
     partition integer NOT NULL,

@@ -15,6 +15,7 @@ from aiokafka.protocol.types import (
     Schema,
     TaggedFields,
 )
+
 from tidemill_runtime.errors import Retryable
 from tidemill_runtime.settings import KafkaSettings
 
