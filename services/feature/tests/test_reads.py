@@ -2,15 +2,22 @@
 
 import asyncio
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
+from redis.asyncio import Redis
 from tidemill_contracts.canonical import to_json
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
 from tidemill_contracts.feature.v1 import feature_pb2 as messages
 from tidemill_contracts.progress.v1 import progress_pb2 as progress
+from tidemill_feature.adapters.builds import Builds
+from tidemill_feature.adapters.redis_store import RedisStore
+from tidemill_feature.adapters.view_book import ViewBook
+from tidemill_features.layout import Checkpoint
+from tidemill_runtime.positions import Partition
 from tidemill_testkit.fraud_world import MINUTE_US, NOON_US, PAYER, STREAM
 
 # conftest's Door; test modules cannot import it under importlib mode.
@@ -115,6 +122,24 @@ async def test_a_view_that_is_retired_while_a_read_waits_for_positions_is_refuse
     record = definition.DefinitionRecord(kind="view", name="payer", revision=2, retired=True)
     door.known.fold(to_json(record))
     assert await waiting == "unknown_view"
+
+
+async def test_builds_of_a_view_that_is_retired_meanwhile_are_told_as_they_were(
+    door: Door, servers: Any, redis_namespace: str
+) -> None:
+    class Retiring(RedisStore):
+        """Meets what happens between a question and its answer."""
+
+        async def checkpoints(self, partitions: Sequence[Partition]) -> dict[Partition, Checkpoint | None]:
+            door.known.fold(to_json(definition.DefinitionRecord(kind="view", name="payer", revision=2, retired=True)))
+            return await super().checkpoints(partitions)
+
+    async with Redis.from_url(servers.redis) as redis:
+        book = ViewBook(redis, redis_namespace, "feature-online")
+        builds = Builds(door.known, Retiring(redis, redis_namespace, "feature-online"), book)
+        found = await builds.builds(messages.GetBuildsRequest())
+    assert ("payer", door.hashes["payer"], False) in [(one.view, one.view_hash, one.old) for one in found.views]
+    assert "payer" not in door.known.plans
 
 
 async def test_a_version_of_another_entity_answers_for_none_that_is_being_built(door: Door) -> None:

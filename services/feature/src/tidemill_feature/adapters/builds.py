@@ -1,6 +1,6 @@
 """Building views anew on request, and how far what is being built has come; any instance knows, from Redis."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tidemill_contracts.feature.v1 import feature_pb2 as messages
 from tidemill_contracts.reasons import Reason
@@ -16,12 +16,18 @@ from tidemill_feature.reading import plan_of
 from tidemill_feature.registered import Definitions
 
 
-async def stream_points(store: RedisStore, definitions: Definitions, stream: str) -> Sequence[Checkpoint]:
-    """Return the checkpoints of a stream that there are; an operator may have added partitions."""
-    topic, count = events_topic(stream), definitions.catalogue.streams[stream].partitions
-    held = await _checkpoints(store, topic, count)
-    most = max((point.partitions for point in held), default=0)
-    return held if most <= count else await _checkpoints(store, topic, most)
+async def stream_points(
+    store: RedisStore, definitions: Definitions, streams: Iterable[str]
+) -> dict[str, Sequence[Checkpoint]]:
+    """Return the checkpoints that there are, by stream; an operator may have added partitions."""
+    # Read first: what is retired meanwhile is told as it was.
+    counts = {stream: definitions.catalogue.streams[stream].partitions for stream in sorted(streams)}
+    found: dict[str, Sequence[Checkpoint]] = {}
+    for stream, count in counts.items():
+        held = await _checkpoints(store, events_topic(stream), count)
+        most = max((point.partitions for point in held), default=0)
+        found[stream] = held if most <= count else await _checkpoints(store, events_topic(stream), most)
+    return found
 
 
 async def _checkpoints(store: RedisStore, topic: str, count: int) -> list[Checkpoint]:
@@ -53,14 +59,12 @@ class Builds:
     async def builds(self, request: messages.GetBuildsRequest) -> messages.GetBuildsResponse:
         """Return which versions and builds there are, and how far those are that are being built."""
         definitions = self._definitions
-        names = [plan_of(request.view, definitions).name] if request.view else sorted(definitions.versions)
         definitions.take(await self._book.read())
+        names = [plan_of(request.view, definitions).name] if request.view else sorted(definitions.versions)
+        newest = {name: plan.hash for name, plan in definitions.plans.items()}
         plans = [plan for name in names for plan in definitions.versions[name]]
-        points = {
-            stream: await stream_points(self._store, definitions, stream)
-            for stream in sorted({plan.stream for plan in plans})
-        }
-        views = [_view(plan, plan.hash != definitions.plans[plan.name].hash, points[plan.stream]) for plan in plans]
+        points = await stream_points(self._store, definitions, {plan.stream for plan in plans})
+        views = [_view(plan, plan.hash != newest[plan.name], points[plan.stream]) for plan in plans]
         progress = await self._book.progress() if not all(view.ready for view in views) else {}
         topics = {events_topic(view.stream) for view in views if not view.ready}
         partitions = [

@@ -59,10 +59,8 @@ class Keeper(Component):
             return
         now_us = time_ns() // 1000
         # Only where something may end: the checkpoints of all partitions are read for it.
-        points = {
-            events_topic(stream): await stream_points(self.store, self.definitions, stream)
-            for stream in sorted(unsettled(self.definitions))
-        }
+        found = await stream_points(self.store, self.definitions, unsettled(self.definitions))
+        points = {events_topic(stream): held for stream, held in found.items()}
         changes = retire(self.definitions, points, self.uses.hashes, now_us, self.grace_us, self.project)
         if changes:
             log.info("views_end", set=sorted(changes.set), retired=sorted(changes.first), dropped=changes.delete)
