@@ -1,6 +1,8 @@
 """Rows of a file become JSON of the stream's types; what does not fit is left for the service to name."""
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -156,3 +158,15 @@ def test_a_request_field_takes_the_wire_form_of_its_type(value: Any, column: str
 
 def test_an_instant_is_shown_as_one() -> None:
     assert python_value(feature.Scalar(timestamp_us=1_000_000)) == "1970-01-01T00:00:01Z"
+
+
+@pytest.mark.parametrize(("name", "text"), [("63", '{"id": "a"}\n{"id": "b"}\n'), ("rows.csv", "id\na\nb\n")])
+def test_a_pipe_is_read_like_standard_input(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    os.mkfifo(path)
+    with ThreadPoolExecutor() as pool:
+        pool.submit(path.write_text, text)
+        assert [row["id"] for row in read(path)] == ["a", "b"]
+    os.mkfifo(tmp_path / "rows.parquet")
+    with pytest.raises(RefusedError, match="Parquet is read from a file"):
+        Source.of(tmp_path / "rows.parquet", None)

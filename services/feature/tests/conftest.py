@@ -47,6 +47,7 @@ from tidemill_testkit.eventually import aeventually
 from tidemill_testkit.nursery import Nursery
 from tidemill_testkit.paid_world import BUSY, NARROW, NOON_US, PAID, PARTITIONS, PAYER, SECOND, SHARP, STATUSES, Log
 from tidemill_testkit.ports import free_address
+from tidemill_testkit.topic_deletion import delete_topics
 from tidemill_testkit.topic_records import topic_records
 
 _NOTHING_FOLDED: Any = SimpleNamespace(views={}, streams={})
@@ -90,13 +91,7 @@ class World:
         await self._admin.create_topics([NewTopic(self.kafka.physical(topic), partitions, 1)])
 
     async def recreate(self, topic: str, partitions: int) -> None:
-        name = self.kafka.physical(topic)
-        await self._admin.delete_topics([name])
-
-        async def gone() -> bool:
-            return name not in await self._admin.list_topics()
-
-        await aeventually(gone)
+        await delete_topics(self.kafka.client_kwargs(), [self.kafka.physical(topic)])
         await self.create(topic, partitions)
 
     async def drop_before(self, topic: str, offset: int) -> None:

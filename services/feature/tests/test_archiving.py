@@ -12,7 +12,6 @@ import duckdb_extension_iceberg
 import psycopg2
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
 from pyiceberg.catalog.sql import SqlCatalog
 from tidemill_contracts.catalogue import Catalogue
 from tidemill_contracts.definition.v1 import definition_pb2 as definition
@@ -36,8 +35,8 @@ from tidemill_runtime.producer import Producer
 from tidemill_runtime.settings import KafkaSettings
 from tidemill_runtime.topic_ids import TopicLook
 from tidemill_testkit.click_world import Row, event, stream
-from tidemill_testkit.eventually import aeventually
 from tidemill_testkit.plugin import Servers
+from tidemill_testkit.topic_deletion import delete_topics
 
 LIMITS = Limits(10_000_000)
 # The end of a log that holds whatever a test takes from it.
@@ -81,19 +80,9 @@ def held(dsn: str, warehouse: Path, topic: str) -> list[Any]:
 
 
 async def make_anew(kafka: KafkaSettings, name: str) -> None:
-    """Create a stream's topic; one that is there is deleted first."""
-    admin = AIOKafkaAdminClient(**kafka.client_kwargs())
-    await admin.start()
-    topic = kafka.physical(events_topic(name))
-
-    async def gone() -> bool:
-        return topic not in await admin.list_topics()
-
-    if not await gone():
-        await admin.delete_topics([topic])
-        await aeventually(gone, 20, claim=f"{topic} is deleted")
+    """Delete a stream's topic and create it again."""
+    await delete_topics(kafka.client_kwargs(), [kafka.physical(events_topic(name))])
     await create_topics(kafka.client_kwargs(), stream_topics([(name, 1)]), kafka.topic_prefix)
-    await admin.close()
 
 
 @pytest.fixture
@@ -122,7 +111,7 @@ async def test_a_topic_that_is_made_anew_gets_a_table_of_its_own(
     servers: Servers, topic_prefix: str, database: str, tmp_path: Path, name: str
 ) -> None:
     kafka = KafkaSettings(bootstrap=servers.kafka, topic_prefix=topic_prefix)
-    await make_anew(kafka, name)
+    await create_topics(kafka.client_kwargs(), stream_topics([(name, 1)]), topic_prefix)
     look = TopicLook(kafka)
     worker = Worker(database, tmp_path, name, EAGER, look=look)
     await worker.restored()

@@ -12,9 +12,12 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from tidemill_contracts.cloudevents import from_headers
 from tidemill_contracts.ingestion.v1 import ingestion_pb2 as messages
+from tidemill_contracts.kafka_admin import create_topics
 from tidemill_contracts.progress.v1 import progress_pb2
+from tidemill_contracts.topics import stream_topics
 from tidemill_runtime.settings import KafkaSettings
 from tidemill_testkit.eventually import aeventually
+from tidemill_testkit.topic_deletion import delete_topics
 
 pytestmark = pytest.mark.servers
 
@@ -51,6 +54,24 @@ async def test_what_is_accepted_lies_in_the_log_where_the_verdict_says(door: Any
     assert sum(ends.values()) == 50
     progress = await door.progress.WaitProgress(progress_pb2.WaitProgressRequest(stage="publish"))
     assert sorted(progress.written, key=str) == sorted(response.written, key=str)
+
+
+async def test_what_went_to_a_topic_that_is_gone_is_no_repeat_when_it_is_sent_again(door: Any) -> None:
+    events = [event(f"e-{n}", door.ride(n)) for n in range(20)]
+    kafka = door.settings.kafka
+
+    async def kept() -> int:
+        return int((await door.publish(*events)).accepted)
+
+    assert await kept() == 20
+    # As long as the topic is the same, looked at or not, a repeat is one.
+    await asyncio.sleep(1.5)
+    assert await kept() == 0
+    await delete_topics(kafka.client_kwargs(), [kafka.physical("events.rides")])
+    await create_topics(kafka.client_kwargs(), stream_topics([("rides", door.partitions)]), kafka.topic_prefix)
+    assert await aeventually(kept, claim="accepted again") == 20
+    assert len(await door.log()) == 20
+    assert await kept() == 0
 
 
 async def test_one_bad_event_spoils_no_other(door: Any) -> None:

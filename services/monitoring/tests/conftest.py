@@ -11,7 +11,6 @@ from typing import Any
 import grpc
 import pytest
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient
 from pydantic import SecretStr
 from tidemill_contracts.canonical import from_json, to_json
 from tidemill_contracts.cloudevents import EVENT_TYPE, Attributes, to_headers, watermark
@@ -31,6 +30,7 @@ from tidemill_runtime.health import Health
 from tidemill_runtime.settings import GrpcSettings, KafkaSettings, PostgresSettings
 from tidemill_testkit.eventually import aeventually
 from tidemill_testkit.ports import free_address
+from tidemill_testkit.topic_deletion import delete_topics
 from tidemill_testkit.topic_records import topic_records
 
 HOUR = 3_600_000_000
@@ -165,16 +165,7 @@ class World:
 
     async def make_anew(self, *streams: str) -> None:
         """Delete the topics of streams, and create them again."""
-        admin = AIOKafkaAdminClient(**self.kafka.client_kwargs())
-        await admin.start()
-        names = [self.kafka.physical(events_topic(stream)) for stream in streams]
-        await admin.delete_topics(names)
-
-        async def gone() -> bool:
-            return not set(names) & set(await admin.list_topics())
-
-        await aeventually(gone, claim="the topics are deleted")
-        await admin.close()
+        await delete_topics(self.kafka.client_kwargs(), [self.kafka.physical(events_topic(one)) for one in streams])
         for place in [place for place in self.ends if place[0].removeprefix("events.") in streams]:
             del self.ends[place]
         topics = list(stream_topics((stream, PARTITIONS) for stream in streams))

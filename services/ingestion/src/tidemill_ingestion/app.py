@@ -23,6 +23,7 @@ from tidemill_runtime.progress import ProgressServicer
 from tidemill_ingestion.adapters.bridge import open_bridges
 from tidemill_ingestion.adapters.doors import Doors
 from tidemill_ingestion.adapters.reporter import Reporter
+from tidemill_ingestion.adapters.topic_watch import TopicWatch
 from tidemill_ingestion.gates import Gates
 from tidemill_ingestion.settings import Settings
 
@@ -62,6 +63,7 @@ async def open_service(settings: Settings, health: Health) -> AsyncIterator[None
         await stack.enter_async_context(producer)
         await stack.enter_async_context(running(follower))
         await stack.enter_async_context(running(reporter))
+        await stack.enter_async_context(running(TopicWatch(gates, settings.kafka)))
         for bridge in bridges:
             await stack.enter_async_context(running(bridge))
         await stack.enter_async_context(running(server))

@@ -1,6 +1,6 @@
 """The gates of all registered streams, folded from registry.pipelines.v1; pure."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from tidemill_contracts.catalogue import Catalogue
 from tidemill_contracts.cloudevents import watermark
@@ -31,6 +31,7 @@ class Gates:
         self._limit_of = limit_of
         self._catalogue = Catalogue()
         self._gates: dict[str, Gate] = {}
+        self._topic_ids: dict[str, bytes] = {}
 
     def __len__(self) -> int:
         return len(self._gates)
@@ -52,6 +53,22 @@ class Gates:
                 gate = Gate(stream, known.recent, brake=known.brake, profile=known.profile)
                 gate.changes = known.changes
                 self._gates[stream.name] = gate
+
+    def follow(self, topic_ids: Mapping[str, bytes]) -> list[str]:
+        """Take note of the ids that Kafka gave topics; return the streams whose topic is another one than before.
+
+        What those accepted is gone with the former topic, and is no repeat when it is sent again.
+        """
+        anew = []
+        for gate in self:
+            topic_id = topic_ids.get(gate.topic)
+            if topic_id is None:
+                continue
+            if self._topic_ids.setdefault(gate.topic, topic_id) != topic_id:
+                self._topic_ids[gate.topic] = topic_id
+                gate.recent.forget()
+                anew.append(gate.stream.name)
+        return anew
 
     def __iter__(self) -> Iterator[Gate]:
         return iter(list(self._gates.values()))

@@ -54,6 +54,11 @@ class Recent:
             accepted.popitem(last=False)
             self.forgotten += 1
 
+    def forget(self) -> None:
+        """Forget everything: what was accepted went to a log that is gone."""
+        self._accepted.clear()
+        self.newest_us = _NEVER_US
+
     def _expire(self, horizon_us: int) -> None:
         accepted = self._accepted
         while accepted and next(iter(accepted.values()))[1] < horizon_us:

@@ -78,7 +78,7 @@ def apply(
     allow_breaking: Annotated[
         bool, typer.Option("--allow-breaking", help="Also what breaks others, for the --reason given.")
     ] = False,
-    reason: Annotated[str, typer.Option("--reason", help="Kept in the audit trail.")] = "",
+    reason: Annotated[str, typer.Option("--reason", "--why", help="Kept in the audit trail.")] = "",
     stack: StackName = DEFAULT_STACK,
     home: Home = None,
     registry: Registry = None,

@@ -83,7 +83,7 @@ def resolve(
 
 def retrain(
     pipeline: Annotated[str, typer.Argument(help="A registered pipeline.", show_default=False)],
-    why: Annotated[str, typer.Option("--why", help="The reason, kept with the run.", show_default=False)],
+    why: Annotated[str, typer.Option("--why", "--reason", help="The reason, kept with the run.", show_default=False)],
     at: Annotated[
         str | None, typer.Option(help="Rows up to this event time; the pipeline's clock unless told.")
     ] = None,

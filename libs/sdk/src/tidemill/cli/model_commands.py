@@ -14,7 +14,7 @@ from tidemill.clients.registry import RegistryClient
 
 models_app = typer.Typer(no_args_is_help=True, add_completion=False)
 Pipeline = Annotated[str, typer.Argument(help="A registered pipeline.", show_default=False)]
-Why = Annotated[str, typer.Option("--why", help="The reason, kept with the change.", show_default=False)]
+Why = Annotated[str, typer.Option("--why", "--reason", help="The reason, kept with the change.", show_default=False)]
 At = Annotated[str | None, typer.Option("--at", help="Event time of the change; the pipeline's clock unless told.")]
 MAX_VERSION = 2**31 - 1
 _RUN_COLUMNS = (

@@ -48,17 +48,19 @@ class Source:
         known = sorted(set(FORMATS.values()))
         if format_ is not None and format_ not in known:
             raise RefusedError(f"unknown format {format_!r}; there are {', '.join(known)}", USAGE)
-        if path == STDIN:
-            if format_ == "parquet":
-                raise RefusedError("Parquet is read from a file: its end says where everything lies", USAGE)
-            return cls(path, format_ or "ndjson", None)
-        if not path.is_file():
+        # A pipe is what a shell's <(…) is.
+        streamed = path == STDIN or path.is_fifo()
+        if not streamed and not path.is_file():
             raise RefusedError(f"there is no file {path}", USAGE)
-        chosen = format_ or FORMATS.get(path.suffix.lower())
+        chosen = format_ or FORMATS.get(path.suffix.lower()) or ("ndjson" if streamed else None)
         if chosen is None:
             raise RefusedError(f"{path.name}: unknown kind of file; say --format {', '.join(known)}", USAGE)
-        size = _parquet().rows_of(path) if chosen == "parquet" else path.stat().st_size
-        return cls(path, chosen, size)
+        if not streamed:
+            size = _parquet().rows_of(path) if chosen == "parquet" else path.stat().st_size
+            return cls(path, chosen, size)
+        if chosen == "parquet":
+            raise RefusedError("Parquet is read from a file: its end says where everything lies", USAGE)
+        return cls(path, chosen, None)
 
     def rows(self, schema: Schema, null: str) -> Iterator[Row]:
         """Yield the rows in order; cells of a CSV become what `schema` says, `null` and empty ones null."""

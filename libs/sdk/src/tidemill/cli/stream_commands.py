@@ -52,7 +52,9 @@ def list_streams(
 @streams_app.command()
 def resume(
     stream: Annotated[str, typer.Argument(help="A registered stream.", show_default=False)],
-    why: Annotated[str, typer.Option("--why", help="Why it may go on; told to operators.", show_default=False)],
+    why: Annotated[
+        str, typer.Option("--why", "--reason", help="Why it may go on; told to operators.", show_default=False)
+    ],
     stack: StackName = DEFAULT_STACK,
     home: Home = None,
     ingestion: Ingestion = None,
