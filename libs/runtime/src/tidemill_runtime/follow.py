@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 from aiokafka.errors import KafkaError
+from tidemill_contracts.kafka_logs import assign_whole, log_bounds
 
 from tidemill_runtime import metrics
 from tidemill_runtime.batches import Record
@@ -22,7 +23,6 @@ OnRecord = Callable[[Record], Awaitable[None] | None]
 
 _POLL_MS = 200
 _MISSING_S = 0.5
-_ASSIGN_S = 0.01
 _GROUP = "follower"
 
 log = structlog.get_logger(__name__)
@@ -85,21 +85,16 @@ class TopicFollower(Component):
 
     async def _begin(self, consumer: Any) -> None:
         name = self._kafka.physical(self._topic)
-        if not consumer.subscription():
-            # A topic that does not exist yet is waited for like a broker that is away.
-            if name not in await consumer.topics():
-                self._set_fault(f"topic {name} does not exist yet")
-                await sleep_unless(self._stopping, _MISSING_S)
-                return
-            consumer.subscribe([name])
-        places = sorted(consumer.assignment())
-        if not places:
-            await sleep_unless(self._stopping, _ASSIGN_S)
+        # A topic that does not exist yet is waited for like a broker that is away.
+        if name not in await consumer.topics():
+            self._set_fault(f"topic {name} does not exist yet")
+            await sleep_unless(self._stopping, _MISSING_S)
             return
-        # Both at once: each alone would wait behind a fetch that the broker holds until something comes.
-        begin, end = await asyncio.gather(consumer.beginning_offsets(places), consumer.end_offsets(places))
-        for place, offset in begin.items():
-            consumer.seek(place, offset)
+        await assign_whole(consumer, [name])
+        begin, end = await log_bounds(consumer)
+        # Of a topic that is subscribed to the client notices that it is made anew.
+        consumer.unsubscribe()
+        consumer.subscribe([name])
         self._end = {Partition(self._topic, place.partition): offset for place, offset in end.items()}
         self.positions.reset({Partition(self._topic, p.partition): offset for p, offset in begin.items()})
         self._set_fault("reading the topic from its beginning")

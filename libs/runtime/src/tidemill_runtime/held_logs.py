@@ -1,5 +1,6 @@
 """The logs of the partitions that a consumer holds: where they begin and end, and what of them was lost."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -42,8 +43,8 @@ class HeldLogs:
         """Return where these logs begin and end, and where reading begins by what the group committed; see `starts`."""
         # Asked for first: whoever held a partition until now may still commit records that were not there a moment ago.
         committed = {self.partition(place): await self._consumer.committed(place) for place in places}
-        begin = self._offsets(await self._consumer.beginning_offsets(places))
-        end = self._offsets(await self._consumer.end_offsets(places))
+        asked = self._consumer.beginning_offsets(places), self._consumer.end_offsets(places)
+        begin, end = map(self._offsets, await asyncio.gather(*asked))
         found = Assignment({}, begin, end)
         return Assignment(self.starts(committed, found, clamped=clamped), begin, end)
 

@@ -14,7 +14,7 @@ from hashlib import sha256
 from typing import Any
 
 import structlog
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 from tidemill_contracts.dead_letters import (
     GROUP,
@@ -26,6 +26,7 @@ from tidemill_contracts.dead_letters import (
     addressed_to,
     left_out,
 )
+from tidemill_contracts.kafka_logs import assign_whole, log_bounds
 from tidemill_contracts.reasons import Reason
 from tidemill_contracts.topics import dead_letter_topic
 
@@ -88,20 +89,11 @@ class Sieve:
         try:
             await consumer.start()
             present = await consumer.topics()
-            consumer.assign([TopicPartition(topic, 0) for topic in topics if topic in present])
-            # The metadata of a topic comes once something of it is asked for.
-            await consumer.end_offsets(consumer.assignment())
-            places = [
-                TopicPartition(topic, number)
-                for topic in topics
-                if topic in present
-                for number in sorted(consumer.partitions_for_topic(topic) or ())
-            ]
-            consumer.assign(places)
-            begins, ends = await consumer.beginning_offsets(places), await consumer.end_offsets(places)
-            left = {place for place in places if begins[place] < ends[place]}
-            for place in places:
-                consumer.seek(place, begins[place])
+            await assign_whole(consumer, [topic for topic in topics if topic in present])
+            begins, ends = await log_bounds(consumer)
+            left = {place for place, begin in begins.items() if begin < ends[place]}
+            for place, begin in begins.items():
+                consumer.seek(place, begin)
             while left:
                 fetched: Mapping[Any, Sequence[Record]] = await consumer.getmany(*left, timeout_ms=_READ_MS)
                 for letter in (letter for letters in fetched.values() for letter in letters):

@@ -213,8 +213,9 @@ class StreamRunner(Component, Generic[S, E]):
 
     async def _resubscribe(self) -> None:
         self._topics_changed.clear()
+        # The client gives its partitions up at once, and with them what is not committed yet.
+        await self._on_revoked()
         while not self._topics and not self._stopping.is_set():
-            await self._on_revoked()
             self._consumer.unsubscribe()
             self._standing.note(None)
             await self._topics_changed.wait()
@@ -370,6 +371,8 @@ class StreamRunner(Component, Generic[S, E]):
     def _drop_state(self) -> None:
         self._epoch += 1
         self._held = None
+        # Until it is known where to read from: beside a fetch that waits for records Kafka would answer nothing else.
+        self._consumer.pause(*self._consumer.assignment())
         self._pipeline.released()
         self._flushing.reset({})
         self._standing.note("restoring")

@@ -8,6 +8,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 from aiokafka.structs import ConsumerRecord, TopicPartition
+from tidemill_contracts.kafka_logs import log_bounds
 from tidemill_contracts.kafka_refusals import refusal
 from tidemill_contracts.progress.v1 import progress_pb2 as progress
 
@@ -90,11 +91,9 @@ async def read_topic(
         raise TopicError(f"there is no topic {topic!r} (under the prefix {target.prefix!r})", reached=True)
     # Named at the start: without a group, that is what assigns every partition.
     async with _consumer(target, target.prefix + topic) as consumer:
-        places = sorted(consumer.assignment())
-        starts, ends = await consumer.beginning_offsets(places), await consumer.end_offsets(places)
-        for place in places:
-            start = starts[place] if last is None else max(starts[place], ends[place] - last)
-            consumer.seek(place, start)
+        starts, ends = await log_bounds(consumer)
+        for place, start in starts.items():
+            consumer.seek(place, start if last is None else max(start, ends[place] - last))
         kept: list[ConsumerRecord] = []
         async for record in _until(consumer, ends):
             if last is None:
@@ -115,7 +114,7 @@ async def positions_now(target: KafkaTarget, topics: Iterable[str]) -> list[prog
     if not names:
         return []
     async with _consumer(target, *(target.prefix + name for name in sorted(names))) as consumer:
-        ends = await consumer.end_offsets(sorted(consumer.assignment()))
+        _, ends = await log_bounds(consumer)
     return [
         progress.TopicPartitionOffset(
             topic=place.topic.removeprefix(target.prefix), partition=place.partition, next_offset=end
@@ -132,10 +131,9 @@ async def read_from(
     Raises `TopicError`.
     """
     async with _consumer(target, target.prefix + topic) as consumer:
-        places = sorted(consumer.assignment())
-        begins, ends = await consumer.beginning_offsets(places), await consumer.end_offsets(places)
-        for place in places:
-            consumer.seek(place, min(ends[place], max(begins[place], start(place.partition, ends[place]))))
+        begins, ends = await log_bounds(consumer)
+        for place, begin in begins.items():
+            consumer.seek(place, min(ends[place], max(begin, start(place.partition, ends[place]))))
         async for record in _until(consumer, ends):
             yield record
 

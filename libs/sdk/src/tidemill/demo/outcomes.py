@@ -11,6 +11,7 @@ import numpy as np
 from aiokafka import AIOKafkaConsumer
 from aiokafka.structs import ConsumerRecord
 from numpy.typing import NDArray
+from tidemill_contracts.kafka_logs import log_bounds
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
 from tidemill_contracts.registry.v1 import records_pb2 as registry
 from tidemill_contracts.serving.v1 import records_pb2 as serving
@@ -24,8 +25,7 @@ async def read_topic(client: dict[str, Any], topic: str) -> AsyncIterator[Consum
     consumer = AIOKafkaConsumer(topic, **client, enable_auto_commit=False, auto_offset_reset="earliest")
     await consumer.start()
     try:
-        ends = await consumer.end_offsets(consumer.assignment())
-        starts = await consumer.beginning_offsets(ends)
+        starts, ends = await log_bounds(consumer)
         left = {place for place, end in ends.items() if end > starts[place]}
         while left:
             batches = await consumer.getmany(timeout_ms=READ_TIMEOUT_MS, max_records=STEP_RECORDS)

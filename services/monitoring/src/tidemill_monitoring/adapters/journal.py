@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
+from tidemill_contracts.kafka_logs import log_bounds
 from tidemill_runtime.errors import Fatal, Retryable, TidemillError
 from tidemill_runtime.positions import Partition
 from tidemill_runtime.producer import Outgoing, Placed, Producer
@@ -213,12 +214,11 @@ class Journal:
 
     async def _seek(self, consumer: Any, ends: Mapping[Partition, int]) -> dict[TopicPartition, int]:
         """Read from the noted ends; returns where the topics end now."""
-        places = sorted(consumer.assignment())
-        begin, end = await consumer.beginning_offsets(places), await consumer.end_offsets(places)
-        for place in places:
+        begin, end = await log_bounds(consumer)
+        for place, first in begin.items():
             noted = ends.get(Partition(self._kafka.logical(place.topic), place.partition), 0)
-            consumer.seek(place, max(noted, begin[place]))
-        return dict(end)
+            consumer.seek(place, max(noted, first))
+        return end
 
 
 def _outcome(row: Any) -> Outcome:

@@ -8,6 +8,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from tidemill_contracts.canonical import from_json
+from tidemill_contracts.kafka_logs import log_bounds
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
 from tidemill_contracts.progress.v1 import progress_pb2 as progress
 from tidemill_runtime.errors import Retryable
@@ -28,8 +29,7 @@ async def completed(
     """
     known = from_wire(given)
     async with _reading(kafka, topics) as consumer:
-        places = sorted(consumer.assignment()) if consumer is not None else []
-        ends = await consumer.end_offsets(places) if places else {}
+        _, ends = ({}, {}) if consumer is None else await log_bounds(consumer)
     found = {Partition(kafka.logical(place.topic), place.partition): offset for place, offset in ends.items()}
     return to_wire({**found, **known})
 
@@ -40,10 +40,8 @@ async def latest_clock(kafka: KafkaSettings, pipeline: str) -> monitoring.ClockR
     async with _reading(kafka, [CLOCK_TOPIC]) as consumer:
         if consumer is None:
             return None
-        places = sorted(consumer.assignment())
-        ends = await consumer.end_offsets(places)
-        await consumer.seek_to_beginning(*places)
-        left = {place for place in places if await consumer.position(place) < ends[place]}
+        begins, ends = await log_bounds(consumer)
+        left = {place for place, begin in begins.items() if begin < ends[place]}
         while left:
             for batch in (await consumer.getmany(*left, timeout_ms=_READ_TIMEOUT_MS)).values():
                 newest = next((one.value for one in reversed(batch) if one.key == pipeline.encode()), newest)
