@@ -1,5 +1,6 @@
 """Laws of the follower, on the real Kafka."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -39,7 +40,8 @@ async def test_a_follower_folds_what_was_there_is_caught_up_and_goes_on(
 
 async def test_an_empty_topic_is_caught_up_at_once(kafka: KafkaSettings, make_topic: MakeTopic) -> None:
     await make_topic("state")
-    async with running(TopicFollower(kafka, "state", lambda record: None)) as follower:
+    follower = TopicFollower(kafka, "state", lambda record: None, fetch_wait_ms=60_000)
+    async with asyncio.timeout(30), running(follower):
         await follower.caught_up.wait()
         assert follower.fault() is None
 

@@ -508,6 +508,15 @@ async def test_topics_may_come_later_and_change(kafka: KafkaSettings, make_topic
     assert pipeline.applied == [b"a", b"b", b"b2"]
 
 
+async def test_a_start_asks_nothing_behind_a_fetch_that_waits_for_records(
+    kafka: KafkaSettings, make_topic: MakeTopic
+) -> None:
+    await make_topic("t", partitions=2)
+    runner = StreamRunner(Collecting(), kafka, StreamOptions("idle", fetch_wait_ms=60_000), topics=["t"])
+    async with asyncio.timeout(30), running(runner):
+        await runner.positions.reached({Partition("t", number): 0 for number in range(2)})
+
+
 async def test_a_consumer_without_topics_stops(kafka: KafkaSettings) -> None:
     async with asyncio.timeout(60):
         async with running(StreamRunner(Collecting(), kafka, OPTIONS)) as runner:

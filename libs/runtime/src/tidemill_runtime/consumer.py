@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -14,6 +14,8 @@ from tidemill_contracts.kafka_refusals import refusal
 from tidemill_runtime.retries import delays
 from tidemill_runtime.settings import KafkaSettings
 
+T = TypeVar("T")
+
 log = structlog.get_logger(__name__)
 
 
@@ -21,6 +23,17 @@ async def sleep_unless(stopping: asyncio.Event, seconds: float) -> None:
     """Wait, but no longer than until `stopping` is set."""
     with suppress(TimeoutError):
         await asyncio.wait_for(stopping.wait(), seconds)
+
+
+async def unless(stopping: asyncio.Event, wait: Awaitable[T]) -> T | None:
+    """Return what a wait brings; None, and the wait is given up, where `stopping` is set first."""
+    waiting, stopped = asyncio.ensure_future(wait), asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait({waiting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        return waiting.result() if waiting.done() else None
+    finally:
+        waiting.cancel()
+        stopped.cancel()
 
 
 async def connect(

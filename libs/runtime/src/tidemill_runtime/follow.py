@@ -11,7 +11,7 @@ from tidemill_contracts.kafka_logs import assign_whole, log_bounds
 
 from tidemill_runtime import metrics
 from tidemill_runtime.batches import Record
-from tidemill_runtime.consumer import close, connect, sleep_unless
+from tidemill_runtime.consumer import close, connect, sleep_unless, unless
 from tidemill_runtime.errors import Poison, Retryable
 from tidemill_runtime.health import Health
 from tidemill_runtime.lifecycle import Component
@@ -105,7 +105,7 @@ class TopicFollower(Component):
             if not self._end:
                 await self._begin(consumer)
                 return
-            fetched = await consumer.getmany(timeout_ms=_POLL_MS)
+            fetched = await unless(self._stopping, consumer.getmany(timeout_ms=_POLL_MS)) or {}
         except (KafkaError, OSError) as error:
             self._set_fault(f"Kafka: {error!r}")
             await sleep_unless(self._stopping, 0.5)

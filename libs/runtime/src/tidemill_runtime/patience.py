@@ -23,18 +23,27 @@ class Abandoned(Exception):  # noqa: N818 -- control flow, not an error: the bat
 
 
 class Patience:
-    """Repeats the attempts of one stream on one consumer; `stopping` ends every wait."""
+    """Repeats the attempts of one stream on one consumer; `stopping` ends every wait, `changed` every repetition."""
 
-    def __init__(self, consumer: Any, options: StreamOptions, standing: Standing, stopping: asyncio.Event) -> None:
+    def __init__(
+        self,
+        consumer: Any,
+        options: StreamOptions,
+        standing: Standing,
+        stopping: asyncio.Event,
+        changed: asyncio.Event,
+    ) -> None:
         self._consumer = consumer
         self._options = options
         self._standing = standing
         self._stopping = stopping
+        self._changed = changed
 
     async def outlast(self, attempt: Callable[[], Awaitable[R]], is_current: Callable[[], bool]) -> R:
         """Return what `attempt` does at last.
 
-        Raises `Fatal` after `retry_limit_s`, and `Abandoned` once the service stops or `is_current` says no.
+        Raises `Fatal` after `retry_limit_s`, and `Abandoned` once the service stops or is to read other topics, or
+        `is_current` says no.
         """
         began_s = monotonic()
         for delay_s in delays():
@@ -50,7 +59,7 @@ class Patience:
                 self._standing.waits(f"retrying: {error}")
                 self._standing.excused = True
                 await self._pause(max(delay_s, error.retry_after_s or 0))
-                if self._stopping.is_set() or not is_current():
+                if self._stopping.is_set() or self._changed.is_set() or not is_current():
                     raise Abandoned from error
             else:
                 if not is_current():

@@ -30,7 +30,7 @@ from tidemill_runtime.batches import (
     portions,
 )
 from tidemill_runtime.claims import Claim
-from tidemill_runtime.consumer import Committer, GroupListener, close, connect, sleep_unless
+from tidemill_runtime.consumer import Committer, GroupListener, close, connect, sleep_unless, unless
 from tidemill_runtime.dead_letters import DeadLetters
 from tidemill_runtime.errors import Fatal, Retryable, StateLost
 from tidemill_runtime.flushing import Flushing
@@ -47,6 +47,8 @@ from tidemill_runtime.watchdog import Sighting, watch
 S = TypeVar("S")
 E = TypeVar("E")
 R = TypeVar("R")
+
+_JOIN_MS = 20
 
 log = structlog.get_logger(__name__)
 
@@ -134,7 +136,7 @@ class StreamRunner(Component, Generic[S, E]):
             return
         self._fetch = self._pipeline.fetch_from(self._consumer)
         self._logs = HeldLogs(self._consumer, self._kafka, self._options.group)
-        self._patience = Patience(self._consumer, self._options, self._standing, self._stopping)
+        self._patience = Patience(self._consumer, self._options, self._standing, self._stopping, self._topics_changed)
         self._committer = Committer(self._consumer, self._options.commit_every_ms)
         self._topics_changed.set()
         loop = asyncio.create_task(self._loop(), name="stream")
@@ -229,7 +231,9 @@ class StreamRunner(Component, Generic[S, E]):
             await self._restore()
         epoch, limit = self._epoch, self._options.max_records
         assert self._fetch is not None
-        fetched = await self._fetch(self._options.poll_ms, limit)
+        # The client waits for records where it has just been given partitions, which are to be restored first.
+        wait_ms = _JOIN_MS if self._held is None else self._options.poll_ms
+        fetched = await unless(self._stopping, self._fetch(wait_ms, limit)) or {}
         more = any(self._logs.more(place, records[-1].offset) for place, records in fetched.items())
         left = sum(map(len, fetched.values()))
         for part in list(portions(fetched, limit)) or [{}]:
