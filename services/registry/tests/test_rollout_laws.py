@@ -6,13 +6,17 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from tidemill_contracts.canonical import from_json, to_json
 from tidemill_contracts.instants import to_timestamp
+from tidemill_contracts.kafka_admin import create_topics
 from tidemill_contracts.monitoring.v1 import records_pb2 as monitoring
 from tidemill_contracts.progress.v1 import progress_pb2
 from tidemill_contracts.registry.v1 import records_pb2 as records
 from tidemill_contracts.registry.v1 import registry_pb2 as messages
+from tidemill_contracts.topics import fixed_topics
+from tidemill_registry.app import open_service
+from tidemill_runtime.health import Health
 
 pytestmark = pytest.mark.servers
 
@@ -116,6 +120,27 @@ async def test_an_unreadable_metric_goes_to_the_dead_letters_and_the_next_one_co
     letters = await registry.topic("ingestion.dead-letters.v1")
     assert [letter.value for letter in letters] == [b"\xff not json"]
     assert dict(letters[0].headers)["x-dlq-reason"] == b"undecodable"
+
+
+async def test_metrics_that_end_before_what_was_read_of_them_are_read_from_their_beginning(
+    settings: Any, client: Any, rides: Any
+) -> None:
+    kafka = settings.kafka
+    await create_topics(kafka.client_kwargs(), fixed_topics(), kafka.topic_prefix)
+    there = TopicPartition(kafka.physical(METRICS), 0)
+    async with AIOKafkaConsumer(**kafka.client_kwargs(), **kafka.group("registry.rollout")) as consumer:
+        consumer.assign([there])
+        await consumer.commit({there: 50})
+    async with (
+        AIOKafkaProducer(**kafka.client_kwargs()) as producer,
+        open_service(settings, Health()),
+    ):
+        await client.apply(rides())
+        await client.register("cause-1")
+        await client.register("cause-2", at_us=HOUR_US)
+        monitor = Monitor(producer, there.topic)
+        await client.wait(await monitor.say(await deployment_of(client), at_us=2 * HOUR_US))
+        assert (await deployment_of(client)).step == 1
 
 
 async def test_operators_promote_roll_back_and_compare(registry: Any, rides: Any) -> None:

@@ -168,6 +168,9 @@ class Pipeline(Generic[S, E]):
 
     # Whether `restore` says for every partition where to read from; the group's own offsets are then not believed.
     keeps_offsets = False
+    # Whether a log that ends before what the group has read is read from its beginning: it is another one, or has lost
+    # its end, and what is read twice changes nothing. Else the service ends, for somebody to say what to do.
+    begins_anew = False
 
     def fetch_from(self, consumer: Any) -> Fetch:
         """Return how records are fetched from a consumer that has just been started."""

@@ -39,13 +39,20 @@ class HeldLogs:
         """Return offsets under the partitions' names on the broker."""
         return {self.place(partition): offset for partition, offset in offsets.items()}
 
-    async def assignment(self, places: Iterable[TopicPartition], *, clamped: bool) -> Assignment:
-        """Return where these logs begin and end, and where reading begins by what the group committed; see `starts`."""
+    async def assignment(self, places: Iterable[TopicPartition], *, clamped: bool, anew: bool) -> Assignment:
+        """Return where these logs begin and end, and where reading begins by what the group committed; see `starts`.
+
+        `anew`: what ends before that is read from its beginning.
+        """
         # Asked for first: whoever held a partition until now may still commit records that were not there a moment ago.
         committed = {self.partition(place): await self._consumer.committed(place) for place in places}
         asked = self._consumer.beginning_offsets(places), self._consumer.end_offsets(places)
         begin, end = map(self._offsets, await asyncio.gather(*asked))
         found = Assignment({}, begin, end)
+        for partition, offset in committed.items():
+            if anew and offset is not None and offset > end[partition]:
+                log.error("the_log_is_another_one", partition=partition, then="it is read from its beginning")
+                committed[partition] = None
         return Assignment(self.starts(committed, found, clamped=clamped), begin, end)
 
     def starts(

@@ -307,7 +307,7 @@ class StreamRunner(Component, Generic[S, E]):
         # Where the group begins is where the pipeline does, unless it keeps offsets of its own.
         await self._committer.commit()
         await self._claim.check(places)
-        assignment = await self._logs.assignment(places, clamped=clamped)
+        assignment = await self._logs.assignment(places, clamped=clamped, anew=self._pipeline.begins_anew)
         start = dict(assignment.start)
         if self._claim.named:
             # What nobody has committed is taken for a partition that the group overlooks.

@@ -16,6 +16,8 @@ GROUP = "registry.rollout"
 class EvidenceStream(Pipeline[None, Sequence[Paired]]):
     """A stateless pipeline: where a rollout stands lies in PostgreSQL, and evidence weighed twice changes nothing."""
 
+    begins_anew = True
+
     def __init__(self, models: ModelBook) -> None:
         self._models = models
 
