@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from hashlib import sha256
 from random import Random
 from typing import Any
@@ -26,6 +27,7 @@ from tidemill_runtime.producer import Outgoing, Producer
 from tidemill_runtime.settings import KafkaSettings
 from tidemill_runtime.stream import StreamRunner
 from tidemill_testkit.eventually import aeventually
+from tidemill_testkit.topic_deletion import delete_topics
 
 pytestmark = pytest.mark.servers
 
@@ -515,6 +517,27 @@ async def test_a_start_asks_nothing_behind_a_fetch_that_waits_for_records(
     runner = StreamRunner(Collecting(), kafka, StreamOptions("idle", fetch_wait_ms=60_000), topics=["t"])
     async with asyncio.timeout(30), running(runner):
         await runner.positions.reached({Partition("t", number): 0 for number in range(2)})
+
+
+@pytest.mark.parametrize("flush_every_ms", [0, 60_000])
+async def test_what_a_topic_held_before_it_was_made_anew_is_waited_for_no_longer(
+    kafka: KafkaSettings, make_topic: MakeTopic, flush_every_ms: int
+) -> None:
+    await make_topic("t", 2)
+    pipeline = Collecting()
+    options = replace(OPTIONS, flush_every_ms=flush_every_ms)
+    async with Producer(kafka) as producer:
+        await producer.send_all([Outgoing("t", b"old", partition=number) for number in (0, 0, 1)])
+        before = producer.written
+        async with running(StreamRunner(pipeline, kafka, options, topics=["t"])) as runner:
+            await runner.reached(before)
+            await delete_topics(kafka.client_kwargs(), [kafka.physical("t")])
+            await make_topic("t")
+            await producer.send(Outgoing("t", b"new", partition=0))
+            async with asyncio.timeout(60):
+                # Of the one partition the former end, and one that there is no more.
+                await runner.reached(before)
+            assert pipeline.applied[3:] == [b"new"]
 
 
 async def test_a_consumer_without_topics_stops(kafka: KafkaSettings) -> None:

@@ -75,6 +75,22 @@ class HeldLogs:
         """Return where the logs end now."""
         return self._offsets(await self._consumer.end_offsets([self.place(one) for one in partitions]))
 
+    async def within(self, wanted: Offsets, held: Collection[Partition]) -> Offsets:
+        """Return offsets as far as the logs go of the partitions that are held; none of a partition that is gone.
+
+        As they are, where the broker does not say.
+        """
+        try:
+            ends = await self.ends([one for one in wanted if one in held])
+        except (KafkaError, IllegalStateError):
+            return wanted
+        numbers = {one.topic: self._consumer.partitions_for_topic(self.place(one).topic) for one in wanted}
+        return {
+            one: min(offset, ends.get(one, offset))
+            for one, offset in wanted.items()
+            if numbers[one.topic] is None or one.number in numbers[one.topic]
+        }
+
     async def note_gap(self, partition: Partition, expected: int, first: int) -> None:
         """Count the records between what was expected and what came, as far as retention removed them.
 

@@ -1,7 +1,7 @@
 """How far a reader has come, per partition, and waiting for it without polling."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +17,11 @@ class Partition(NamedTuple):
 
 # The next offset of each partition: what lies before it counts.
 Offsets = Mapping[Partition, int]
+# Returns offsets as far as their logs go now.
+Within = Callable[[Offsets], Awaitable[Offsets]]
+
+# How long offsets are waited for before it is asked whether their logs go as far.
+_PATIENCE_S = 5.0
 
 
 def start_offset(partition: Partition, wanted: int | None, begin: int, end: int) -> tuple[int, int]:
@@ -104,6 +109,22 @@ class Positions:
             await waiter.done
         finally:
             self._waiters.remove(waiter)
+
+    async def reached_within(self, offsets: Offsets, within: Within) -> Offsets:
+        """Return once everything before `offsets` is applied that their logs hold, and how far that is; see `reached`.
+
+        Who asks may have been told of a topic that was made anew since, or of records that Kafka has lost: they come
+        no more.
+        """
+        wanted = offsets
+        while True:
+            try:
+                async with asyncio.timeout(_PATIENCE_S):
+                    await self.reached(wanted)
+            except TimeoutError:
+                wanted = await within(offsets)
+            else:
+                return wanted
 
     def _covers(self, wanted: Offsets) -> bool:
         return all(

@@ -170,11 +170,18 @@ class StreamRunner(Component, Generic[S, E]):
         self._topics_changed.set()
 
     async def reached(self, offsets: Offsets) -> None:
-        """Return once everything before `offsets` is applied and durable; flushes rather than wait for the interval."""
+        """Return once everything before `offsets` is applied and durable; flushes rather than wait for the interval.
+
+        What lies behind the end of a log was of one that is gone, and is not waited for.
+        """
         if self._options.flush_every_ms:
-            await self._flushing.applied.reached(offsets)
+            offsets = await self._flushing.applied.reached_within(offsets, self._within)
             await self.flush()
-        await self.positions.reached(offsets)
+        await self.positions.reached_within(offsets, self._within)
+
+    async def _within(self, offsets: Offsets) -> Offsets:
+        held = self.positions.next
+        return await self._logs.within(offsets, held) if held else offsets
 
     async def caught_up(self, partitions: Collection[Partition]) -> None:
         """Return once everything that these partitions hold now is applied and durable; waits until they are held.
