@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from tidemill_contracts.reasons import Reason
 from tidemill_runtime.batches import Record
 from tidemill_runtime.dead_letters import DeadLetters
@@ -19,6 +20,7 @@ from tidemill_runtime.producer import Outgoing, Producer
 from tidemill_runtime.settings import KafkaSettings
 from tidemill_testkit.eventually import aeventually
 from tidemill_testkit.orphans import dying_with_us
+from tidemill_testkit.topic_deletion import delete_topics
 
 faust_app = pytest.importorskip("tidemill_runtime.faust_app", reason="the extra `faust` is not installed")
 pytestmark = [
@@ -92,6 +94,44 @@ async def test_an_exception_ends_the_service_and_the_record_comes_again(
         async with running(app(kafka, tmp_path, deciding)) as agents:
             await agents.reached(producer.written)
     assert deciding.decided == [0, 1, 2]
+
+
+@pytest.mark.parametrize("noticed", [False, True], ids=["at once", "after the group has noticed"])
+async def test_a_topic_that_is_made_anew_is_decided_from_its_beginning(
+    kafka: KafkaSettings, make_topic: MakeTopic, tmp_path: Path, noticed: bool
+) -> None:
+    await make_topic("t", partitions=1)
+    deciding = Deciding()
+    async with Producer(kafka) as producer:
+        await producer.send_all([Outgoing("t", b"%d" % n) for n in range(4)])
+        before = producer.written
+        async with running(app(kafka, tmp_path, deciding)) as agents:
+            await agents.reached(before)
+            await delete_topics(kafka.client_kwargs(), [kafka.physical("t")])
+            if noticed:
+                await asyncio.sleep(7)
+            await make_topic("t", partitions=1)
+            await producer.send(Outgoing("t", b"new"))
+            await aeventually(lambda: len(deciding.decided) == 5, 60, claim="the new topic's record is decided")
+            async with asyncio.timeout(60):
+                # What the former topic held is waited for no longer.
+                await agents.reached(before)
+    assert deciding.decided == [0, 1, 2, 3, 0]
+
+
+async def test_a_topic_that_ends_before_what_was_read_of_it_is_decided_from_its_beginning(
+    kafka: KafkaSettings, make_topic: MakeTopic, tmp_path: Path
+) -> None:
+    await make_topic("t", partitions=1)
+    deciding, there = Deciding(), TopicPartition(kafka.physical("t"), 0)
+    async with AIOKafkaConsumer(**kafka.client_kwargs(), **kafka.group("agents")) as consumer:
+        consumer.assign([there])
+        await consumer.commit({there: 50})
+    async with Producer(kafka) as producer:
+        await producer.send_all([Outgoing("t", b"%d" % n) for n in range(4)])
+        async with running(app(kafka, tmp_path, deciding)) as agents:
+            await aeventually(lambda: deciding.decided == [0, 1, 2, 3], claim="all is decided")
+            await agents.reached(producer.written)
 
 
 AGENTS = """

@@ -6,7 +6,8 @@ this module and `faust_settings` import Faust, so that a service without agents 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -18,6 +19,7 @@ import structlog
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
+from faust.exceptions import NotReady
 from faust.types import TP
 from tidemill_contracts.dead_letters import addressed_to
 from tidemill_contracts.kafka_refusals import refusal
@@ -26,19 +28,23 @@ from tidemill_runtime.batches import PlainRecord, Record, Refused
 from tidemill_runtime.claims import Claim
 from tidemill_runtime.consumer import sleep_unless
 from tidemill_runtime.dead_letters import DeadLetters
-from tidemill_runtime.errors import Fatal, Poison, Retryable
+from tidemill_runtime.errors import Fatal, Poison, Retryable, StateLost
 from tidemill_runtime.faust_settings import faust_settings
 from tidemill_runtime.health import Health
 from tidemill_runtime.lifecycle import Component
-from tidemill_runtime.positions import Offsets, Partition, Positions
+from tidemill_runtime.positions import LostEnds, Offsets, Partition, Positions
 from tidemill_runtime.retries import delays
 from tidemill_runtime.settings import KafkaSettings
 from tidemill_runtime.standing import Standing
+from tidemill_runtime.topic_ids import TopicLook
 from tidemill_runtime.watchdog import Sighting, watch
 
 _STOP_LIMIT_S = 10.0
 _MAX_REBUILDS = 20
 _SIGHT_LIMIT_S = 5.0
+# How often it is looked whether the topics are still those that are read.
+_LOOK_S = 2.0
+_THEN = "it is read from its beginning"
 
 log = structlog.get_logger(__name__)
 
@@ -102,6 +108,10 @@ class FaustApp(Component):
         self._ended = asyncio.Event()
         self._standing = Standing(f"faust:{options.group}", health)
         self._decided = 0
+        # While it runs.
+        self._app: Any = None
+        self._look = TopicLook(kafka)
+        self._lost_ends = LostEnds()
 
     def fault(self) -> str | None:
         """Return what is wrong, for readiness."""
@@ -113,11 +123,24 @@ class FaustApp(Component):
         self._ended.set()
 
     async def reached(self, offsets: Offsets) -> None:
-        """Return once everything before `offsets` is decided."""
-        await self.positions.reached(offsets)
+        """Return once everything before `offsets` is decided; what lies behind the end of a log is not waited for."""
+        await self.positions.reached_within(offsets, self._within)
+
+    async def _within(self, offsets: Offsets) -> Offsets:
+        ends: Offsets = {}
+        if self._app is not None:
+            with suppress(KafkaError, OSError, TimeoutError, NotReady):
+                ends = await self._ends(self._app, offsets)
+        return {one: min(offset, ends.get(one, offset)) for one, offset in offsets.items()}
 
     async def run(self) -> None:
         """Run until `stop`. Raises what a decision raised, `Stalled`, or `Fatal` where Faust does not come back."""
+        try:
+            await self._run()
+        finally:
+            await self._look.close()
+
+    async def _run(self) -> None:
         rebuilds, decided = 0, 0
         for delay_s in delays(0.5, 10.0):
             try:
@@ -141,6 +164,7 @@ class FaustApp(Component):
         watchdog = asyncio.create_task(self._watch(app), name="faust-watchdog")
         try:
             await app.start()
+            self._app = app
             # Returns when asked to stop, when a decision failed, and when Faust itself crashed.
             ended = asyncio.ensure_future(app.wait(self._ended.wait()))
             await asyncio.wait({ended, watchdog}, return_when=asyncio.FIRST_COMPLETED)
@@ -148,8 +172,10 @@ class FaustApp(Component):
             if watchdog.done():
                 watchdog.result()
             if not self._stopping.is_set():
-                self._standing.note(f"Faust crashed: {app.crash_reason!r}")
+                why = "it is begun anew" if app.crash_reason is None else f"Faust crashed: {app.crash_reason!r}"
+                self._standing.note(why)
         finally:
+            self._app = None
             watchdog.cancel()
             await _end(app)
 
@@ -165,6 +191,11 @@ class FaustApp(Component):
         for timer in self._timers:
             app.timer(interval=timer.every_s, name=timer.name)(self._timer(timer))
         app.on_partitions_assigned.connect(self._on_assigned)
+
+        async def begin_within(*_: object, **__: object) -> None:
+            await self._begin_within(app)
+
+        app.on_rebalance_complete.connect(begin_within, weak=False)
         return app
 
     def _agent(self, app: Any, agent: Agent) -> Callable[[Any], Awaitable[None]]:
@@ -253,16 +284,67 @@ class FaustApp(Component):
             self._standing.note(f"topics do not exist yet: {sorted(missing)}")
             await sleep_unless(self._stopping, delay_s)
 
-    async def _watch(self, app: Any) -> None:
-        adopting = asyncio.create_task(self._adopt_assignments(app), name="faust-assignments")
-        watching = asyncio.create_task(self._watch_stalls(app), name="faust-stalls")
+    async def _begin_within(self, app: Any) -> None:
+        """Have the group begin anew where a log ends before what it has read: Faust drops every record up to there.
+
+        Called before it looks up where to begin.
+        """
+        held: list[TP] = sorted(app.consumer.assignment())
+        committed = await self._committed() if held else {}
+        ends: Mapping[TP, int] = await app.consumer.highwaters(*held) if held else {}
+        if lost := [place for place in held if committed.get(place, 0) > ends[place]]:
+            # As a member of the group, of which there may be others.
+            await app.consumer._commit(await app.consumer.earliest_offsets(*lost))
+            log.error("the_log_is_another_one", group=self._options.group, places=lost, then=_THEN)
+
+    async def _committed(self) -> dict[tuple[str, int], int]:
+        admin = AIOKafkaAdminClient(**self._kafka.client_kwargs())
         try:
-            done, _ = await asyncio.wait({adopting, watching}, return_when=asyncio.FIRST_COMPLETED)
+            await admin.start()
+            stored = await admin.list_consumer_group_offsets(self._kafka.physical(self._options.group))
+        finally:
+            await admin.close()
+        return {(place.topic, place.partition): meta.offset for place, meta in stored.items() if meta.offset >= 0}
+
+    async def _watch(self, app: Any) -> None:
+        tasks = {
+            asyncio.create_task(self._adopt_assignments(app), name="faust-assignments"),
+            asyncio.create_task(self._watch_stalls(app), name="faust-stalls"),
+            asyncio.create_task(self._watch_logs(app), name="faust-logs"),
+        }
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
-            adopting.cancel()
-            watching.cancel()
+            for task in tasks:
+                task.cancel()
+
+    async def _watch_logs(self, app: Any) -> None:
+        """Return once a topic was made anew, or a log ends before what was read: Faust drops what comes there."""
+        ids: dict[str, bytes] = {}
+        others: list[str] = []
+        while not others:
+            try:
+                found = await self._look.known(self._topics)
+                ids = {name: topic.id for name, topic in found.items()} | ids
+                others = [name for name, topic in found.items() if topic.id != ids[name]]
+                if not others and self._app is app:
+                    lost = self._lost_ends.among(self.positions.next, await self._ends(app, self.positions.next))
+                    others = sorted({place.topic for place in lost})
+            except (Retryable, StateLost, KafkaError, OSError, TimeoutError, NotReady) as error:
+                log.info("logs_not_looked_at", group=self._options.group, error=str(error))
+            await asyncio.sleep(0 if others else _LOOK_S)
+        log.error("the_log_is_another_one", group=self._options.group, topics=others, then=_THEN)
+        self.positions.reset({})
+
+    async def _ends(self, app: Any, partitions: Iterable[Partition]) -> Offsets:
+        """Return where the logs end of the partitions that are held."""
+        places = {TP(self._kafka.physical(one.topic), one.number): one for one in partitions}
+        held = [place for place in places if place in app.consumer.assignment()]
+        async with asyncio.timeout(_SIGHT_LIMIT_S):
+            ends: Mapping[TP, int] = await app.consumer.highwaters(*held) if held else {}
+        return {places[place]: end for place, end in ends.items()}
 
     async def _watch_stalls(self, app: Any) -> None:
         async def sight() -> Sighting:
@@ -280,13 +362,7 @@ class FaustApp(Component):
         """Start the positions of an assignment at the committed offsets: a bound from below, whatever runs by now."""
         held: list[TP] = sorted(app.consumer.assignment())
         await self._claim.check([TopicPartition(*place) for place in held])
-        admin = AIOKafkaAdminClient(**self._kafka.client_kwargs())
-        try:
-            await admin.start()
-            stored = await admin.list_consumer_group_offsets(self._kafka.physical(self._options.group))
-        finally:
-            await admin.close()
-        committed = {(place.topic, place.partition): meta.offset for place, meta in stored.items() if meta.offset >= 0}
+        committed = await self._committed()
         earliest: Mapping[TP, int] = await app.consumer.earliest_offsets(*held) if held else {}
         before = self.positions.next
         start = {}
