@@ -1,8 +1,9 @@
 """That the offline log holds each record once whatever happens to the worker, and what becomes of its tables."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from tidemill_runtime.errors import Poison, Retryable, StateLost
 from tidemill_runtime.positions import Offsets, Partition
 from tidemill_runtime.producer import Producer
 from tidemill_runtime.settings import KafkaSettings
-from tidemill_runtime.topic_ids import TopicLook
+from tidemill_runtime.topic_ids import Topic, TopicLook
 from tidemill_testkit.click_world import Row, event, stream
 from tidemill_testkit.plugin import Servers
 from tidemill_testkit.topic_deletion import delete_topics
@@ -138,6 +139,39 @@ async def test_a_topic_that_is_made_anew_gets_a_table_of_its_own(
     aside = catalogue_of(database, tmp_path).load_table(("tidemill", f"{table_name(worker.topic)}_{first}"))
     assert sorted(aside.scan().to_arrow()["_offset"].to_pylist()) == list(range(10))
     await worker.pipeline.close()
+
+
+@dataclass
+class OneTopic:
+    """Stands for a Kafka that gives every topic this id; another one may be asked later, or a backup be restored."""
+
+    id: bytes
+
+    async def topics(self, names: Iterable[str]) -> dict[str, Topic]:
+        return {name: Topic(self.id, 1) for name in names}
+
+    known = topics
+
+
+@pytest.mark.servers
+async def test_a_log_that_comes_back_gets_its_table_back(database: str, tmp_path: Path, name: str) -> None:
+    look: Any = OneTopic(bytes([1] * 16))
+    worker = Worker(database, tmp_path, name, EAGER, look=look)
+    await worker.restored()
+    await worker.take(0, 10)
+    await worker.pipeline.flush()
+    look.id = bytes([2] * 16)
+    assert await worker.restored() == 0
+    await worker.take(0, 4)
+    await worker.pipeline.flush()
+    for number, rows in ((1, 10), (2, 4), (1, 10)):
+        look.id = bytes([number] * 16)
+        assert await worker.restored() == rows
+        await worker.pipeline.flush()
+        assert held(database, tmp_path, worker.topic) == list(range(rows))
+    await worker.take(10, 12)
+    await worker.pipeline.flush()
+    assert held(database, tmp_path, worker.topic) == list(range(12))
 
 
 @pytest.mark.servers

@@ -139,25 +139,29 @@ class Archive:
         """Hold a topic's table to the log that Kafka gave this id; a table that knows of none is taken to be of it.
 
         The table of another log is set aside, under a name with that log's id, which is returned: a topic that was
-        made anew has the offsets of the former again. Raises `ArchiveMovedError` where another writer is doing so.
+        made anew has the offsets of the former again. Where one was set aside that is of this log, it is taken back.
+        Raises `ArchiveMovedError` where another writer is doing so.
         """
         known = self._topic_ids[topic] = topic_id.hex()
         name = table_name(topic)
+        aside: str | None = None
         try:
-            table = self._catalogue.load_table((NAMESPACE, name))
-            was = table.properties.get(TOPIC_ID_PROPERTY)
-            if was is None:
-                with table.transaction() as transaction:
-                    transaction.set_properties({TOPIC_ID_PROPERTY: known})
-            if was in (None, known):
-                return None
-            self._catalogue.rename_table((NAMESPACE, name), (NAMESPACE, f"{name}_{was}"))
-        except NoSuchTableError:
-            return None
-        except (CommitFailedException, TableExistsError) as error:
+            if self._catalogue.table_exists((NAMESPACE, name)):
+                table = self._catalogue.load_table((NAMESPACE, name))
+                was = table.properties.get(TOPIC_ID_PROPERTY)
+                if was is None:
+                    with table.transaction() as transaction:
+                        transaction.set_properties({TOPIC_ID_PROPERTY: known})
+                if was in (None, known):
+                    return None
+                aside = f"{name}_{was}"
+                self._catalogue.rename_table((NAMESPACE, name), (NAMESPACE, aside))
+            self._tables.pop(topic, None)
+            if self._catalogue.table_exists((NAMESPACE, f"{name}_{known}")):
+                self._catalogue.rename_table((NAMESPACE, f"{name}_{known}"), (NAMESPACE, name))
+        except (CommitFailedException, NoSuchTableError, TableExistsError) as error:
             raise ArchiveMovedError(f"{topic}: {error}") from error
-        self._tables.pop(topic, None)
-        return f"{name}_{was}"
+        return aside
 
     def cut(self, topic: str, ends: Mapping[int, int]) -> int:
         """Give up what lies at some offsets and after them, by partition, and return how many rows that were.
