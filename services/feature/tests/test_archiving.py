@@ -175,6 +175,26 @@ async def test_a_log_that_comes_back_gets_its_table_back(database: str, tmp_path
 
 
 @pytest.mark.servers
+async def test_a_log_that_begins_again_under_a_full_buffer_doubles_no_row(
+    database: str, tmp_path: Path, name: str
+) -> None:
+    worker = Worker(database, tmp_path, name)
+    await worker.restored()
+    await worker.take(0, 10)
+    await worker.pipeline.flush()
+    await worker.take(10, 14)
+    # Where Kafka has lost the end, the client goes on at the beginning.
+    with pytest.raises(StateLost, match="its offsets went backwards"):
+        await worker.take(0, 12)
+    with pytest.raises(StateLost, match="moved on, or lost its end"):
+        await worker.restored(8)
+    assert await worker.restored(8) == 8
+    await worker.take(8, 12)
+    await worker.pipeline.flush()
+    assert held(database, tmp_path, worker.topic) == list(range(12))
+
+
+@pytest.mark.servers
 async def test_records_that_kafka_has_lost_are_given_up_and_those_in_their_place_are_rows(
     database: str, tmp_path: Path, name: str
 ) -> None:

@@ -54,6 +54,14 @@ class Buffer:
                 _append(self.records.setdefault(partition, []), records)
             self.bytes += _weight(records)
 
+    def behind(self, batch: Batch) -> Partition | None:
+        """Return a partition of which a batch begins before the end of what was read."""
+        for partition, end in batch.next_offsets.items():
+            records = batch.partitions.get(partition)
+            if (records[0].offset if records else end) < self.read.get(partition, (0, 0))[1]:
+                return partition
+        return None
+
     def sift(self, kept: Callable[[Batch], Batch]) -> None:
         """Forget the records that are not kept; how far was read stays."""
         before, self.records, self.bytes = self.records, {}, 0

@@ -125,6 +125,8 @@ class ArchivePipeline(Pipeline[None, Batch]):
         return Step(None, batch)
 
     async def apply(self, effects: Batch) -> None:
+        if (back := self._buffer.behind(effects)) is not None:
+            raise StateLost(f"{back.topic}[{back.number}]: its offsets went backwards")
         if self._buffer.full:
             await self.flush()
         # Last, since it is done once: what raises is tried again.
