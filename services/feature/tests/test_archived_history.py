@@ -31,6 +31,7 @@ STREAM = definition.Stream(
     dedup_window_ms=1_000,
 )
 COLUMNS = event_columns(STREAM)
+ID = bytes(range(16))
 FILES, ROWS = 4, 11
 SPAN = (3, FILES * ROWS - 2)
 
@@ -59,7 +60,7 @@ def read(history: ArchivedHistory, offsets: int, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(archived_history, "CHUNK_OFFSETS", offsets)
 
     async def chunks() -> list[Chunk]:
-        return [chunk async for chunk in history.chunks(STREAM, ("payer",), 1, SPAN)]
+        return [chunk async for chunk in history.chunks(STREAM, ("payer",), 1, SPAN, topic_id=ID)]
 
     return asyncio.run(chunks())
 
@@ -105,7 +106,7 @@ def test_files_that_upkeep_takes_away_from_a_long_reading_are_read_again_where_t
 
     async def interrupted() -> int:
         count = 0
-        async for chunk in history.chunks(STREAM, ("payer",), 1, span):
+        async for chunk in history.chunks(STREAM, ("payer",), 1, span, topic_id=ID):
             count += len(chunk.offset)
             if count == 5:
                 keep_up(database, str(tmp_path))
@@ -116,7 +117,9 @@ def test_files_that_upkeep_takes_away_from_a_long_reading_are_read_again_where_t
 
     async def again() -> list[int]:
         return [
-            offset async for chunk in history.chunks(STREAM, ("payer",), 1, span) for offset in chunk.offset.tolist()
+            offset
+            async for chunk in history.chunks(STREAM, ("payer",), 1, span, topic_id=ID)
+            for offset in chunk.offset.tolist()
         ]
 
     assert asyncio.run(again()) == [*range(*span)]

@@ -26,7 +26,7 @@ from pyiceberg.io.pyarrow import ArrowScan
 from pyiceberg.table import DataScan, StaticTable, Table
 from pyiceberg.types import LongType
 
-from tidemill_features.archive import ARRIVAL, ARRIVAL_PROPERTY, Filter, table_name
+from tidemill_features.archive import ARRIVAL, ARRIVAL_PROPERTY, TOPIC_ID_PROPERTY, Filter, table_name
 
 
 class LogTable:
@@ -62,6 +62,12 @@ class LogTable:
     def oldest(self, name: str) -> int | None:
         """Return a lower bound of an integer column, from what the files say of themselves; None without rows."""
         return min(self._bounds(name, "lower_bounds"), default=None)
+
+    @property
+    def topic_id(self) -> bytes | None:
+        """The id that Kafka gave the topic; None of a table that does not know it."""
+        known = self._table.properties.get(TOPIC_ID_PROPERTY)
+        return None if known is None else bytes.fromhex(known)
 
     @property
     def knows_arrival(self) -> bool:

@@ -38,11 +38,14 @@ class ArchivedHistory:
         self._warehouse = warehouse
 
     async def chunks(
-        self, stream: definition.Stream, names: Sequence[str], partition: int, span: tuple[int, int]
+        self, stream: definition.Stream, names: Sequence[str], partition: int, span: tuple[int, int], *, topic_id: bytes
     ) -> AsyncIterator[Chunk]:
-        """Yield what the table holds of a span of offsets, in their order; the next chunks are read meanwhile."""
+        """Yield what the table holds of a span of offsets, in their order; the next chunks are read meanwhile.
+
+        Nothing where the table is of another topic of that name: whoever archives has not set it aside yet.
+        """
         table = await _translated(self._open, stream)
-        if table is None:
+        if table is None or table.topic_id not in (None, topic_id):
             return
         kinds = {field.name: field.type for field in stream.fields if field.name in names}
         rows = await _translated(table.partition, (*_PLACE, *kinds), partition, span)

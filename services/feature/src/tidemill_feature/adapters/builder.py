@@ -53,9 +53,11 @@ class History(Protocol):
     """What of a stream was archived."""
 
     def chunks(
-        self, stream: definition.Stream, names: Sequence[str], partition: int, span: tuple[int, int]
+        self, stream: definition.Stream, names: Sequence[str], partition: int, span: tuple[int, int], *, topic_id: bytes
     ) -> AsyncIterator[Chunk]:
         """Yield what the offline log holds of a span of offsets, in their order, with the named fields.
+
+        `topic_id`: of the topic whose offsets these are; what was archived of a former one is nothing of it.
 
         Raises `Retryable`.
         """
@@ -69,11 +71,11 @@ class LaterHistory:
     open: Callable[[], History]
 
     async def chunks(
-        self, stream: definition.Stream, names: Sequence[str], partition: int, span: tuple[int, int]
+        self, stream: definition.Stream, names: Sequence[str], partition: int, span: tuple[int, int], *, topic_id: bytes
     ) -> AsyncIterator[Chunk]:
         # Loading pyiceberg takes a second, in which live events go on.
         history = await asyncio.to_thread(self.open)
-        async for chunk in history.chunks(stream, names, partition, span):
+        async for chunk in history.chunks(stream, names, partition, span, topic_id=topic_id):
             yield chunk
 
 
@@ -81,7 +83,7 @@ class NoHistory:
     """For where nothing is archived."""
 
     async def chunks(
-        self, stream: definition.Stream, names: Sequence[str], partition: int, span: tuple[int, int]
+        self, stream: definition.Stream, names: Sequence[str], partition: int, span: tuple[int, int], *, topic_id: bytes
     ) -> AsyncIterator[Chunk]:
         nothing: tuple[Chunk, ...] = ()
         for chunk in nothing:
@@ -161,8 +163,8 @@ class Builder:
         found, replay, partition = lot.job.found, lot.replay, lot.job.partition
         if replay.read >= found.begin:
             return
-        span = (replay.read, found.begin)
-        async for chunk in self.history.chunks(lot.job.stream, replay.columns, partition.number, span):
+        log_of = (lot.job.stream, replay.columns, partition.number, (replay.read, found.begin))
+        async for chunk in self.history.chunks(*log_of, topic_id=found.topic_id):
             for piece in chunk.pieces(lot.piece_events):
                 await site.fold([(lot, piece)])
                 await self._report(site)
