@@ -36,6 +36,7 @@ from tidemill_runtime.producer import Producer
 from tidemill_runtime.settings import KafkaSettings
 from tidemill_runtime.topic_ids import Topic, TopicLook
 from tidemill_testkit.click_world import Row, event, stream
+from tidemill_testkit.eventually import aeventually
 from tidemill_testkit.plugin import Servers
 from tidemill_testkit.topic_deletion import delete_topics
 
@@ -80,10 +81,15 @@ def held(dsn: str, warehouse: Path, topic: str) -> list[Any]:
     return [] if rows is None else sorted(rows["_offset"].to_pylist())
 
 
-async def make_anew(kafka: KafkaSettings, name: str) -> None:
-    """Delete a stream's topic and create it again."""
+async def make_anew(kafka: KafkaSettings, name: str, look: TopicLook) -> None:
+    """Delete a stream's topic and create it again, and return once Kafka tells of the new one."""
     await delete_topics(kafka.client_kwargs(), [kafka.physical(events_topic(name))])
     await create_topics(kafka.client_kwargs(), stream_topics([(name, 1)]), kafka.topic_prefix)
+
+    async def told() -> bool:
+        return bool(await look.known([events_topic(name)]))
+
+    await aeventually(told, claim=f"Kafka knows {name} again")
 
 
 @pytest.fixture
@@ -120,14 +126,14 @@ async def test_a_topic_that_is_made_anew_gets_a_table_of_its_own(
     await worker.pipeline.flush()
     await worker.take(10, 12)
     first = (await look.topics([worker.topic]))[worker.topic].id.hex()
-    await make_anew(kafka, name)
+    await make_anew(kafka, name, look)
     # What is buffered may be of either topic.
     with pytest.raises(StateLost, match="is another topic than before"):
         await worker.pipeline.flush()
     assert await worker.restored(4) == 0, "its offsets are others'"
     await worker.take(0, 4, user="new")
     await worker.pipeline.flush()
-    await make_anew(kafka, name)
+    await make_anew(kafka, name, look)
     # This time while nobody looks, and so long that the former offsets are there again.
     second = Worker(database, tmp_path, name, EAGER, look=look)
     assert await second.restored(20) == 0
